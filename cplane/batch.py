@@ -1,0 +1,74 @@
+"""Natural batching: what gathers while one call is under way goes together in the next. No timer adds latency; load makes batches grow."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Batch(Generic[Item, Answer]):
+    """A callable that sends its items in groups.
+
+    `send` gets a list of items and answers one answer each, in order; if it raises, every caller of that group gets the error.
+    A caller that is cancelled stops waiting; its item is sent all the same. Leaving the context sends what is left.
+    """
+
+    def __init__(
+        self, send: Callable[[list[Item]], Awaitable[Sequence[Answer]]], *, name: str, limit: int = 500
+    ) -> None:
+        self._send = send
+        self._name = name
+        self._limit = limit
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._gathered = asyncio.Event()
+        self._closing = False
+        self._sender: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sender = asyncio.create_task(self._run(), name=self._name)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._gathered.set()
+        if self._sender is not None:
+            await asyncio.shield(self._sender)
+
+    async def __call__(self, item: Item) -> Answer:
+        """Send `item` with the next group and wait for its answer."""
+        return await self.put(item)
+
+    def put(self, item: Item) -> asyncio.Future[Answer]:
+        """Send `item` with the next group; the future carries its answer."""
+        if self._closing:
+            raise RuntimeError(f"{self._name} is closed")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._gathered.set()
+        return future
+
+    async def _run(self) -> None:
+        while not (self._closing and not self._waiting):
+            await self._gathered.wait()
+            self._gathered.clear()
+            while self._waiting:
+                group, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+                await self._send_group(group)
+
+    async def _send_group(self, group: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = list(zip(group, await self._send([item for item, _ in group]), strict=True))
+        except Exception as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # a caller that stopped waiting must not leave "never retrieved" in the log
+            return
+        for (_, future), answer in answers:
+            if not future.done():
+                future.set_result(answer)

@@ -1,0 +1,134 @@
+"""The connection to Postgres: an AsyncEngine over asyncpg, and sessions from it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+from pydantic import SecretStr
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from cplane.errors import DatabaseUnavailable, SchemaMismatch
+
+CONNECT_TIMEOUT_S = 2.0
+COMMAND_TIMEOUT_S = 4.0
+"""Together below the 6 seconds in which every door answers."""
+
+POOL_SIZE = 10
+
+
+class Database:
+    """One Postgres. Opening it makes no connection; the first session does."""
+
+    def __init__(self, url: SecretStr, *, pool_size: int = POOL_SIZE) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._engine: AsyncEngine | None = None
+
+    async def __aenter__(self) -> Self:
+        self._engine = create_async_engine(
+            engine_url(self._url),
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_timeout=COMMAND_TIMEOUT_S,
+            pool_use_lifo=True,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                "command_timeout": COMMAND_TIMEOUT_S,
+                "server_settings": {"application_name": "cplane", "timezone": "UTC"},
+            },
+        )
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            await self._engine.dispose()
+            self._engine = None
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine.
+
+        Raises:
+            RuntimeError: outside the context.
+        """
+        if self._engine is None:
+            raise RuntimeError("the database is not open; use `async with Database(url) as database:`")
+        return self._engine
+
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[AsyncSession]:
+        """A session in one transaction: committed at the end, rolled back when the block raises.
+
+        Raises:
+            DatabaseUnavailable: Postgres did not answer.
+            SchemaMismatch: the tables are missing or of another version.
+        """
+        with translated():
+            async with AsyncSession(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+
+
+class translated:  # noqa: N801  used like the functions of contextlib
+    """Errors of the driver become ours; errors of the block itself pass."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc is None:
+            return
+        if isinstance(exc, ProgrammingError) and _sqlstate(exc) in {
+            "42P01",
+            "42703",
+            "3F000",
+        }:  # no such table, column, schema
+            raise SchemaMismatch(
+                "the database has no cplane tables of this version", hint="run `cplane db upgrade`"
+            ) from exc
+        if _is_outage(exc):
+            raise DatabaseUnavailable(
+                "Postgres did not answer", hint="is CPLANE_DATABASE_URL right, and the server up?"
+            ) from exc
+
+
+def engine_url(url: SecretStr) -> URL:
+    """The URL as SQLAlchemy wants it: asyncpg as the driver, `sslmode` under asyncpg's name."""
+    parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
+    if "sslmode" not in parsed.query:
+        return parsed
+    return parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": parsed.query["sslmode"]})
+
+
+OUTAGES: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    PoolTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+)
+
+
+def _is_outage(error: BaseException) -> bool:
+    if isinstance(error, OUTAGES):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+        return True
+    # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role
+    return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D"}
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    original: Any = error.orig
+    return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

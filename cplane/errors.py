@@ -1,0 +1,179 @@
+"""Every error cplane raises.
+
+    CplaneError
+    ├── JobError                 the job's fault
+    │   ├── JobFailed            what a handle raises for a failed job
+    │   ├── JobCancelled         what a handle raises for a cancelled job
+    │   ├── JobTimeout           the job ran longer than its timeout
+    │   ├── ResultNotSerializable
+    │   └── Retry                raised by a job that wants to run again
+    ├── OutsideError             a server, a browser or the network: the job is run again without spending a retry
+    │   ├── DatabaseUnavailable
+    │   ├── QueueUnavailable
+    │   ├── ArtifactsUnavailable
+    │   ├── ServerStartError
+    │   └── BrowserError
+    │       ├── BrowserNotFound
+    │       ├── BrowserGone
+    │       ├── PageCrashed
+    │       └── PoolTimeout
+    └── UsageError               the caller's fault
+        ├── InvalidJob           a decorator that cannot work, at import
+        ├── InvalidSettings
+        ├── InvalidArguments
+        ├── UnknownJob
+        ├── RecordNotFound
+        ├── ArtifactNotFound
+        ├── IllegalMove          the record's state does not allow it
+        ├── IdempotencyConflict
+        ├── SchemaMismatch       the database needs `cplane db upgrade`
+        └── NoControlPlane       submit outside `async with ControlPlane()`
+
+A message says what is wrong; `hint` says what to do next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CplaneError(Exception):
+    """The root: `str(error)` is one clear sentence, `error.hint` the next step or None."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} ({self.hint})"
+
+
+class JobError(CplaneError):
+    """The job's own fault."""
+
+
+class JobFailed(JobError):
+    """A job ended as failed: `error_type`, `error_message` and `traceback` (text) are what its last attempt raised."""
+
+    def __init__(self, name: str, error_type: str, error_message: str, traceback: str) -> None:
+        super().__init__(f"job '{name}' failed with {error_type}: {error_message}")
+        self.name = name
+        self.error_type = error_type
+        self.error_message = error_message
+        self.traceback = traceback
+
+
+class JobCancelled(JobError):
+    """A job ended as cancelled."""
+
+
+class JobTimeout(JobError):
+    """A job ran longer than its `timeout`."""
+
+
+class ResultNotSerializable(JobError):
+    """What a job returned cannot be stored as JSON."""
+
+
+class Retry(JobError):
+    """Raise it in a job to run again after `delay` seconds; without a delay the job's retry policy decides."""
+
+    def __init__(self, message: str = "the job asked to run again", *, delay: float | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
+class OutsideError(CplaneError):
+    """Something cplane depends on failed; no job is to blame."""
+
+
+class DatabaseUnavailable(OutsideError):
+    """Postgres did not answer."""
+
+
+class QueueUnavailable(OutsideError):
+    """Redis did not answer."""
+
+
+class ArtifactsUnavailable(OutsideError):
+    """The artifact store did not answer."""
+
+
+class ServerStartError(OutsideError):
+    """An embedded server could not be started."""
+
+
+class BrowserError(OutsideError):
+    """The browser failed, not the job."""
+
+
+class BrowserNotFound(BrowserError):
+    """There is no browser on this machine."""
+
+
+class BrowserGone(BrowserError):
+    """The browser process or its connection ended while a job used it."""
+
+
+class PageCrashed(BrowserError):
+    """The renderer of a job's page died."""
+
+
+class PoolTimeout(BrowserError):
+    """No page became free, or none could be opened, in time."""
+
+
+class UsageError(CplaneError):
+    """The caller asked for something that cannot be."""
+
+
+class InvalidJob(UsageError):
+    """A `@job` that cannot work."""
+
+
+class InvalidSettings(UsageError):
+    """The configuration is incomplete or wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a caller's input: `path` is a JSON pointer to the field."""
+
+    path: str
+    message: str
+
+
+class InvalidArguments(UsageError):
+    """Arguments that do not fit the job; `problems` names each field."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class UnknownJob(UsageError):
+    """No job of that name was imported."""
+
+
+class RecordNotFound(UsageError):
+    """There is no record with that id."""
+
+
+class ArtifactNotFound(UsageError):
+    """The record has no artifact of that name."""
+
+
+class IllegalMove(UsageError):
+    """The state of the record does not allow what was asked."""
+
+
+class IdempotencyConflict(UsageError):
+    """The idempotency key was used before, for something else."""
+
+
+class SchemaMismatch(UsageError):
+    """The tables are older or newer than this cplane."""
+
+
+class NoControlPlane(UsageError):
+    """There is no open ControlPlane in this process."""

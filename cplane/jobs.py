@@ -1,0 +1,557 @@
+"""The `@job` decorator: a function becomes a job with a name, options, a schema and a typed `submit`."""
+
+import asyncio
+import inspect
+import re
+import sys
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Protocol,
+    cast,
+    overload,
+)
+
+from pydantic import (
+    JsonValue,
+)
+from pydantic_core import PydanticSerializationError
+from typing_extensions import ParamSpec, TypeVar
+
+from cplane.errors import InvalidArguments, InvalidJob, NoControlPlane, Problem, ResultNotSerializable, UnknownJob
+from cplane.handle import Handle
+from cplane.retry import RetryPolicy
+from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
+
+if TYPE_CHECKING:
+    from playwright.async_api import BrowserContext, Page
+    from sqlalchemy.ext.asyncio import AsyncSession as SqlAlchemySession
+    from sqlmodel.ext.asyncio.session import AsyncSession
+
+    from cplane.context import Context
+
+    I1 = TypeVar("I1", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
+    I2 = TypeVar("I2", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
+    I3 = TypeVar("I3", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CallP = ParamSpec("CallP", default=...)
+CallR = TypeVar("CallR", default=Any)
+
+DEFAULT_QUEUE = "default"
+BROWSER_QUEUE = "browser"
+DEFAULT_TIMEOUT_S = 300.0
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+OPTIONS = ("name", "queue", "timeout", "retries", "record", "result_ttl", "browser", "check")
+
+Arguments = Mapping[str, Any]
+"""A job's typed arguments by name: those that were given, and the defaults of the others."""
+
+BrowserOptions = Mapping[str, object] | Callable[[Arguments], Mapping[str, object]]
+Check = Callable[[Arguments], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What an attempt can hand to a job that asks for it by type."""
+
+    context: object = None
+    page: object = None
+    browser_context: object = None
+    session: object = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `@job(…)` was told, checked."""
+
+    name: str
+    queue: str
+    timeout_s: float
+    retry: RetryPolicy
+    record: bool
+    result_ttl_s: float
+    browser: BrowserOptions
+    check: Check | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One call of a job on its way to the control plane; `args_json` has been validated."""
+
+    job: "AnyJob"
+    args_json: bytes
+    queue: str
+    delay_s: float | None = None
+    run_at: datetime | None = None
+    key: str | None = None
+
+
+class Submitter(Protocol):
+    """Where submissions go; the control plane is one."""
+
+    async def submit(self, submission: Submission) -> Handle[Any]:
+        """Record and schedule one job."""
+        ...
+
+    async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
+        """Record and schedule a batch."""
+        ...
+
+
+class Job(Generic[P, R, CallP, CallR]):
+    """A function that can be submitted. Made by `@job`; calling it calls the function."""
+
+    def __init__(self, fn: Callable[..., Any], options: Options, signature: "Signature") -> None:
+        self.fn = fn
+        self.options = options
+        self.signature = signature
+        update_wrapper(cast("Callable[..., Any]", self), fn)
+
+    @property
+    def name(self) -> str:
+        """The name the job is recorded under."""
+        return self.options.name
+
+    @property
+    def needs_page(self) -> bool:
+        """Whether the job asks for a page or a browser context."""
+        return self.signature.wants("page") or self.signature.wants("browser_context")
+
+    def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
+        """Call the function itself, here and now, as if it were not decorated."""
+        return cast("CallR", self.fn(*args, **kwargs))
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Record the job and schedule it; answers once it is recorded.
+
+        Raises:
+            InvalidArguments: the arguments do not fit the function's annotations.
+            NoControlPlane: outside `async with ControlPlane()`.
+            DatabaseUnavailable: Postgres did not answer; nothing was recorded, or it is unknown whether it was.
+        """
+        return await self.using().submit(*args, **kwargs)
+
+    async def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Alias of `submit`, for those who come from Celery."""
+        return await self.using().submit(*args, **kwargs)
+
+    async def submit_many(
+        self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
+    ) -> list[Handle[R]]:
+        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks of 1,000."""
+        return await self.using().submit_many(calls)
+
+    def using(
+        self,
+        *,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+        queue: str | None = None,
+    ) -> "Call[P, R]":
+        """Options for one submission; they never collide with the job's own arguments.
+
+        Args:
+            delay: seconds (or a timedelta) from now until the job may start.
+            at: an aware datetime at which the job may start.
+            key: an idempotency key, at most 255 characters: the same key with the same call answers the first record.
+            queue: another queue than the job's own.
+        """
+        return Call(self, delay=delay, at=at, key=key, queue=queue)
+
+    def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
+        """Validate a Python call; answer its arguments as JSON."""
+        return self._checked(self.signature.encode(self.name, self.signature.bind(self.name, args, kwargs)))
+
+    def encode_json(self, args: Mapping[str, JsonValue]) -> bytes:
+        """Validate arguments that came as JSON; answer them as JSON."""
+        return self._checked(self.signature.encode_json(self.name, args))
+
+    def decode(self, args_json: bytes) -> dict[str, Any]:
+        """The typed arguments by name from their JSON."""
+        return self.signature.decode(self.name, args_json)
+
+    def page_options(self, arguments: Arguments) -> Mapping[str, object]:
+        """What `@job(browser=…)` says for these arguments."""
+        browser = self.options.browser
+        return browser(arguments) if callable(browser) else browser
+
+    def _checked(self, args_json: bytes) -> bytes:
+        if self.options.check is not None:
+            try:
+                self.options.check(self.decode(args_json))
+            except ValueError as error:
+                raise InvalidArguments(
+                    f"the arguments of '{self.name}' do not fit: {error}", [Problem("", str(error))]
+                ) from None
+        return args_json
+
+    def decode_result(self, result_json: bytes, /) -> R:
+        """The typed result from its JSON."""
+        return cast("R", self.signature.result.validate_json(result_json))
+
+    def encode_result(self, result: object) -> bytes:
+        """The JSON of what the job returned.
+
+        Raises:
+            ResultNotSerializable: naming the part that cannot be stored.
+        """
+        try:
+            result_json = self.signature.result.dump_json(cast("R", result), warnings="none", by_alias=True)
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            hint = "return JSON data or a pydantic model; files go to ctx.artifact(name, data)"
+            raise ResultNotSerializable(
+                f"what '{self.name}' returned cannot be stored as JSON: {error}", hint=hint
+            ) from error
+        if has_nul(result_json):
+            raise ResultNotSerializable(
+                f"what '{self.name}' returned contains the character NUL", hint="Postgres cannot store it in JSON"
+            )
+        return result_json
+
+    def call(self, arguments: Arguments, resources: Resources, threads: Executor | None = None) -> Awaitable[object]:
+        """Start the function with decoded arguments and what it asks for; a plain `def` runs in a thread of `threads`."""
+        kwargs = dict(arguments)
+        for parameter, kind in self.signature.injected.items():
+            kwargs[parameter] = getattr(resources, kind)
+        positional = [kwargs.pop(parameter) for parameter in self.signature.positional_only]
+        if self.signature.is_async:
+            return cast("Awaitable[object]", self.fn(*positional, **kwargs))
+        return asyncio.get_running_loop().run_in_executor(threads, partial(self.fn, *positional, **kwargs))
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the job's arguments."""
+        return self.signature.arguments.model_json_schema(schema_generator=ArgumentsSchema)
+
+    def result_schema(self) -> dict[str, Any]:
+        """The JSON Schema (2020-12) of the job's result."""
+        return self.signature.result.json_schema(mode="serialization", schema_generator=ArgumentsSchema)
+
+    def __repr__(self) -> str:
+        return f"<job {self.name}>"
+
+
+AnyJob = Job[..., Any, ..., Any]
+
+
+class Call(Generic[P, R]):
+    """A job with options for one submission: `job.using(delay=30).submit(…)`."""
+
+    __slots__ = ("_at", "_delay_s", "_job", "_key", "_queue")
+
+    def __init__(
+        self,
+        job: "Job[P, R, ..., Any]",
+        *,
+        delay: float | timedelta | None,
+        at: datetime | None,
+        key: str | None,
+        queue: str | None,
+    ) -> None:
+        if delay is not None and at is not None:
+            raise InvalidArguments("delay and at exclude each other", hint="give one of them")
+        if at is not None and at.tzinfo is None:
+            raise InvalidArguments(
+                "at must be an aware datetime", hint="for example datetime.now(UTC) + timedelta(minutes=5)"
+            )
+        if key is not None and not 1 <= len(key) <= 255:
+            raise InvalidArguments("an idempotency key has 1 to 255 characters")
+        if queue is not None and not QUEUE_NAME.fullmatch(queue):
+            raise InvalidArguments(f"'{queue}' is not a queue name", hint="letters, digits, '_', '.', '-', at most 100")
+        delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if delay_s is not None and not 0 <= delay_s <= 10 * 366 * 86400:
+            raise InvalidArguments(f"delay must be 0 or more seconds and at most ten years, not {delay_s}")
+        self._job = job
+        self._delay_s = delay_s
+        self._at = at
+        self._key = key
+        self._queue = queue or job.options.queue
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """As `Job.submit`, with these options."""
+        return await current().submit(self.submission(self._job.encode(args, kwargs)))
+
+    async def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Alias of `submit`."""
+        return await self.submit(*args, **kwargs)
+
+    async def submit_many(
+        self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
+    ) -> list[Handle[R]]:
+        """As `Job.submit_many`, with these options; an idempotency key cannot stand for many jobs."""
+        if self._key is not None:
+            raise InvalidArguments(
+                "one key cannot stand for many jobs", hint="submit them one by one, each with its own key"
+            )
+        handles: list[Handle[R]] = []
+        async for chunk in _chunks(calls, size=1000):
+            handles += await current().submit_many([self.submission(self._job.encode((), call)) for call in chunk])
+        return handles
+
+    def submission(self, args_json: bytes) -> Submission:
+        """What goes to the control plane for these validated arguments."""
+        return Submission(
+            job=self._job, args_json=args_json, queue=self._queue, delay_s=self._delay_s, run_at=self._at, key=self._key
+        )
+
+
+@dataclass(slots=True)
+class Registry:
+    """Jobs by name."""
+
+    jobs: dict[str, AnyJob] = field(default_factory=dict[str, AnyJob])
+
+    def add(self, job: AnyJob) -> None:
+        """Register a job; the same function imported twice replaces itself."""
+        known = self.jobs.get(job.name)
+        if known is not None and _source(known.fn) != _source(job.fn):
+            raise InvalidJob(
+                f"two jobs are named '{job.name}': {place(known.fn)} and {place(job.fn)}",
+                hint="give one of them another name: @job(name=…)",
+            )
+        self.jobs[job.name] = job
+
+    def get(self, name: str) -> AnyJob:
+        """The job of that name."""
+        job = self.jobs.get(name)
+        if job is None:
+            known = ", ".join(sorted(self.jobs)) or "none"
+            raise UnknownJob(f"no job named '{name}'; known: {known}", hint="is its module in CPLANE_IMPORTS?")
+        return job
+
+
+registry = Registry()
+"""The jobs this process has imported."""
+
+_open_planes: list[Submitter] = []
+
+
+def current() -> Submitter:
+    """The process's current control plane: the one opened last.
+
+    Raises:
+        NoControlPlane: none is open.
+    """
+    if not _open_planes:
+        raise NoControlPlane(
+            "no control plane is open in this process", hint="submit inside `async with ControlPlane():`"
+        )
+    return _open_planes[-1]
+
+
+def enter(plane: Submitter) -> None:
+    """Make `plane` the current one."""
+    _open_planes.append(plane)
+
+
+def leave(plane: Submitter) -> None:
+    """`plane` is closed; the one opened before it is current again."""
+    _open_planes.remove(plane)
+
+
+class JobDecorator(Protocol):
+    """`@job(…)`, waiting for its function. What a job asks for by type stands first, then its own arguments."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self, fn: Callable[Concatenate[I1, I2, I3, P], Coroutine[Any, Any, R]], /
+        ) -> Job[P, R, Concatenate[I1, I2, I3, P], Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(
+            self, fn: Callable[Concatenate[I1, I2, P], Coroutine[Any, Any, R]], /
+        ) -> Job[P, R, Concatenate[I1, I2, P], Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(
+            self, fn: Callable[Concatenate[I1, P], Coroutine[Any, Any, R]], /
+        ) -> Job[P, R, Concatenate[I1, P], Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R, P, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, fn: Callable[Concatenate[I1, I2, P], R], /) -> Job[P, R, Concatenate[I1, I2, P], R]: ...
+        @overload
+        def __call__(self, fn: Callable[Concatenate[I1, P], R], /) -> Job[P, R, Concatenate[I1, P], R]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Job[P, R, P, R]: ...
+
+    def __call__(self, fn: Callable[..., Any], /) -> Any:
+        """The job."""
+        ...
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def job(
+        fn: Callable[Concatenate[I1, I2, I3, P], Coroutine[Any, Any, R]], /
+    ) -> Job[P, R, Concatenate[I1, I2, I3, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def job(
+        fn: Callable[Concatenate[I1, I2, P], Coroutine[Any, Any, R]], /
+    ) -> Job[P, R, Concatenate[I1, I2, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def job(
+        fn: Callable[Concatenate[I1, P], Coroutine[Any, Any, R]], /
+    ) -> Job[P, R, Concatenate[I1, P], Coroutine[Any, Any, R]]: ...
+    @overload
+    def job(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R, P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def job(fn: Callable[Concatenate[I1, I2, P], R], /) -> Job[P, R, Concatenate[I1, I2, P], R]: ...
+    @overload
+    def job(fn: Callable[Concatenate[I1, P], R], /) -> Job[P, R, Concatenate[I1, P], R]: ...
+    @overload
+    def job(fn: Callable[P, R], /) -> Job[P, R, P, R]: ...
+    @overload
+    def job(
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        timeout: float | timedelta | None = None,
+        retries: int | RetryPolicy = 0,
+        record: bool = True,
+        result_ttl: float | timedelta | None = None,
+        browser: BrowserOptions | None = None,
+        check: Check | None = None,
+    ) -> JobDecorator: ...
+
+
+def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a job. Bare (`@job`) or called (`@job(queue="browser", retries=3)`).
+
+    What the function asks for by type (`Page`, `BrowserContext`, `Context`, `AsyncSession`) is given to it when it runs; every
+    other parameter is one of the job's arguments, validated by pydantic when submitted. A plain `def` runs in a thread.
+
+    Args:
+        fn: the function.
+        options: `name` (default: the function's), `queue` (default: "browser" for jobs that ask for a page, else "default"), `timeout`
+            in seconds (default 300), `retries` (a number or a `RetryPolicy`; default 0), `record` (False: no row in Postgres),
+            `result_ttl` seconds a transient result is kept (default 3600), `browser` (page options, or a function that makes them
+            from the arguments), `check` (a function of the arguments that raises ValueError at submit when they do not go together).
+
+    Raises:
+        InvalidJob: an unknown or impossible option, a parameter that cannot be an argument, or two jobs of one name.
+    """
+    if unknown := options.keys() - set(OPTIONS):
+        raise InvalidJob(f"@job has no option {', '.join(sorted(unknown))}", hint=f"it takes {', '.join(OPTIONS)}")
+    if fn is not None and not callable(fn):
+        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="options are given by name: @job(queue=…)")
+    caller = sys._getframe(1).f_locals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  annotations of a function defined in a function may name its locals
+    if fn is not None:
+        return make_job(fn, caller, options)
+
+    def decorate(fn: Callable[..., Any]) -> AnyJob:
+        return make_job(fn, caller, options)
+
+    return decorate
+
+
+def make_job(fn: Callable[..., Any], names: Mapping[str, object], options: Mapping[str, Any]) -> AnyJob:
+    """Check, build and register."""
+    if isinstance(fn, Job):
+        raise InvalidJob(f"'{cast('AnyJob', fn).name}' is a job already", hint="use @job once")
+    if not inspect.isfunction(fn):
+        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="put it directly above `async def`")
+    signature = read_signature(fn, names)
+    built: AnyJob = Job(fn, check_options(fn, signature, options), signature)
+    registry.add(built)
+    return built
+
+
+def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[str, Any]) -> Options:
+    """The options with their defaults; an impossible one is an error that says what to write instead."""
+    given = {option: value for option, value in given.items() if value is not None}
+    name = given.get("name", fn.__name__)
+    needs_page = signature.wants("page") or signature.wants("browser_context")
+    queue = given.get("queue", BROWSER_QUEUE if needs_page else DEFAULT_QUEUE)
+    where = f"job '{name}' ({place(fn)})"
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidJob(
+            f"'{name}' is not a job name",
+            hint="a letter, then letters, digits, '_', '.', ':', '-', at most 200: @job(name=…)",
+        )
+    if not isinstance(queue, str) or not QUEUE_NAME.fullmatch(queue):
+        raise InvalidJob(f"{where}: '{queue}' is not a queue name", hint="letters, digits, '_', '.', '-', at most 100")
+    record = given.get("record", True)
+    if not isinstance(record, bool):
+        raise InvalidJob(f"{where}: record is True or False, not {record!r}", hint="leave it out: True is the default")
+    if not record:
+        raise InvalidJob(f"{where}: every job has a record in this version", hint="leave record=False out")
+    browser: object = given.get("browser", {})
+    if not isinstance(browser, Mapping) and not callable(browser):
+        hint = 'for example browser={"locale": "de-DE"}'
+        raise InvalidJob(f"{where}: browser is a mapping of page options, not {browser!r}", hint=hint)
+    check = given.get("check")
+    if check is not None and not callable(check):
+        hint = "it raises ValueError when they do not go together"
+        raise InvalidJob(f"{where}: check is a function of the arguments, not {check!r}", hint=hint)
+    return Options(
+        name=name,
+        queue=queue,
+        timeout_s=_seconds(where, "timeout", given.get("timeout"), DEFAULT_TIMEOUT_S),
+        retry=_policy(where, given.get("retries", 0)),
+        record=record,
+        result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), 3600.0),
+        browser=cast("BrowserOptions", browser),
+        check=cast("Check | None", check),
+    )
+
+
+def _seconds(where: str, option: str, value: object, default: float) -> float:
+    if value is None:
+        return default
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= 10 * 366 * 86400:
+        raise InvalidJob(
+            f"{where}: {option} is a positive number of seconds or a timedelta, not {value!r}",
+            hint=f"for example {option}=60; at most ten years",
+        )
+    return float(seconds)
+
+
+def _policy(where: str, retries: object) -> RetryPolicy:
+    if isinstance(retries, RetryPolicy):
+        return retries
+    try:
+        return RetryPolicy(retries=cast("int", retries))
+    except (TypeError, ValueError) as error:
+        raise InvalidJob(f"{where}: {error}", hint="retries is a number or a RetryPolicy") from None
+
+
+async def _chunks(
+    calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]], size: int
+) -> AsyncIterable[list[Mapping[str, object]]]:
+    chunk: list[Mapping[str, object]] = []
+    async for call in _each(calls):
+        chunk.append(call)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def _each(
+    calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]],
+) -> AsyncIterable[Mapping[str, object]]:
+    if isinstance(calls, AsyncIterable):
+        async for call in calls:
+            yield call
+        return
+    for call in calls:
+        yield call
+
+
+def _source(fn: Callable[..., Any]) -> tuple[str, str]:
+    return str(Path(fn.__code__.co_filename).resolve()), fn.__qualname__

@@ -1,0 +1,113 @@
+"""The leases of a worker's running attempts: renewed in batches, and given up by the worker itself before they can end."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+
+import structlog
+
+from cplane.attempt import Attempt, Stop
+from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
+from cplane.events import CONTROL, Events
+from cplane.queue import Lease, Queue
+from cplane.store import Fence, Renew, Store
+
+TICK_S = 1.0
+"""How often progress is written and lost trust is noticed."""
+
+log = structlog.get_logger("cplane")
+
+
+class Leases:
+    """Who runs, and until when that is certain."""
+
+    def __init__(self, store: Store, queue: Queue, events: Events, lease_s: float) -> None:
+        self._store = store
+        self._queue = queue
+        self._events = events
+        self._lease_s = lease_s
+        self._margin_s = min(2.0, lease_s / 5)  # what is done last must still arrive in time
+        self._attempts: dict[Fence, Attempt] = {}
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(list(self._attempts.values()))
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def trusted_until(self, sent: float) -> float:
+        """Until when (monotonic seconds) a lease holds that was asked for at `sent`; a slow answer never extends trust."""
+        return sent + self._lease_s - self._margin_s
+
+    def add(self, attempt: Attempt) -> None:
+        """An attempt begins."""
+        self._attempts[attempt.fence] = attempt
+
+    def remove(self, attempt: Attempt) -> None:
+        """It is over and recorded."""
+        self._attempts.pop(attempt.fence, None)
+
+    async def keep(self) -> None:
+        """Renew every third of a lease; every second write new progress and stop what is no longer trusted. For ever."""
+        renew_at = time.monotonic() + self._lease_s / 3
+        while True:
+            await asyncio.sleep(min(TICK_S, self._lease_s / 10))
+            now = time.monotonic()
+            due = now >= renew_at
+            attempts = [attempt for attempt in self if due or not attempt.progress_told]
+            if await self._renew(attempts) and due:
+                renew_at = now + self._lease_s / 3
+            self._stop_untrusted()
+
+    async def listen(self) -> None:
+        """Hear of cancels as they are wanted, for as long as Redis answers."""
+        async for events in self._events.follow(CONTROL):
+            wanted = {event.record_id for event in events}
+            await self._renew([attempt for attempt in self if attempt.started.id in wanted])
+
+    async def _renew(self, attempts: Sequence[Attempt]) -> bool:
+        """Renew in both stores; Postgres is the one that counts. Answers whether it did."""
+        if not attempts:
+            return True
+        sent = time.monotonic()
+        renewals = [_renewal(attempt) for attempt in attempts]
+        for attempt in attempts:
+            attempt.progress_told = True
+        try:
+            cancels = await self._store.renew(renewals, self._lease_s)
+        except (DatabaseUnavailable, SchemaMismatch) as error:
+            log.warning("leases cannot be renewed; trying again", count=len(attempts), reason=str(error))
+            for attempt in attempts:
+                attempt.progress_told = attempt.progress is None
+            return False
+        for attempt in attempts:
+            self._apply(attempt, cancels.get(attempt.fence), sent)
+        try:
+            await self._queue.renew([Lease(a.queue, a.grant.id, a.grant.token) for a in attempts], self._lease_s)
+        except QueueUnavailable as error:
+            log.warning("leases are renewed in Postgres, but Redis could not be told", reason=str(error))
+        return True
+
+    def _apply(self, attempt: Attempt, cancel_wanted: bool | None, sent: float) -> None:
+        if attempt.fence not in self._attempts or attempt.over:
+            return
+        if cancel_wanted is None:
+            attempt.log.warning("the lease was lost; the attempt is stopped")
+            attempt.stop(Stop.LEASE_LOST)
+            return
+        attempt.trusted_until = self.trusted_until(sent)
+        if cancel_wanted:
+            attempt.stop(Stop.CANCEL)
+
+    def _stop_untrusted(self) -> None:
+        now = time.monotonic()
+        for attempt in self:
+            if attempt.trusted_until <= now and not attempt.over and attempt.stopped is not Stop.LEASE_LOST:
+                attempt.log.warning("the lease could not be renewed in time; the attempt is stopped")
+                attempt.stop(Stop.LEASE_LOST)
+
+
+def _renewal(attempt: Attempt) -> Renew:
+    started = attempt.started
+    progress = None if attempt.progress_told else attempt.progress
+    return Renew(id=started.id, attempt=started.attempt, token=started.token, progress=progress)

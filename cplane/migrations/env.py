@@ -1,0 +1,13 @@
+"""How alembic runs our revisions: on the connection `upgrade` hands over, in its transaction."""
+
+from alembic import context
+
+from cplane.records import SCHEMA, metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table_schema=SCHEMA,
+    include_schemas=True,
+)
+context.run_migrations()

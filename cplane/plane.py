@@ -1,0 +1,294 @@
+"""The control plane: submits jobs, asks after them, cancels and replays them. What HTTP, the CLI and application code all use."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import msgspec
+import structlog
+from pydantic import JsonValue
+from pydantic_core import to_json
+
+from cplane import jobs, migrations
+from cplane.artifacts import ArtifactStore, open_artifacts
+from cplane.batch import Batch
+from cplane.catalog import load_jobs
+from cplane.database import Database
+from cplane.errors import (
+    CplaneError,
+    IdempotencyConflict,
+    InvalidArguments,
+    JobCancelled,
+    JobFailed,
+    QueueUnavailable,
+)
+from cplane.events import CONTROL, Event, Events
+from cplane.handle import Handle
+from cplane.jobs import Registry, Submission
+from cplane.queue import Push, Queue
+from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.redis import connect
+from cplane.settings import CplaneSettings, load_settings
+from cplane.states import State
+from cplane.store import NewRecord, RecordFilter, Store, Submitted
+from cplane.uuid7 import new_id
+from cplane.waiters import Waiters
+
+PUSH_WAIT_S = 1.0
+"""How long a submit waits for Redis before it answers: the record is the truth, the reconciler pushes what Redis missed."""
+
+PUSH_PAUSE_S = 1.0
+"""After Redis failed, pushes pause so long: callers do not queue up behind a dead server."""
+
+log = structlog.get_logger("cplane")
+
+
+class ControlPlane:
+    """Opens the gateways from the settings, makes itself the process's current plane, and closes in reverse order.
+
+        async with ControlPlane() as plane:
+            handle = await add.submit(1, 2)
+
+    Attributes of an open plane: `settings`, `database`, `store`, `queue`, `events`, `artifacts`.
+
+    Raises:
+        InvalidSettings: when opened, if CPLANE_DATABASE_URL or CPLANE_REDIS_URL is missing or wrong.
+    """
+
+    store: Store
+    database: Database
+    queue: Queue
+    events: Events
+    artifacts: ArtifactStore
+    settings: CplaneSettings
+
+    def __init__(self, settings: CplaneSettings | None = None) -> None:
+        self._given = settings
+        self._open = AsyncExitStack()
+        self._push_again_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        self.settings = self._given or load_settings()
+        async with AsyncExitStack() as opening:
+            self.artifacts = await asyncio.to_thread(open_artifacts, self.settings.artifacts_url)
+            self.database = await opening.enter_async_context(Database(self.settings.database_url))
+            redis = await opening.enter_async_context(connect(self.settings.redis_url))
+            self.redis = redis
+            self.store, self.queue, self.events = Store(self.database), Queue(redis), Events(redis)
+            self._waiters = await opening.enter_async_context(Waiters(self.store, self.events))
+            self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
+            self._record = await opening.enter_async_context(Batch(self.store.submit, name="record submitted jobs"))
+            jobs.enter(self)
+            opening.callback(jobs.leave, self)
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    # submitting
+
+    async def submit(self, submission: Submission) -> Handle[Any]:
+        """Record one job, then schedule it.
+
+        Raises:
+            InvalidArguments: they are too large.
+            IdempotencyConflict: the key was used for another call.
+            DatabaseUnavailable: Postgres did not answer.
+        """
+        submitted = await self._record(self._new_record(submission))
+        if isinstance(submitted, IdempotencyConflict):
+            raise submitted
+        await self._scheduled([(submission, submitted)])
+        return self._handle(submission, submitted)
+
+    async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
+        """Record a batch in one statement, then schedule it in one push.
+
+        Raises:
+            InvalidArguments: some are too large; nothing was recorded.
+            DatabaseUnavailable: Postgres did not answer.
+        """
+        if not submissions:
+            return []
+        answers = await self.store.submit([self._new_record(submission) for submission in submissions])
+        pairs: list[tuple[Submission, Submitted]] = []
+        for submission, submitted in zip(submissions, answers, strict=True):
+            if isinstance(submitted, IdempotencyConflict):
+                raise submitted
+            pairs.append((submission, submitted))
+        await self._scheduled(pairs)
+        return [self._handle(submission, submitted) for submission, submitted in pairs]
+
+    async def create_job(
+        self,
+        name: str,
+        args: Mapping[str, JsonValue],
+        *,
+        key: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        queue: str | None = None,
+    ) -> Handle[Any]:
+        """Submit a job by name, with arguments that came as JSON.
+
+        Raises:
+            UnknownJob: no such job was imported; the message names those that were.
+            InvalidArguments: they do not fit; `problems` has the path to each field.
+        """
+        job = self.catalog.get(name)
+        call = job.using(delay=delay, at=at, key=key, queue=queue)
+        return await self.submit(call.submission(job.encode_json(args)))
+
+    @property
+    def catalog(self) -> Registry:
+        """Every job this process knows, the built-ins included."""
+        return load_jobs(self.settings.imports)
+
+    def _new_record(self, submission: Submission) -> NewRecord:
+        if len(submission.args_json) > self.settings.max_body_bytes:
+            raise InvalidArguments(
+                f"the arguments of '{submission.job.name}' are {len(submission.args_json)} bytes, the limit is {self.settings.max_body_bytes}",
+                hint="keep large data in files or tables and pass a reference",
+            )
+        return NewRecord(
+            id=new_id(),
+            job=submission.job.name,
+            queue=submission.queue,
+            args_json=submission.args_json,
+            delay_s=submission.delay_s,
+            run_at=submission.run_at,
+            key=submission.key,
+            request_hash=_request_hash(submission) if submission.key is not None else None,
+        )
+
+    def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:
+        return Handle(submitted.id, self, submission.job, created=submitted.created)
+
+    async def _scheduled(self, pairs: Sequence[tuple[Submission, Submitted]]) -> None:
+        pushes = [
+            self._schedule.put(Push.of_record(submission.queue, submitted.id, submission.job.name, submitted.delay_ms))
+            for submission, submitted in pairs
+            if submitted.created
+        ]
+        if pushes:
+            await asyncio.wait(pushes, timeout=PUSH_WAIT_S)
+
+    async def _push(self, pushes: list[Push]) -> list[None]:
+        """Schedule a group; when Redis is away the records wait for the reconciler."""
+        try:
+            if time.monotonic() >= self._push_again_at:
+                await self.queue.enqueue(pushes)
+        except QueueUnavailable as error:
+            self._push_again_at = time.monotonic() + PUSH_PAUSE_S
+            log.warning("jobs are recorded but not scheduled yet", count=len(pushes), reason=str(error))
+        return [None] * len(pushes)
+
+    # asking
+
+    async def record(self, record_id: UUID) -> JobRecord:
+        """One record. Raises RecordNotFound."""
+        return await self.store.get(record_id)
+
+    async def records(
+        self, where: RecordFilter | None = None, *, before: UUID | None = None, limit: int = 50
+    ) -> list[JobRecord]:
+        """Records newest first, those older than the id `before`."""
+        return await self.store.find(where or RecordFilter(), before=before, limit=limit)
+
+    async def attempts(self, record_id: UUID) -> list[AttemptRecord]:
+        """The runs of a record, first to last."""
+        return await self.store.attempts(record_id)
+
+    async def artifacts_of(self, record_ids: Sequence[UUID]) -> list[ArtifactRecord]:
+        """The files of records, of each name the latest."""
+        return await self.store.artifacts(record_ids)
+
+    @asynccontextmanager
+    async def open_artifact(
+        self, record_id: UUID, name: str
+    ) -> AsyncGenerator[tuple[ArtifactRecord, AsyncIterator[bytes]]]:
+        """One file of a record: its reference and its chunks. Raises RecordNotFound, ArtifactNotFound, ArtifactsUnavailable."""
+        artifact = await self.store.artifact(record_id, name)
+        async with self.artifacts.open(artifact.path) as chunks:
+            yield artifact, chunks
+
+    async def wait(self, record_id: UUID, timeout: float | None = None) -> JobRecord:
+        """The record once it is final; waits by push.
+
+        Raises:
+            RecordNotFound: there is none.
+            TimeoutError: it is not final after `timeout` seconds.
+        """
+        async with asyncio.timeout(timeout):
+            return await self._waiters.wait(record_id)
+
+    async def state(self, record_id: UUID) -> State:
+        """The state now. Raises RecordNotFound."""
+        return State((await self.store.get(record_id)).state)
+
+    async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
+        """The JSON of a result, once it is there. Raises JobFailed, JobCancelled, TimeoutError."""
+        record = await self.wait(record_id, timeout_s)
+        if record.state == State.FAILED:
+            raise JobFailed(
+                record.job, record.error_type or "Error", record.error_message or "", record.error_traceback or ""
+            )
+        if record.state == State.CANCELLED:
+            raise JobCancelled(f"job '{record.job}' was cancelled")
+        return to_json(record.result)
+
+    async def progress(self, record_id: UUID) -> AsyncIterator[list[Event]]:
+        """Batches of this record's events from now on, for ever; an empty batch first, once listening."""
+        async for events in self.events.follow():
+            yield [event for event in events if event.record_id == record_id]
+
+    async def ready(self) -> dict[str, str | None]:
+        """What this plane depends on: name → what is wrong with it, or None."""
+        checks = {"database": migrations.check(self.database), "redis": self.queue.ping()}
+        answers = await asyncio.gather(*checks.values(), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, CplaneError):
+                raise answer
+        return {name: None if answer is None else str(answer) for name, answer in zip(checks, answers, strict=True)}
+
+    # steering
+
+    async def cancel(self, record_id: UUID) -> State:
+        """Cancel a job: a queued one at once, a running one as soon as its worker hears of it. Answers the state it is left in.
+
+        Raises:
+            RecordNotFound: there is none.
+            IllegalMove: it is final.
+        """
+        state = await self.store.cancel(record_id)
+        event = Event(record_id, state)
+        try:
+            if state is State.RUNNING:
+                await self.events.publish([event], CONTROL)
+            else:
+                await self.events.publish([event])
+        except QueueUnavailable:
+            log.warning("the cancel is recorded; a worker hears of it when it renews its lease", record=str(record_id))
+        return state
+
+    async def retry(self, record_id: UUID) -> None:
+        """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, IllegalMove."""
+        standing = await self.store.replay(record_id)
+        push = Push.of_record(standing.queue, standing.id, standing.job, 0)
+        await asyncio.wait([self._schedule.put(push)], timeout=PUSH_WAIT_S)
+
+
+def _request_hash(submission: Submission) -> bytes:
+    """What makes two calls the same: the job, its arguments in canonical order, and its options."""
+    args = msgspec.json.decode(submission.args_json)
+    same = [submission.job.name, args, submission.queue, submission.delay_s, submission.run_at]
+    return hashlib.sha256(msgspec.json.encode(same, order="sorted")).digest()

@@ -1,0 +1,152 @@
+"""The tables, as SQLModel classes: one row a record, one a run of it, one a file."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import UUID as PG_UUID
+from sqlmodel import Field, SQLModel
+
+from cplane.states import AttemptState, Cause, State
+
+SCHEMA = "cplane"
+"""A Postgres schema of our own: an application's tables in the same database never collide with ours."""
+
+metadata = MetaData(schema=SCHEMA)
+
+NOW = text("clock_timestamp()")
+
+
+class Word(TypeDecorator[StrEnum]):
+    """A column of text that reads as one of an enum's words."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum]) -> None:
+        super().__init__()
+        self.words = words
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002  SQLAlchemy names it
+        """The word."""
+        return None if value is None else self.words(value)
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{word}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _time(*, required: bool = False) -> Any:
+    return Field(
+        default=None,
+        sa_column=Column(DateTime(timezone=True), nullable=not required, server_default=NOW if required else None),
+    )
+
+
+class Base(SQLModel):
+    """Tables of ours, kept apart from an application's SQLModel metadata."""
+
+    metadata = metadata
+
+
+class JobRecord(Base, table=True):
+    """One submitted job."""
+
+    __tablename__ = "jobs"  # pyright: ignore[reportAssignmentType]  SQLModel declares it for functions too
+
+    id: UUID = Field(sa_column=Column(PG_UUID(as_uuid=True), primary_key=True))
+    job: str = Field(sa_column=Column(Text, nullable=False))
+    queue: str = Field(sa_column=Column(Text, nullable=False))
+    state: State = Field(sa_column=Column(Word(State), nullable=False))
+    cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
+    args: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
+    result: Any = Field(default=None, sa_column=Column(JSONB(none_as_null=True)))
+    error_type: str | None = Field(default=None, sa_column=Column(Text))
+    error_message: str | None = Field(default=None, sa_column=Column(Text))
+    error_traceback: str | None = Field(default=None, sa_column=Column(Text))
+    progress_done: float | None = Field(default=None, sa_column=Column(Double))
+    progress_total: float | None = Field(default=None, sa_column=Column(Double))
+    progress_note: str | None = Field(default=None, sa_column=Column(Text))
+    key: str | None = Field(default=None, sa_column=Column(Text, unique=True))
+    request_hash: bytes | None = None
+    attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    crashes: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
+    interruptions: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    worker: str | None = Field(default=None, sa_column=Column(Text))
+    lease_token: str | None = Field(default=None, sa_column=Column(Text))
+    lease_until: datetime | None = _time()
+    created_at: datetime = _time(required=True)
+    run_at: datetime = _time(required=True)
+    started_at: datetime | None = _time()
+    finished_at: datetime | None = _time()
+
+    __table_args__ = (
+        _one_of("state", State),
+        _one_of("cause", Cause),
+        # the reconciler finds what is due and what was lost without reading what is finished
+        Index("jobs_due", "queue", "run_at", postgresql_where=text("state = 'queued'")),
+        Index("jobs_leased", "lease_until", postgresql_where=text("state = 'running'")),
+        # lists are read newest first, whole or by one filter
+        Index("jobs_by_state", "state", text("id DESC")),
+        Index("jobs_by_job", "job", text("id DESC")),
+        Index("jobs_by_queue", "queue", text("id DESC")),
+    )
+
+
+class AttemptRecord(Base, table=True):
+    """One run of a job by one worker."""
+
+    __tablename__ = "attempts"  # pyright: ignore[reportAssignmentType]
+
+    job_id: UUID = Field(
+        sa_column=Column(PG_UUID(as_uuid=True), ForeignKey("cplane.jobs.id", ondelete="CASCADE"), primary_key=True)
+    )
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    worker: str = Field(sa_column=Column(Text, nullable=False))
+    cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
+    state: AttemptState = Field(sa_column=Column(Word(AttemptState), nullable=False))
+    started_at: datetime = _time(required=True)
+    finished_at: datetime | None = _time()
+    error_type: str | None = Field(default=None, sa_column=Column(Text))
+    error_message: str | None = Field(default=None, sa_column=Column(Text))
+    error_traceback: str | None = Field(default=None, sa_column=Column(Text))
+
+    __table_args__ = (_one_of("state", AttemptState), _one_of("cause", Cause))
+
+
+class ArtifactRecord(Base, table=True):
+    """One file that an attempt left in the artifact store, at `path`."""
+
+    __tablename__ = "artifacts"  # pyright: ignore[reportAssignmentType]
+
+    job_id: UUID = Field(
+        sa_column=Column(PG_UUID(as_uuid=True), ForeignKey("cplane.jobs.id", ondelete="CASCADE"), primary_key=True)
+    )
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    media_type: str = Field(sa_column=Column(Text, nullable=False))
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: str = Field(sa_column=Column(Text, nullable=False))
+    path: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: datetime = _time(required=True)

@@ -1,0 +1,156 @@
+"""The configuration: CPLANE_* variables, with a running `cplane dev` under this folder as the fallback."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cplane.errors import InvalidSettings
+
+STACK_FILE = Path(".cplane") / "stack.json"
+"""Where `cplane dev` leaves its addresses, below the folder it runs in."""
+
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+class CplaneSettings(BaseSettings):
+    """Everything that can be configured, with its bounds. An explicit CPLANE_* variable always wins over a running `cplane dev`."""
+
+    model_config = SettingsConfigDict(env_prefix="CPLANE_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(description="Postgres: postgresql://user:password@host/database")
+    redis_url: SecretStr = Field(description="Redis: redis://host:6379/0, rediss://… or unix:///path?db=0")
+    imports: CommaList = Field(default=(), description="modules that define jobs: myapp.jobs,myapp.reports")
+    queues: Annotated[Mapping[str, int], NoDecode] = Field(
+        default={"default": 10, "browser": 4},
+        description="queues a worker serves, with how many jobs at once: default:10,browser:4",
+    )
+    lease_s: float = Field(default=30.0, ge=1, le=3600, description="seconds a worker owns a job without renewing")
+    drain_s: float = Field(
+        default=25.0, ge=0, le=86400, description="seconds running jobs get to end when a worker is stopped"
+    )
+    artifacts_url: str = Field(
+        default=(Path(".cplane") / "artifacts").absolute().as_uri(), description="file:///folder or s3://bucket/prefix"
+    )
+    browser_executable: Path | None = Field(default=None, description="the browser's binary; default: looked up")
+    browser_pages: int = Field(default=4, ge=1, le=100, description="pages open at once in one worker")
+    browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
+    browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="keys that may use the HTTP API (Authorization: Bearer KEY); none: open to all who reach it",
+    )
+    max_body_bytes: int = Field(
+        default=1024 * 1024, ge=1024, le=1024**3, description="largest HTTP body, and largest arguments of a job"
+    )
+    log_format: Literal["console", "json"] = Field(default="console", description="how log lines look")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least level that is logged"
+    )
+
+    @field_validator("imports", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _read_queues(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        queues: dict[str, int] = {}
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            name, _, concurrency = part.partition(":")
+            if not concurrency.isdigit() or int(concurrency) < 1:
+                raise ValueError(f"'{part}' is not NAME:CONCURRENCY; write for example default:10,browser:4")
+            queues[name] = int(concurrency)
+        return queues
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().partition("://")[0] not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError("it must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().partition("://")[0] not in {"redis", "rediss", "unix"}:
+            raise ValueError("it must start with redis://, rediss:// or unix://")
+        try:
+            _ = urlsplit(value.get_secret_value()).port
+        except ValueError:  # its text would show a part of the password
+            raise ValueError("its port is not a number; percent-encode '/', '#' and '?' in a password") from None
+        return value
+
+    @field_validator("queues")
+    @classmethod
+    def _check_queues(cls, value: Mapping[str, int]) -> Mapping[str, int]:
+        if not value or any(not name or count < 1 for name, count in value.items()):
+            raise ValueError("it must name at least one queue with a concurrency of 1 or more")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic-settings calls it with all of them
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then a running `cplane dev`."""
+        return init_settings, env_settings, StackSource(settings_cls)
+
+
+class StackSource(PydanticBaseSettingsSource):
+    """The addresses of a `cplane dev` that runs in this folder or one above."""
+
+    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: the file is read as a whole."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        stack = running_stack(Path.cwd())
+        return {name: stack[name] for name in ("database_url", "redis_url", "artifacts_url") if stack.get(name)}
+
+
+def running_stack(folder: Path) -> dict[str, str]:
+    """What the `cplane dev` that runs in `folder` or above left there; empty when none runs."""
+    for parent in (folder, *folder.parents):
+        try:
+            stack = cast("dict[str, Any]", json.loads((parent / STACK_FILE).read_text()))
+            os.kill(int(stack["pid"]), 0)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            continue
+        return {name: str(value) for name, value in stack.items() if value is not None}
+    return {}
+
+
+def load_settings(**overrides: Any) -> CplaneSettings:
+    """The settings of this process; `overrides` win over the environment.
+
+    Raises:
+        InvalidSettings: one sentence for each variable that is missing or wrong; values are never shown.
+    """
+    try:
+        return CplaneSettings(**overrides)
+    except ValidationError as error:
+        raise InvalidSettings(*_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> tuple[str]:
+    sentences: list[str] = []
+    for detail in error.errors(include_url=False, include_input=False):
+        name = f"CPLANE_{str(detail['loc'][0]).upper()}" if detail["loc"] else "the settings"
+        missing = detail["type"] == "missing"
+        sentences.append(f"{name} is not set" if missing else f"{name}: {detail['msg'].removeprefix('Value error, ')}")
+    if any(sentence.endswith("is not set") for sentence in sentences):
+        sentences.append("set it, or run `cplane dev` in this folder")
+    return ("; ".join(sentences),)

@@ -1,0 +1,245 @@
+"""What a job's function takes, asks for and returns: read once, then used to validate, store and restore."""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NotRequired, Required, cast, get_args, get_origin, get_type_hints
+
+import typing_extensions
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    create_model,
+)
+from pydantic import ValidationError as PydanticValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticSerializationError, to_json
+
+from cplane.errors import InvalidArguments, InvalidJob, Problem
+
+INJECTED = {
+    ("playwright.async_api._generated", "Page"): "page",
+    ("playwright.async_api._generated", "BrowserContext"): "browser_context",
+    ("cplane.context", "Context"): "context",
+    ("sqlmodel.ext.asyncio.session", "AsyncSession"): "session",
+    ("sqlalchemy.ext.asyncio.session", "AsyncSession"): "session",
+}
+"""Types a job can ask for, by where they are defined: naming them here does not import them."""
+
+
+UNPACK = (typing.Unpack, typing_extensions.Unpack)
+
+
+class _Unset:
+    """The default of a key that may be absent: absent it stays."""
+
+
+UNSET = _Unset()
+
+
+class ArgumentsSchema(GenerateJsonSchema):
+    """JSON Schema of arguments; a default that is no JSON is simply not shown."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic declares it this way
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a job's function takes and returns, read once."""
+
+    is_async: bool
+    injected: Mapping[str, str]
+    """Parameter name → which resource it asks for."""
+    positional_only: tuple[str, ...]
+    own: inspect.Signature
+    """The parameters that are the job's arguments."""
+    arguments: type[BaseModel]
+    """Those parameters as a model; field names are generic, aliases are the parameters' names."""
+    result: TypeAdapter[Any]
+
+    def wants(self, kind: str) -> bool:
+        """Whether the function asks for a resource of this kind."""
+        return kind in self.injected.values()
+
+    def bind(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Mapping[str, object]:
+        """Arguments by name, from a Python call."""
+        if not args:
+            return kwargs
+        names = list(self.own.parameters)
+        if len(args) > len(names):
+            raise InvalidArguments(f"'{name}' takes {len(names)} arguments, {len(args)} were given")
+        bound = dict(zip(names, args, strict=False))
+        if twice := bound.keys() & kwargs.keys():
+            raise InvalidArguments(f"'{name}' got {', '.join(sorted(twice))} twice")
+        return {**bound, **kwargs}
+
+    def encode(self, name: str, values: Mapping[str, object]) -> bytes:
+        """Validated JSON of arguments that are Python objects."""
+        try:
+            return self._dump(name, self.arguments.model_validate(dict(values)))
+        except PydanticValidationError as error:
+            raise _invalid(name, error) from None
+
+    def encode_json(self, name: str, values: Mapping[str, JsonValue]) -> bytes:
+        """Validated JSON of arguments that were JSON."""
+        try:
+            return self._dump(name, self.arguments.model_validate_json(to_json(values)))
+        except PydanticValidationError as error:
+            raise _invalid(name, error) from None
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            raise InvalidArguments(f"the arguments of '{name}' are not valid JSON: {error}") from None
+
+    def decode(self, name: str, args_json: bytes) -> dict[str, Any]:
+        """Typed arguments by parameter name."""
+        try:
+            model = self.arguments.model_validate_json(args_json)
+        except PydanticValidationError as error:
+            raise _invalid(name, error) from None
+        fields = type(model).model_fields
+        values = {cast("str", info.alias): getattr(model, field_name) for field_name, info in fields.items()}
+        return {name: value for name, value in values.items() if value is not UNSET}
+
+    def _dump(self, name: str, model: BaseModel) -> bytes:
+        try:
+            # what the caller left out stays out, so that defaults are the function's; what is given is stored whole
+            args_json = model.__pydantic_serializer__.to_json(
+                model, by_alias=True, include=model.model_fields_set, round_trip=True
+            )
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            raise InvalidArguments(f"the arguments of '{name}' cannot be stored as JSON: {error}") from None
+        if has_nul(args_json):
+            raise InvalidArguments(
+                f"the arguments of '{name}' contain the character NUL", hint="Postgres cannot store it in JSON"
+            )
+        return args_json
+
+
+def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signature:
+    """What the function asks for, what it takes and what it returns."""
+    where = f"job '{fn.__name__}' ({place(fn)})"
+    try:
+        hints = get_type_hints(fn, localns=dict(names), include_extras=True)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise InvalidJob(
+            f"{where}: an annotation cannot be resolved: {error}",
+            hint="define or import it above the job, not under TYPE_CHECKING",
+        ) from None
+    injected: dict[str, str] = {}
+    own: list[inspect.Parameter] = []
+    parameters = inspect.signature(fn).parameters
+    for parameter in parameters.values():
+        annotation = hints.get(parameter.name, Any)
+        if kind := INJECTED.get((getattr(annotation, "__module__", ""), getattr(annotation, "__name__", ""))):
+            injected[parameter.name] = kind
+        elif parameter.kind is parameter.VAR_KEYWORD and get_origin(annotation) in UNPACK:
+            own += _unpacked(get_args(annotation)[0])
+        elif parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            raise InvalidJob(f"{where}: {parameter} cannot be an argument of a job", hint="name every argument")
+        else:
+            own.append(parameter.replace(annotation=annotation))
+    return Signature(
+        is_async=inspect.iscoroutinefunction(fn),
+        injected=injected,
+        positional_only=tuple(
+            name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY
+        ),
+        own=inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own]),
+        arguments=_arguments_model(where, fn.__name__, own),
+        result=_result_adapter(where, hints.get("return", Any)),
+    )
+
+
+def _unpacked(typed_dict: type) -> list[inspect.Parameter]:
+    """The arguments that `**options: Unpack[SomeTypedDict]` stands for."""
+    hints = get_type_hints(typed_dict, include_extras=True)
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=_bare(hint),
+            default=inspect.Parameter.empty if _is_required(typed_dict, name, hint) else UNSET,
+        )
+        for name, hint in hints.items()
+    ]
+
+
+def _is_required(typed_dict: type, name: str, hint: object) -> bool:
+    """Whether a key must be there. Where annotations are strings, `__required_keys__` knows nothing of (Not)Required."""
+    if get_origin(hint) in {Required, NotRequired}:
+        return get_origin(hint) is Required
+    required: frozenset[str] = getattr(typed_dict, "__required_keys__", frozenset({name}))
+    return name in required
+
+
+def _bare(hint: object) -> object:
+    """The type inside Required[…] or NotRequired[…]."""
+    return get_args(hint)[0] if get_origin(hint) in {Required, NotRequired} else hint
+
+
+def has_nul(json_text: bytes) -> bool:
+    """Whether a JSON text escapes the character NUL, which Postgres cannot store."""
+    return b"\\u0000" in json_text and re.search(rb"(?<!\\)(?:\\\\)*\\u0000", json_text) is not None
+
+
+def place(fn: Callable[..., Any]) -> str:
+    """Where a function is defined, for messages."""
+    return f"{fn.__module__}, line {fn.__code__.co_firstlineno}"
+
+
+MODEL_CONFIG = ConfigDict(extra="forbid", ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+
+
+def _arguments_model(where: str, name: str, parameters: list[inspect.Parameter]) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for number, parameter in enumerate(parameters):
+        default = ... if parameter.default is parameter.empty else parameter.default
+        # generic field names: a parameter may be called `schema` or `_x`, which a model's field may not
+        fields[f"field_{number}"] = (Annotated[parameter.annotation, Field(alias=parameter.name)], default)
+    try:
+        return create_model(name, __config__=MODEL_CONFIG, **fields)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise InvalidJob(
+            f"{where}: an argument cannot be validated or stored as JSON: {_first_line(error)}",
+            hint="use JSON types, dataclasses or pydantic models",
+        ) from None
+
+
+def _result_adapter(where: str, annotation: Any) -> TypeAdapter[Any]:
+    config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+    try:
+        # behind an alias the configuration reaches dataclasses and TypedDicts too, as it does for arguments
+        alias = cast("Callable[[str, Any], Any]", typing_extensions.TypeAliasType)  # made of a type known at run time
+        return TypeAdapter[Any](alias("Result", annotation), config=config)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise InvalidJob(
+            f"{where}: the return type cannot be stored as JSON: {_first_line(error)}",
+            hint="use JSON types, dataclasses or pydantic models",
+        ) from None
+
+
+def _invalid(name: str, error: PydanticValidationError) -> InvalidArguments:
+    problems = [
+        Problem(_pointer(detail["loc"]), detail["msg"])
+        for detail in error.errors(include_url=False, include_input=False)
+    ]
+    first = problems[0]
+    more = "" if len(problems) == 1 else f", and {len(problems) - 1} more"
+    return InvalidArguments(
+        f"the arguments of '{name}' do not fit: {first.path.lstrip('/') or 'args'}: {first.message}{more}", problems
+    )
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,60 @@
+"""The states of a record, and the words for what happened to an attempt. Legal moves live here alone."""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a record is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing but a replay moves the record from here."""
+        return self in FINAL
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+MOVES: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+}
+
+
+class Cause(StrEnum):
+    """Why an attempt was made."""
+
+    SUBMIT = "submit"
+    RETRY = "retry"
+    LOST = "lost"
+    RELEASE = "release"
+    INFRASTRUCTURE = "infrastructure"
+    REPLAY = "replay"
+
+
+class AttemptState(StrEnum):
+    """How an attempt ended; `running` until it does."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    RELEASED = "released"
+    INTERRUPTED = "interrupted"
+    LOST = "lost"
+
+
+MAX_CRASHES = 3
+"""A job whose worker died this often is poison and fails."""
+
+MAX_INTERRUPTIONS = 20
+"""Infrastructure failures a job survives; the cap keeps a broken machine from looping for ever."""
