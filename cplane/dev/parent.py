@@ -1,0 +1,75 @@
+"""How a child dies with its parent, even when the parent is killed with SIGKILL."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+PR_SET_PDEATHSIG = 1
+KERNEL_TELLS = sys.platform == "linux"
+"""Whether the kernel signals a child when its parent dies; elsewhere a ParentWatch does."""
+
+WATCH = 'trap "" HUP INT TERM; read -r told || kill -s "$0" "$1"'
+"""A line on stdin dismisses the watch; the end of stdin, which is the death of the parent, sends the signal."""
+
+
+def bound_to_parent(sent: signal.Signals, account: tuple[int, int] | None) -> Callable[[], None]:
+    """What a forked child runs before it becomes the server: it changes to `account` and asks for `sent` at our death.
+
+    The kernel watches the thread that forks: start servers from a thread that lives as long as they do.
+    """
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if KERNEL_TELLS else None
+
+    def before_exec() -> None:
+        if account is not None:
+            os.setgroups([])
+            os.setgid(account[1])
+            os.setuid(account[0])
+        if prctl is not None:  # after setuid, which clears it
+            prctl(PR_SET_PDEATHSIG, int(sent))
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return before_exec
+
+
+class ParentWatch:
+    """A small shell that outlives us just long enough to signal `pid`; for systems whose kernel does not."""
+
+    def __init__(self, pid: int, sent: signal.Signals) -> None:
+        self._pid = pid
+        self._sent = sent
+        self._pipe: int | None = None
+        self._shell: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        stdin, self._pipe = os.pipe()
+        command = ("/bin/sh", "-c", WATCH, self._sent.name.removeprefix("SIG"), str(self._pid))
+        try:
+            self._shell = await asyncio.create_subprocess_exec(*command, stdin=stdin, start_new_session=True)
+        except BaseException:
+            self._dismiss(self._pipe)
+            raise
+        finally:
+            os.close(stdin)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._pipe is None or self._shell is None:
+            return
+        self._dismiss(self._pipe)
+        await self._shell.wait()
+
+    def _dismiss(self, pipe: int) -> None:
+        with suppress(BrokenPipeError):
+            os.write(pipe, b"dismissed\n")
+        os.close(pipe)
+        self._pipe = None

@@ -1,0 +1,180 @@
+"""One child server process: started, probed until it is ready, stopped, and never left behind."""
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from cplane.dev.parent import KERNEL_TELLS, ParentWatch, bound_to_parent
+from cplane.errors import OutsideError, ServerStartError
+
+PROBE_EVERY_S = 0.01
+KILL_TIMEOUT_S = 5.0
+LAST_LINES = 5
+
+Probe = Callable[[int], Awaitable[bool]]
+"""Given the server's pid, whether the server is ready."""
+
+
+class ServerProcess:
+    """A child in a session of its own (Ctrl-C is for us, we stop it), whose output goes to the file `log`.
+
+    `stop_signal` asks it to end; `orphan_signal` is what it gets when this process dies. `account` is the uid and gid
+    it runs under, `keep_open` the file descriptors it inherits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        stop_signal: signal.Signals = signal.SIGTERM,
+        orphan_signal: signal.Signals = signal.SIGKILL,
+        account: tuple[int, int] | None = None,
+        keep_open: Sequence[int] = (),
+    ) -> None:
+        self._name = name
+        self._command = command
+        self._log = log
+        self._stop_signal = stop_signal
+        self._orphan_signal = orphan_signal
+        self._account = account
+        self._keep_open = keep_open
+        self._process: asyncio.subprocess.Process | None = None
+        self._resources = AsyncExitStack()
+
+    @property
+    def pid(self) -> int:
+        """The pid of the child.
+
+        Raises:
+            RuntimeError: it was not started.
+        """
+        return self._running().pid
+
+    async def start(self, ready: Probe, *, timeout_s: float) -> None:
+        """Start the child and wait until `ready`; a child that is not ready in time is stopped again.
+
+        Raises:
+            ServerStartError: it could not be started, ended, or was not ready in `timeout_s` seconds.
+        """
+        try:
+            await self._spawn()
+            async with asyncio.timeout(timeout_s):
+                await self._until_ready(ready)
+        except TimeoutError:
+            await self.stop()
+            raise self._start_error(f"was not ready within {timeout_s:g} seconds") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def run(self, stdin: bytes = b"", *, timeout_s: float) -> str:
+        """Run the child to its end and answer what it printed.
+
+        Raises:
+            ServerStartError: it could not be started, did not end in `timeout_s` seconds, or its exit code is not 0.
+        """
+        try:
+            with tempfile.TemporaryFile() as given:
+                given.write(stdin)
+                given.seek(0)
+                await self._spawn(stdin=given.fileno())
+            async with asyncio.timeout(timeout_s):
+                await self._running().wait()
+        except TimeoutError:
+            raise self._start_error(f"did not end within {timeout_s:g} seconds") from None
+        finally:
+            await self.stop()
+        if self._running().returncode != 0:
+            raise self._start_error(self._ending())
+        return self._log.read_text(errors="replace")
+
+    async def stop(self, *, timeout_s: float = KILL_TIMEOUT_S) -> None:
+        """Ask the child to end, kill it after `timeout_s`; a cancel that arrives meanwhile waits until it is gone."""
+        await finished(self._stop(timeout_s), name=f"stop {self._name}")
+
+    async def ended(self) -> OutsideError:
+        """Wait until the child ends; answers why nobody should use it any more."""
+        await self._running().wait()
+        return OutsideError(f"{self._name} {self._ending()}", hint=f"see {self._log}")
+
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError(f"{self._name} was not started")
+        return self._process
+
+    async def _spawn(self, stdin: int = asyncio.subprocess.DEVNULL) -> None:
+        try:
+            with self._log.open("wb") as output:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=stdin,
+                    stdout=output,
+                    stderr=output,
+                    env=clean_environment(),
+                    start_new_session=True,
+                    pass_fds=self._keep_open,
+                    preexec_fn=bound_to_parent(self._orphan_signal, self._account),
+                )
+        except OSError as error:
+            raise ServerStartError(f"{self._name} could not be started: {error}") from error
+        if not KERNEL_TELLS:
+            await self._resources.enter_async_context(ParentWatch(self._process.pid, self._orphan_signal))
+
+    async def _until_ready(self, ready: Probe) -> None:
+        process = self._running()
+        while not await ready(process.pid):
+            if process.returncode is not None:
+                raise self._start_error(self._ending())
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _stop(self, timeout_s: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        for sent in (self._stop_signal, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                process.send_signal(sent)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await process.wait()
+                break
+            except TimeoutError:
+                continue
+        await self._resources.aclose()
+
+    def _ending(self) -> str:
+        code = self._running().returncode
+        if code is None:
+            return "is still running"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _start_error(self, what: str) -> ServerStartError:
+        with self._log.open(errors="replace") as lines:
+            last = "".join(deque(lines, LAST_LINES)).strip()
+        return ServerStartError(f"{self._name} {what}: {last or 'it printed nothing'}", hint=f"see {self._log}")
+
+
+def clean_environment() -> dict[str, str]:
+    """Our environment without what would configure a server behind our back."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
+
+
+async def finished(work: Coroutine[object, object, None], *, name: str) -> None:
+    """Await `work`, which has deadlines of its own, to its end; a cancel meanwhile is raised afterwards."""
+    task = asyncio.create_task(work, name=name)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

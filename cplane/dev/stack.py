@@ -1,0 +1,127 @@
+"""The stack of `cplane dev`: Postgres, Redis and a folder for artifacts, below the project's `.cplane`."""
+
+import asyncio
+import json
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cplane.dev.lock import FolderLock
+from cplane.dev.postgres import EmbeddedPostgres
+from cplane.dev.redis import EmbeddedRedis
+from cplane.dev.sockets import SocketFolder
+from cplane.errors import OutsideError
+
+
+class DevStack:
+    """`async with DevStack(root) as stack:` both servers, with data that outlives them in `root`/.cplane.
+
+    While it runs, `.cplane/stack.json` holds its addresses: what programs started below `root` fall back on. Without
+    `durable` a crash of the machine may cost the data. Tables are not made here.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True, api_url: str | None = None) -> None:
+        self._folder = root.resolve() / ".cplane"
+        self._durable = durable
+        self._api_url = api_url
+        self._servers: tuple[EmbeddedPostgres, EmbeddedRedis] | None = None
+        self._resources = AsyncExitStack()
+
+    @property
+    def database_url(self) -> str:
+        """The address of Postgres."""
+        return self._running()[0].url
+
+    @property
+    def redis_url(self) -> str:
+        """The address of Redis."""
+        return self._running()[1].url
+
+    @property
+    def artifacts_url(self) -> str:
+        """The address of the folder for artifacts."""
+        return (self._folder / "artifacts").as_uri()
+
+    async def __aenter__(self) -> Self:
+        self._prepare()
+        async with AsyncExitStack() as resources:
+            lock = await resources.enter_async_context(FolderLock(self._folder / "lock"))
+            self._retract()  # what a stack that was killed left
+            resources.callback(self._retract)
+            sockets = resources.enter_context(SocketFolder(self._folder))
+            self._servers = self._embedded(sockets, lock)
+            await _enter_together(resources, *self._servers)
+            self.announce(self._api_url)
+            self._resources = resources.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._resources.aclose()
+
+    def announce(self, api_url: str | None) -> None:
+        """Write stack.json, with where the HTTP API listens."""
+        self._api_url = api_url
+        addresses = {
+            "pid": os.getpid(),
+            "database_url": self.database_url,
+            "redis_url": self.redis_url,
+            "artifacts_url": self.artifacts_url,
+            "api_url": api_url,
+        }
+        unfinished = self._announcement.with_suffix(".new")
+        unfinished.write_text(json.dumps(addresses, indent=2) + "\n")
+        unfinished.replace(self._announcement)
+
+    def _retract(self) -> None:
+        self._announcement.unlink(missing_ok=True)
+
+    async def ended(self) -> OutsideError:
+        """Wait until one of the servers ends by itself; answers which, and why."""
+        postgres, redis = self._running()
+        tasks = [
+            asyncio.create_task(postgres.ended(), name="watch Postgres"),
+            asyncio.create_task(redis.ended(), name="watch Redis"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    @property
+    def _announcement(self) -> Path:
+        return self._folder / "stack.json"
+
+    def _running(self) -> tuple[EmbeddedPostgres, EmbeddedRedis]:
+        if self._servers is None:
+            raise RuntimeError("the stack is not running; use `async with DevStack(root) as stack:`")
+        return self._servers
+
+    def _prepare(self) -> None:
+        (self._folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        (self._folder / ".gitignore").write_text("*\n")
+
+    def _embedded(self, sockets: Path, lock: FolderLock) -> tuple[EmbeddedPostgres, EmbeddedRedis]:
+        keep_open = (lock.fileno,)
+        return (
+            EmbeddedPostgres(self._folder / "postgres", sockets, durable=self._durable, keep_open=keep_open),
+            EmbeddedRedis(self._folder / "redis", sockets, durable=self._durable, keep_open=keep_open),
+        )
+
+
+async def _enter_together(resources: AsyncExitStack, postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> None:
+    first: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(resources.enter_async_context(postgres), name="start Postgres")
+            group.create_task(resources.enter_async_context(redis), name="start Redis")
+    except BaseExceptionGroup as failed:
+        first = failed.exceptions[0]
+    if first is not None:
+        raise first
