@@ -1,0 +1,521 @@
+"""What a worker does with jobs: real Postgres, Redis and Chromium, in this process."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Page
+from pydantic import BaseModel
+from sqlmodel import text
+from sqlmodel.ext.asyncio.session import AsyncSession
+from workers import DEADLINE_S, running
+
+from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
+from cplane.errors import BrowserGone, IllegalMove, InvalidArguments
+from cplane.jobs import registry
+from cplane.queue import Push, encode_envelope
+from cplane.records import AttemptRecord
+from cplane.states import AttemptState, Cause
+from cplane.uuid7 import new_id
+
+AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
+
+
+class Gate:
+    """Where a test's job tells that it runs, and waits to be let on."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+        self.left: list[str] = []
+
+    async def pass_through(self) -> None:
+        self.entered.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.left.append("cancelled")
+            raise
+        self.left.append("passed")
+
+
+gate = Gate()
+runs: list[int] = []
+
+
+class Point(BaseModel):
+    x: int
+    y: int = 0
+
+
+@job
+async def worker_add(x: int, y: int = 2) -> int:
+    return x + y
+
+
+@job
+async def worker_mirror(point: Point, when: datetime, raw: bytes) -> tuple[Point, datetime, bytes]:
+    return point, when, raw
+
+
+@job
+def worker_in_thread(x: int) -> str:
+    assert threading.current_thread() is not threading.main_thread()
+    return f"thread {x}"
+
+
+@job
+async def worker_gate() -> str:
+    await gate.pass_through()
+    return "through"
+
+
+@job(retries=AT_ONCE)
+async def worker_third_time(ctx: Context) -> int:
+    runs.append(ctx.attempt)
+    if ctx.attempt < 3:
+        raise ValueError(f"not yet: {ctx.attempt}")
+    return ctx.attempt
+
+
+@job(retries=RetryPolicy(retries=5, backoff_s=0, never=(KeyError,)))
+async def worker_never_again(ctx: Context) -> None:
+    runs.append(ctx.attempt)
+    raise KeyError("gone")
+
+
+@job(retries=1)
+async def worker_asks_again(ctx: Context) -> int:
+    if ctx.attempt == 1:
+        raise Retry(delay=0)
+    return ctx.attempt
+
+
+@job(timeout=0.05)
+async def worker_too_slow() -> None:
+    await gate.pass_through()
+
+
+@job
+async def worker_exits() -> None:
+    raise SystemExit(3)
+
+
+@job
+async def worker_cancels_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@job
+async def worker_returns_nonsense() -> object:
+    return {"fine": 1, "bad": object()}
+
+
+@job(retries=3)
+async def worker_browser_gone_once(ctx: Context) -> int:
+    if ctx.attempt == 1:
+        raise BrowserGone("the browser ended")
+    return ctx.attempt
+
+
+@job
+async def worker_writes(session: AsyncSession, value: str, *, fails: bool) -> None:
+    await (await session.connection()).execute(text("INSERT INTO notes (value) VALUES (:value)"), {"value": value})
+    if fails:
+        raise ValueError("after the write")
+
+
+@job
+async def worker_fenced_write(ctx: Context) -> None:
+    async with ctx.transaction() as session:
+        await (await session.connection()).execute(text("INSERT INTO notes (value) VALUES ('fenced')"))
+    await gate.pass_through()
+
+
+@job
+async def worker_leaves_files(ctx: Context) -> str:
+    await ctx.progress(1, 2, "half")
+    artifact = await ctx.artifact("note.txt", f"attempt {ctx.attempt}".encode())
+    return artifact.sha256
+
+
+@job
+async def worker_submits(n: int) -> int:
+    handle = await worker_add.submit(n, 1)
+    return await handle.result(DEADLINE_S)
+
+
+@job
+async def worker_page(page: Page, ctx: Context, html: str) -> str:
+    await page.set_content(html)
+    await ctx.artifact("page.png", await page.screenshot())
+    return await page.title()
+
+
+@pytest.fixture(autouse=True)
+def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "gate", Gate())
+    runs.clear()
+
+
+@pytest_asyncio.fixture
+async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
+    async with ControlPlane(settings) as plane:
+        yield plane
+
+
+async def attempts_of(plane: ControlPlane, record_id: UUID) -> list[AttemptRecord]:
+    return await plane.attempts(record_id)
+
+
+async def test_results_come_back_typed(settings: CplaneSettings, plane: ControlPlane) -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    async with running(settings):
+        assert await (await worker_add.submit(1, y=3)).result() == 4
+        mirrored = await (await worker_mirror.submit(Point(x=1), when, b"\xff\x00")).result()
+        assert mirrored == (Point(x=1), when, b"\xff\x00")
+        assert await (await worker_in_thread.submit(7)).result() == "thread 7"
+
+
+async def test_a_burst_of_jobs_runs_each_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handles = await worker_add.submit_many({"x": x} for x in range(1500))
+        results = await asyncio.gather(*(handle.result() for handle in handles))
+    assert results == [x + 2 for x in range(1500)]
+    assert {record.attempt for record in await plane.records(limit=200)} == {1}
+
+
+async def test_a_failing_job_is_retried_and_every_attempt_says_why(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(settings):
+        handle = await worker_third_time.submit()
+        assert await handle.result() == 3
+    attempts = await attempts_of(plane, handle.id)
+    assert [(attempt.cause, attempt.state) for attempt in attempts] == [
+        (Cause.SUBMIT, AttemptState.FAILED),
+        (Cause.RETRY, AttemptState.FAILED),
+        (Cause.RETRY, AttemptState.SUCCEEDED),
+    ]
+    assert attempts[0].error_type == "ValueError"
+    assert attempts[0].error_message == "not yet: 1"
+    assert attempts[0].error_traceback is not None
+    first_frame = attempts[0].error_traceback.splitlines()[1]
+    assert "worker_third_time" in first_frame, "the traceback begins in the job's own code"
+
+
+async def test_an_error_that_is_never_retried_fails_at_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handle = await worker_never_again.submit()
+        with pytest.raises(JobFailed, match="KeyError: 'gone'") as caught:
+            await handle.result()
+    assert caught.value.error_type == "KeyError"
+    assert "worker_never_again" in caught.value.traceback
+    assert runs == [1]
+
+
+async def test_a_job_may_ask_to_run_again(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        assert await (await worker_asks_again.submit()).result() == 2
+
+
+async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handle = await worker_too_slow.submit()
+        with pytest.raises(JobFailed, match=r"longer than 0\.05 s"):
+            await handle.result()
+    assert [attempt.state for attempt in await attempts_of(plane, handle.id)] == [AttemptState.TIMED_OUT]
+    assert gate.left == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (worker_exits, "the job raised SystemExit"),
+        (worker_cancels_itself, "CancelledError"),
+        (worker_returns_nonsense, "cannot be stored as JSON"),
+    ],
+)
+async def test_a_job_that_misbehaves_fails_and_the_worker_goes_on(
+    settings: CplaneSettings, plane: ControlPlane, broken: object, message: str
+) -> None:
+    async with running(settings):
+        handle = await broken.submit()  # type: ignore[attr-defined]
+        with pytest.raises(JobFailed, match=message):
+            await handle.result()
+        assert await (await worker_add.submit(1)).result() == 3
+
+
+async def test_a_broken_browser_costs_no_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handle = await worker_browser_gone_once.submit()
+        assert await handle.result() == 2
+    record = await plane.record(handle.id)
+    assert (record.failures, record.interruptions) == (0, 1)
+    attempts = await attempts_of(plane, handle.id)
+    assert [(attempt.cause, attempt.state) for attempt in attempts] == [
+        (Cause.SUBMIT, AttemptState.INTERRUPTED),
+        (Cause.INFRASTRUCTURE, AttemptState.SUCCEEDED),
+    ]
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: CplaneSettings, plane: ControlPlane) -> None:
+    handle = await worker_gate.submit()
+    assert await handle.cancel() is State.CANCELLED
+    with pytest.raises(IllegalMove, match="cancelled already"):
+        await handle.cancel()
+    async with running(settings) as worker:
+        assert await (await worker_add.submit(1)).result() == 3
+        with pytest.raises(JobCancelled):
+            await handle.result()
+        assert not gate.entered.is_set()
+        await until_queue_empty(worker.plane)
+
+
+async def test_a_running_job_is_cancelled_when_its_worker_hears_of_it(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(settings):
+        handle = await worker_gate.submit()
+        await gate.entered.wait()
+        assert await handle.cancel() is State.RUNNING
+        with pytest.raises(JobCancelled):
+            await handle.result()
+    assert gate.left == ["cancelled"]
+    assert [attempt.state for attempt in await attempts_of(plane, handle.id)] == [AttemptState.CANCELLED]
+
+
+async def test_a_cancelled_job_can_be_run_again(settings: CplaneSettings, plane: ControlPlane) -> None:
+    handle = await worker_add.submit(1)
+    await handle.cancel()
+    await plane.retry(handle.id)
+    async with running(settings):
+        assert await handle.result() == 3
+    assert [attempt.cause for attempt in await attempts_of(plane, handle.id)] == [Cause.REPLAY]
+
+
+async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    hasty = settings.model_copy(update={"drain_s": 0.0})
+    handle = await worker_gate.submit()
+    for _ in range(3):
+        gate.entered.clear()
+        async with running(hasty):
+            await gate.entered.wait()
+    record = await plane.record(handle.id)
+    assert (record.state, record.attempt, record.failures, record.crashes) == (State.QUEUED, 3, 0, 0)
+    gate.open.set()
+    async with running(settings):
+        assert await handle.result() == "through"
+    attempts = await attempts_of(plane, handle.id)
+    assert [attempt.state for attempt in attempts] == [AttemptState.RELEASED] * 3 + [AttemptState.SUCCEEDED]
+    assert [attempt.cause for attempt in attempts] == [Cause.SUBMIT] + [Cause.RELEASE] * 3
+
+
+async def test_a_stopping_worker_lets_its_jobs_end_first(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings) as worker:
+        handle = await worker_gate.submit()
+        await gate.entered.wait()
+        worker.stop()
+        gate.open.set()
+    assert (await plane.record(handle.id)).state is State.SUCCEEDED
+
+
+async def test_a_job_whose_lease_was_lost_changes_nothing_and_runs_again(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(settings.model_copy(update={"lease_s": 3.0})):
+        handle = await worker_gate.submit()
+        await gate.entered.wait()
+        await take_lease_away(plane, handle.id)
+        while gate.left != ["cancelled"]:
+            await asyncio.sleep(0.01)
+        gate.open.set()
+        assert await handle.result() == "through"
+    record = await plane.record(handle.id)
+    assert (record.attempt, record.crashes) == (2, 1)
+    attempts = await attempts_of(plane, handle.id)
+    assert [(attempt.cause, attempt.state) for attempt in attempts] == [
+        (Cause.SUBMIT, AttemptState.LOST),
+        (Cause.LOST, AttemptState.SUCCEEDED),
+    ]
+
+
+async def test_writes_of_a_job_are_committed_with_its_success_only(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    await make_notes(plane)
+    async with running(settings):
+        await (await worker_writes.submit("kept", fails=False)).result()
+        with pytest.raises(JobFailed):
+            await (await worker_writes.submit("undone", fails=True)).result()
+    assert await notes(plane) == ["kept"]
+
+
+async def test_writes_of_a_fenced_attempt_are_rolled_back(settings: CplaneSettings, plane: ControlPlane) -> None:
+    await make_notes(plane)
+    async with running(settings):
+        handle = await worker_fenced_write.submit()
+        await gate.entered.wait()
+        await take_lease_away(plane, handle.id)
+        gate.open.set()
+        await handle.result()
+    assert await notes(plane) == ["fenced"], "once, by the attempt that owned the record"
+    assert (await plane.record(handle.id)).attempt == 2
+
+
+async def test_files_and_progress_stand_on_the_record(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handle = await worker_leaves_files.submit()
+        digest = await handle.result()
+    record = await plane.record(handle.id)
+    assert (record.progress_done, record.progress_total, record.progress_note) == (1, 2, "half")
+    async with plane.open_artifact(handle.id, "note.txt") as (artifact, chunks):
+        assert b"".join([chunk async for chunk in chunks]) == b"attempt 1"
+        assert (artifact.size, artifact.sha256, artifact.media_type) == (9, digest, "text/plain")
+
+
+async def test_a_job_can_submit_jobs(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        assert await (await worker_submits.submit(4)).result() == 5
+
+
+async def test_a_browser_job_gets_a_page(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings, pages=True):
+        handle = await worker_page.submit("<title>hello</title>")
+        assert await handle.result() == "hello"
+    async with plane.open_artifact(handle.id, "page.png") as (artifact, chunks):
+        assert (await anext(aiter(chunks))).startswith(b"\x89PNG")
+        assert artifact.media_type == "image/png"
+
+
+async def test_a_deferred_job_starts_when_it_is_due(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings):
+        handle = await worker_add.using(delay=timedelta(seconds=0.3)).submit(1)
+        assert await handle.result() == 3
+    record = await plane.record(handle.id)
+    assert record.started_at is not None
+    assert record.started_at >= record.run_at - timedelta(milliseconds=100)
+    assert record.run_at - record.created_at >= timedelta(seconds=0.29)
+
+
+async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cplane.worker.EVERY_S", 0.1)
+    handle = await worker_add.submit(5)
+    await plane.redis.flushdb()
+    async with running(settings):
+        assert await handle.result() == 7
+
+
+async def test_a_job_this_worker_does_not_know_goes_back(settings: CplaneSettings, plane: ControlPlane) -> None:
+    stranger = str(new_id())
+    await plane.queue.enqueue([Push("default", stranger, encode_envelope("worker_unheard_of"))])
+    await plane.queue.enqueue([Push("default", "not a uuid", encode_envelope("worker_add"))])
+    await plane.queue.enqueue([Push("default", str(new_id()), b"\x80\x04pickle")])
+    async with running(settings):
+        assert await (await worker_add.submit(1)).result() == 3
+    assert await plane.redis.zscore("arq:queue", stranger) is not None
+    assert await plane.queue.depth("default") == 3
+    assert await plane.redis.exists(f"arq:job:{stranger}") == 1
+
+
+async def test_arguments_that_no_longer_fit_fail_without_a_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
+    handle = await worker_third_time.submit()
+    async with plane.database.session() as session:
+        connection = await session.connection()
+        await connection.execute(text("UPDATE cplane.jobs SET args = '{\"old\": 1}' WHERE id = :id"), {"id": handle.id})
+    async with running(settings):
+        with pytest.raises(JobFailed, match="do not fit: old"):
+            await handle.result()
+    assert runs == []
+
+
+async def test_hooks_run_and_one_that_raises_ends_nothing(settings: CplaneSettings, plane: ControlPlane) -> None:
+    seen: list[str] = []
+
+    async def hook(ctx: dict[object, object]) -> None:
+        seen.append(str(ctx.get("job_try", "worker")))
+        raise RuntimeError("a hook that fails")
+
+    async with running(settings, on_startup=hook, on_job_start=hook, after_job_end=hook, on_shutdown=hook):
+        assert await (await worker_add.submit(1)).result() == 3
+    assert seen == ["worker", "1", "1", "worker"]
+
+
+async def test_a_burst_worker_leaves_when_all_is_done(settings: CplaneSettings, plane: ControlPlane) -> None:
+    from cplane.worker import Worker
+
+    handles = await worker_add.submit_many({"x": x} for x in range(30))
+    async with asyncio.timeout(DEADLINE_S):
+        await Worker(settings=settings, handle_signals=False, burst=True).async_run()
+    assert {(await plane.record(handle.id)).state for handle in handles} == {State.SUCCEEDED}
+
+
+async def test_a_handle_waits_for_a_job_that_is_done_and_times_out_on_one_that_is_not(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    handle = await worker_add.submit(1)
+    with pytest.raises(TimeoutError):
+        await handle.result(timeout=0.05)
+    async with running(settings):
+        assert await handle.result() == 3
+    assert await handle.result(timeout=1) == 3
+
+
+def test_what_a_worker_cannot_do_is_refused_when_it_is_made(settings: CplaneSettings) -> None:
+    from cplane.errors import InvalidSettings
+    from cplane.worker import Worker
+
+    async def plain(ctx: dict[object, object]) -> None: ...
+
+    with pytest.raises(InvalidSettings, match="@job functions only"):
+        Worker([plain], settings=settings)
+    with pytest.raises(InvalidSettings, match="'no_such_module'"):
+        Worker(settings=settings.model_copy(update={"imports": ("no_such_module",)}))
+
+
+async def test_arguments_over_the_limit_are_refused(settings: CplaneSettings, plane: ControlPlane) -> None:
+    with pytest.raises(InvalidArguments, match="the limit is 1048576"):
+        await worker_page.submit("x" * 1_100_000)
+    assert await plane.records() == []
+
+
+def test_the_names_of_these_jobs_are_registered() -> None:
+    assert registry.get("worker_add") is worker_add
+
+
+async def take_lease_away(plane: ControlPlane, record_id: UUID) -> None:
+    """As if the worker had been frozen past its lease: the record is reaped, and Redis forgets the lease."""
+    async with plane.database.session() as session:
+        connection = await session.connection()
+        await connection.execute(
+            text("UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = :id"),
+            {"id": record_id},
+        )
+    (standing,) = await plane.store.reap(10)
+    await plane.redis.delete(f"arq:in-progress:{record_id}")
+    await plane.redis.zrem("arq:queue", str(record_id))
+    await plane.queue.enqueue([Push.of_record(standing.queue, standing.id, standing.job, 0)])
+
+
+async def make_notes(plane: ControlPlane) -> None:
+    async with plane.database.session() as session:
+        await (await session.connection()).execute(text("CREATE TABLE notes (value text)"))
+
+
+async def notes(plane: ControlPlane) -> list[str]:
+    async with plane.database.session() as session:
+        return list((await (await session.connection()).execute(text("SELECT value FROM notes"))).scalars())
+
+
+async def until_queue_empty(plane: ControlPlane) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await plane.queue.depth("default"):
+            await asyncio.sleep(0.01)

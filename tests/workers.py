@@ -1,0 +1,31 @@
+"""Workers for tests: in this loop, or as processes of their own."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cplane.settings import CplaneSettings
+from cplane.worker import Worker
+
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def running(settings: CplaneSettings, *, pages: bool = False, **options: Any) -> AsyncGenerator[Worker]:
+    """A worker that claims jobs, with a browser only if `pages`, stopped in good order at the end."""
+    if not pages:
+        settings = settings.model_copy(update={"queues": {"default": settings.queues["default"]}})
+    worker = Worker(settings=settings, handle_signals=False, **options)
+    task = asyncio.create_task(worker.async_run(), name="worker under test")
+    ready = asyncio.create_task(worker.ready.wait(), name="wait for worker")
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            yield worker
+    finally:
+        ready.cancel()
+        worker.stop()
+        await task
