@@ -7,13 +7,13 @@ from typing import Any, Self
 
 import asyncpg
 from pydantic import SecretStr
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.errors import DatabaseUnavailable, SchemaMismatch
+from cplane.errors import DatabaseUnavailable, InvalidSettings, SchemaMismatch
 
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 4.0
@@ -23,11 +23,14 @@ POOL_SIZE = 10
 
 
 class Database:
-    """One Postgres. Opening it makes no connection; the first session does."""
+    """One Postgres. Opening it makes no connection; the first session does. `command_timeout_s` None: a statement may take for ever."""
 
-    def __init__(self, url: SecretStr, *, pool_size: int = POOL_SIZE) -> None:
+    def __init__(
+        self, url: SecretStr, *, pool_size: int = POOL_SIZE, command_timeout_s: float | None = COMMAND_TIMEOUT_S
+    ) -> None:
         self._url = url
         self._pool_size = pool_size
+        self._command_timeout_s = command_timeout_s
         self._engine: AsyncEngine | None = None
 
     async def __aenter__(self) -> Self:
@@ -39,10 +42,11 @@ class Database:
             pool_use_lifo=True,
             connect_args={
                 "timeout": CONNECT_TIMEOUT_S,
-                "command_timeout": COMMAND_TIMEOUT_S,
+                "command_timeout": self._command_timeout_s,
                 "server_settings": {"application_name": "cplane", "timezone": "UTC"},
             },
         )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         return self
 
     async def __aexit__(
@@ -102,11 +106,27 @@ class translated:  # noqa: N801  used like the functions of contextlib
 
 
 def engine_url(url: SecretStr) -> URL:
-    """The URL as SQLAlchemy wants it: asyncpg as the driver, `sslmode` under asyncpg's name."""
-    parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
+    """The URL as SQLAlchemy wants it: asyncpg as the driver, `sslmode` under asyncpg's name.
+
+    Raises:
+        InvalidSettings: it cannot be read.
+    """
+    try:
+        parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
+    except (ArgumentError, ValueError):  # their text may show a part of the password
+        raise InvalidSettings(
+            "CPLANE_DATABASE_URL cannot be read",
+            hint="write postgresql://user:password@host:5432/database, special characters percent-encoded",
+        ) from None
     if "sslmode" not in parsed.query:
         return parsed
     return parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": parsed.query["sslmode"]})
+
+
+def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """A connection that Postgres closed meanwhile is replaced before anybody meets it; asking the driver costs no round trip."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("Postgres closed the connection")
 
 
 OUTAGES: tuple[type[BaseException], ...] = (

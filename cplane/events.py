@@ -73,6 +73,9 @@ class Events:
                 await asyncio.sleep(0)
 
 
+_ENTRY = msgspec.msgpack.Decoder(tuple[UUID, State, int, dict[str, Any] | None])
+
+
 def _encode(event: Event) -> bytes:
     return msgspec.msgpack.encode([str(event.record_id), event.state.value, event.attempt, event.data])
 
@@ -80,7 +83,6 @@ def _encode(event: Event) -> bytes:
 def _decode(entry: bytes) -> Event | None:
     """The event, or None for an entry that is not ours."""
     try:
-        record_id, state, attempt, data = msgspec.msgpack.decode(entry)
-        return Event(UUID(record_id), State(state), int(attempt), data)
-    except (msgspec.DecodeError, ValueError, TypeError):
+        return Event(*_ENTRY.decode(entry))
+    except msgspec.DecodeError:
         return None

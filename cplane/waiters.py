@@ -65,16 +65,28 @@ class Waiters:
         final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(record_id, set()).add(final)
         try:
-            while True:
-                record = await self._look_up(record_id)
-                if record is None:
-                    raise RecordNotFound(f"there is no job with the id {record_id}")
-                if record.state.final:
-                    return record
+            record = await self._look(record_id)
+            while not record.state.final:
                 await final
                 final = self._again(record_id, final)
+                record = await self._look_patiently(record_id)
+            return record
         finally:
             self._forget(record_id, final)
+
+    async def _look(self, record_id: UUID) -> JobRecord:
+        record = await self._look_up(record_id)
+        if record is None:
+            raise RecordNotFound(f"there is no job with the id {record_id}")
+        return record
+
+    async def _look_patiently(self, record_id: UUID) -> JobRecord:
+        """Who has begun to wait waits through an outage; only the first look may fail."""
+        while True:
+            try:
+                return await self._look(record_id)
+            except DatabaseUnavailable:
+                await asyncio.sleep(CHECK_BLIND_S)
 
     async def _records(self, record_ids: list[UUID]) -> list[JobRecord | None]:
         """Those who wait together look together."""

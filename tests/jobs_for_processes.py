@@ -1,0 +1,34 @@
+"""Jobs that workers run as processes of their own, in tests: imported by CPLANE_IMPORTS=jobs_for_processes."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from cplane import Context, job
+
+
+@job
+async def process_add(x: int, y: int) -> int:
+    return x + y
+
+
+@job
+async def process_pid() -> int:
+    return os.getpid()
+
+
+@job
+async def process_waits(ctx: Context, folder: str) -> int:
+    """Leaves a file named after its attempt and process, and waits until the test lets it go on."""
+    here = Path(folder)
+    (here / f"started-{ctx.attempt}-{os.getpid()}").touch()  # noqa: ASYNC240  a touch, in a test
+    while not (here / "go").exists():  # noqa: ASYNC110, ASYNC240  another process tells it by a file
+        await asyncio.sleep(0.02)
+    return ctx.attempt
+
+
+@job
+def process_blocks_a_thread(folder: str) -> None:
+    (Path(folder) / "started-1-0").touch()
+    time.sleep(3600)
