@@ -239,7 +239,7 @@ async def _run(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> o
         try:
             return await _supervise(attempt, job.call(arguments, resources, tools.threads), lease)
         except Exception as error:
-            cause = error if lease is None else await lease.cause(error)
+            cause = transaction.cause(error) if lease is None else await lease.cause(error)
             if cause is error:
                 raise
             raise cause from error

@@ -8,7 +8,14 @@ from typing import Any, Self
 import asyncpg
 from pydantic import SecretStr
 from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -99,7 +106,7 @@ class translated:  # noqa: N801  used like the functions of contextlib
             raise SchemaMismatch(
                 "the database has no cplane tables of this version", hint="run `cplane db upgrade`"
             ) from exc
-        if _is_outage(exc):
+        if is_outage(exc):
             raise DatabaseUnavailable(
                 "Postgres did not answer", hint="is CPLANE_DATABASE_URL right, and the server up?"
             ) from exc
@@ -138,7 +145,8 @@ OUTAGES: tuple[type[BaseException], ...] = (
 )
 
 
-def _is_outage(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> bool:
+    """Whether Postgres is to blame, not the statement."""
     if isinstance(error, OUTAGES):
         return True
     if not isinstance(error, DBAPIError):

@@ -1,12 +1,15 @@
 """A job's own database transaction, which commits with the job's success or not at all."""
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cplane.database import is_outage
+from cplane.errors import DatabaseUnavailable
 from cplane.store import Finish, Store
 
 
@@ -63,13 +66,17 @@ class JobTransaction:
             self._session = None
         return True
 
+    def cause(self, error: Exception) -> Exception:
+        """What really happened when a job raised `error`: the loss of its connection, or `error` itself."""
+        if self.begun and isinstance(error, DBAPIError) and is_outage(error):
+            return DatabaseUnavailable("Postgres went away under the job's transaction")
+        return error
+
     async def rollback(self) -> None:
         """Undo what the job wrote; nothing happens if it never asked."""
         if self._session is None:
             return
         self._session = None
-        try:
+        with suppress(Fenced, DatabaseUnavailable):  # Postgres that is away has rolled back already
             async with self._open:
                 raise Fenced
-        except Fenced:
-            return

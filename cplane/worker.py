@@ -14,13 +14,14 @@ from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import arq.worker
+import click
 import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.constants import default_queue_name
 from arq.cron import CronJob
 
 from cplane import migrations
-from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, perform
+from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, decide, perform
 from cplane.batch import Batch
 from cplane.catalog import load_jobs
 from cplane.endings import end
@@ -109,11 +110,16 @@ class Worker(arq.worker.Worker):
         settings: CplaneSettings | None = None,
     ) -> None:
         if any(not isinstance(function, Job) for function in functions) or cron_jobs:
-            raise InvalidSettings(
-                "this worker runs @job functions only", hint="decorate plain arq functions and cron jobs with @job"
+            raise _refusal(
+                InvalidSettings(
+                    "this worker runs @job functions only", hint="decorate plain arq functions and cron jobs with @job"
+                )
             )
-        self.settings = settings or load_settings()
-        self.jobs: Registry = load_jobs(self.settings.imports)
+        try:
+            self.settings = settings or load_settings()
+            self.jobs: Registry = load_jobs(self.settings.imports)
+        except CplaneError as error:
+            raise _refusal(error) from None
         self.queues = _queues(self.settings, queue_name or default_queue_name, max_jobs)
         _ensure_loop()
         super().__init__(
@@ -424,7 +430,11 @@ class Worker(arq.worker.Worker):
                 return None
             if outcome.state is not State.SUCCEEDED or not transaction.begun:
                 return Ended(attempt, outcome)
-            if not await transaction.commit(attempt.finish(outcome)):
+            try:
+                owned = await transaction.commit(attempt.finish(outcome))
+            except OutsideError as error:  # if it did commit, the record refuses to be queued again
+                return Ended(attempt, decide(error, attempt.job.options.retry, attempt.started))
+            if not owned:
                 attempt.log.warning("the record was no longer this attempt's; its writes are rolled back")
                 return None
             return Ended(attempt, outcome, recorded=True)
@@ -538,6 +548,12 @@ def _queues(settings: CplaneSettings, queue_name: str, max_jobs: int) -> dict[st
     if queue_name == default_queue_name:
         return dict(settings.queues)
     return {queue_of(queue_name): max_jobs}
+
+
+def _refusal(error: CplaneError) -> Exception:
+    """Programs get the error itself; `arq` on the command line shows one line instead of a traceback."""
+    running = click.get_current_context(silent=True)
+    return click.ClickException(str(error)) if running is not None and running.command.name == "arq" else error
 
 
 def _ensure_loop() -> None:

@@ -22,8 +22,8 @@ async def process_pid() -> int:
 async def process_waits(ctx: Context, folder: str) -> int:
     """Leaves a file named after its attempt and process, and waits until the test lets it go on."""
     here = Path(folder)
-    (here / f"started-{ctx.attempt}-{os.getpid()}").touch()  # noqa: ASYNC240  a touch, in a test
-    while not (here / "go").exists():  # noqa: ASYNC110, ASYNC240  another process tells it by a file
+    (here / f"started-{ctx.attempt}-{os.getpid()}").touch()
+    while not (here / "go").exists():
         await asyncio.sleep(0.02)
     return ctx.attempt
 

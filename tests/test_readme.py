@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from workers import DEADLINE_S
 
 from cplane.settings import CplaneSettings
+from tests.workers import DEADLINE_S
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-PROGRAMS = {name: code for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL)}
+PROGRAMS: dict[str, str] = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", README, re.DOTALL))
 
 
 def environment(settings: CplaneSettings) -> dict[str, str]:
@@ -75,7 +75,9 @@ async def test_its_programs_do_what_it_says(settings: CplaneSettings, programs: 
     env = environment(settings)
     async with worker(env, programs), site() as url:
         assert await run("hello.py", env=env, cwd=programs) == "3\n"
-        assert await run("-m", "cplane", "submit", "headline", f"url={url}", env=env, cwd=programs) == '"Good morning"\n'
+        assert (
+            await run("-m", "cplane", "submit", "headline", f"url={url}", env=env, cwd=programs) == '"Good morning"\n'
+        )
 
 
 @pytest.mark.parametrize("heading", ["Run", "Test"])

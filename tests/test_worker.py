@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -12,15 +13,15 @@ from playwright.async_api import Page
 from pydantic import BaseModel
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
-from workers import DEADLINE_S, running
 
-from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
+from cplane import Context, ControlPlane, CplaneSettings, Job, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
 from cplane.errors import BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import registry
 from cplane.queue import Push, encode_envelope
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
+from tests.workers import DEADLINE_S, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
@@ -241,10 +242,10 @@ async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, p
     ],
 )
 async def test_a_job_that_misbehaves_fails_and_the_worker_goes_on(
-    settings: CplaneSettings, plane: ControlPlane, broken: object, message: str
+    settings: CplaneSettings, plane: ControlPlane, broken: Job[[], Any], message: str
 ) -> None:
     async with running(settings):
-        handle = await broken.submit()  # type: ignore[attr-defined]
+        handle = await broken.submit()
         with pytest.raises(JobFailed, match=message):
             await handle.result()
         assert await (await worker_add.submit(1)).result() == 3
@@ -409,7 +410,7 @@ async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
 ) -> None:
     monkeypatch.setattr("cplane.worker.EVERY_S", 0.1)
     handle = await worker_add.submit(5)
-    await plane.redis.flushdb()
+    await cast("Awaitable[object]", plane.redis.flushdb())  # pyright: ignore[reportUnknownMemberType]
     async with running(settings):
         assert await handle.result() == 7
 

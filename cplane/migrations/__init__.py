@@ -1,12 +1,7 @@
 """The tables' history: alembic revisions that ship inside the package."""
 
-import asyncio
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
@@ -17,6 +12,8 @@ from cplane.records import SCHEMA
 LOCK = 0x63706C616E65
 """Advisory lock ("cplane" in ASCII): two deploys that upgrade at once wait for each other."""
 
+HERE = Path(__file__).parent
+
 
 async def upgrade(database_url: str | SecretStr) -> tuple[str | None, str]:
     """Bring the tables to this version; answers the revisions before and after. Two at once wait for each other.
@@ -26,7 +23,8 @@ async def upgrade(database_url: str | SecretStr) -> tuple[str | None, str]:
         SchemaMismatch: the tables are newer than this cplane.
     """
     url = database_url if isinstance(database_url, SecretStr) else SecretStr(database_url)
-    async with Database(url, pool_size=1) as database, database.session() as session:
+    # changing a large table, or waiting for another upgrade, takes as long as it takes
+    async with Database(url, pool_size=1, command_timeout_s=None) as database, database.session() as session:
         connection = await session.connection()
         return await connection.run_sync(_upgrade)
 
@@ -41,44 +39,44 @@ async def check(database: Database) -> None:
     async with database.session() as session:
         connection = await session.connection()
         found = await connection.run_sync(_revision)
-    expected = await asyncio.to_thread(head)
-    if found == expected:
+    if found == head():
         return
     if found is None:
         raise SchemaMismatch("the database has no cplane tables yet", hint="run `cplane db upgrade`")
     raise SchemaMismatch(
-        f"the tables are at revision {found}, this cplane needs {expected}", hint="run `cplane db upgrade`"
+        f"the tables are at revision {found}, this cplane needs {head()}", hint="run `cplane db upgrade`"
     )
 
 
 def head() -> str:
-    """The revision this cplane needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    if revision is None:
-        raise RuntimeError("the package has no revisions")
-    return revision
+    """The revision this cplane needs: files are named NUMBER_what, and the newest has the highest number."""
+    return max(_known())
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    return config
+def _known() -> set[str]:
+    return {path.name.partition("_")[0] for path in (HERE / "versions").glob("[0-9]*_*.py")}
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
+    # alembic takes as long to import as all the rest, and only an upgrade needs it
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     before = _revision(connection)
-    known = {revision.revision for revision in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if before is not None and before not in known:
+    if before is not None and before not in _known():
         raise SchemaMismatch(
-            f"the tables are at revision {before}, which this cplane does not know", hint="upgrade cplane itself"
+            f"the tables are at revision {before}, which this cplane does not know", hint="upgrade cplane"
         )
-    config = _config()
+    config = Config()
+    config.set_main_option("script_location", str(HERE).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     return before, head()
 
 
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+    if connection.execute(text(f"SELECT to_regclass('{SCHEMA}.alembic_version')")).scalar() is None:
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {SCHEMA}.alembic_version")).scalar()

@@ -1,0 +1,143 @@
+"""Files that jobs leave, in a real folder."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cplane.artifacts import ArtifactStore, open_artifacts
+from cplane.errors import ArtifactsUnavailable, InvalidSettings
+from cplane.uuid7 import new_id
+
+ID = new_id()
+
+
+@pytest.fixture(params=["plain", "with spaces, ünïcode, 100%41 and #?"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / str(request.param)
+
+
+@pytest.fixture
+def artifacts(folder: Path) -> ArtifactStore:
+    return open_artifacts(folder.as_uri())
+
+
+async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def content(artifacts: ArtifactStore, path: str) -> bytes:
+    async with artifacts.open(path) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+def files(folder: Path) -> list[str]:
+    """Every file below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("chunks", "name", "media_type", "expected"),
+    [
+        ([b"%PDF-"], "a.pdf", None, "application/pdf"),
+        ([], "a.png", None, "image/png"),
+        ([b"\0\xff" * 10], "a", None, "application/octet-stream"),
+        ([b"x", b"", b"y"], "a.b-c_D.unknown", None, "application/octet-stream"),
+        ([b"{}"], "a.json", "application/vnd.a+json", "application/vnd.a+json"),
+        ([bytes(range(256)) * 4096 * 3, b"end"], "large.bin", None, "application/octet-stream"),
+    ],
+)
+async def test_bytes_and_streams_are_kept_alike_with_size_hash_and_type(
+    folder: Path, chunks: list[bytes], name: str, media_type: str | None, expected: str
+) -> None:
+    artifacts = open_artifacts(folder.as_uri())
+    whole = b"".join(chunks)
+    for attempt, data in ((1, whole), (2, stream(*chunks))):
+        artifact, path = await artifacts.put(ID, attempt, name, data, media_type)
+        assert path == f"jobs/{ID}/{attempt}/{name}"
+        assert (artifact.name, artifact.media_type, artifact.size) == (name, expected, len(whole))
+        assert artifact.sha256 == hashlib.sha256(whole).hexdigest()
+        assert await content(artifacts, path) == whole
+        assert (folder / path).read_bytes() == whole
+    assert files(folder) == [f"jobs/{ID}/{attempt}/{name}" for attempt in (1, 2)]
+
+
+async def test_a_large_file_is_read_in_chunks(artifacts: ArtifactStore) -> None:
+    _, path = await artifacts.put(ID, 1, "large", bytes(5 * 1024 * 1024))
+    async with artifacts.open(path) as chunks:
+        sizes = [len(chunk) async for chunk in chunks]
+    assert sum(sizes) == 5 * 1024 * 1024
+    assert len(sizes) > 1
+
+
+async def test_the_same_name_again_replaces_the_file(artifacts: ArtifactStore, folder: Path) -> None:
+    await artifacts.put(ID, 1, "a", b"a first, longer one")
+    _, path = await artifacts.put(ID, 1, "a", b"second")
+    assert await content(artifacts, path) == b"second"
+    assert files(folder) == [path]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "a/b", "../a", "/etc/passwd", "a\\b", "a b", "a\n", "ü.png", "a\0", "%2e%2e", "a:b", "x" * 201],
+)  # fmt: skip
+async def test_a_name_that_could_lead_elsewhere_is_refused_before_anything_is_written(
+    artifacts: ArtifactStore, folder: Path, name: str
+) -> None:
+    with pytest.raises(ValueError, match=r"cannot name an artifact: use 1 to 200 of letters, digits"):
+        await artifacts.put(ID, 1, name, b"x")
+    assert files(folder.parent) == []
+
+
+@pytest.mark.parametrize("name", ["a", "_", "-", "a..b", "a.", "X" * 200, "CON"])
+async def test_every_other_name_is_a_files_name(artifacts: ArtifactStore, folder: Path, name: str) -> None:
+    _, path = await artifacts.put(ID, 1, name, b"x")
+    assert files(folder) == [path]
+    assert await content(artifacts, path) == b"x"
+
+
+async def test_a_path_that_leads_out_of_the_folder_is_not_read(artifacts: ArtifactStore, folder: Path) -> None:
+    await artifacts.put(ID, 1, "a", b"x")
+    (folder.parent / "secret").write_text("hunter2")
+    for path in ("../secret", f"jobs/../../{folder.parent.name}/secret", str(folder.parent / "secret")):
+        with pytest.raises((ArtifactsUnavailable, ValueError), match=r"reading 'secret'|illegal character sequence"):
+            await content(artifacts, path)
+
+
+async def test_a_file_that_was_lost_is_told_by_its_name(artifacts: ArtifactStore, folder: Path) -> None:
+    _, path = await artifacts.put(ID, 1, "shot.png", b"x")
+    (folder / path).unlink()
+    with pytest.raises(ArtifactsUnavailable, match=r"failed while reading 'shot.png' .*CPLANE_ARTIFACTS_URL"):
+        await content(artifacts, path)
+
+
+async def test_a_stream_that_breaks_off_leaves_no_file_and_its_own_error(
+    artifacts: ArtifactStore, folder: Path
+) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await artifacts.put(ID, 1, "a", broken())
+    assert files(folder) == []
+
+
+async def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    artifacts = open_artifacts((tmp_path / "later").as_uri())
+    (tmp_path / "later").rmdir()
+    (tmp_path / "later").write_text("in the way")
+    with pytest.raises(ArtifactsUnavailable, match=r"failed while writing 'a' .*CPLANE_ARTIFACTS_URL"):
+        await artifacts.put(ID, 1, "a", b"x")
+
+
+def test_an_address_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidSettings, match=r"names the host 'host' .*file:///absolute/path"):
+        open_artifacts("file://host/folder")
+    for url in ("nope://bucket", "folder", "", (tmp_path / "file").as_uri()):
+        with pytest.raises(InvalidSettings, match="CPLANE_ARTIFACTS_URL cannot be used") as caught:
+            open_artifacts(url)
+        assert caught.value.hint

@@ -1,0 +1,188 @@
+"""The connection to Postgres: what an address may look like, and what becomes of its errors."""
+
+import asyncio
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from sqlalchemy import exc
+from sqlmodel import select, text
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from cplane.database import Database, engine_url
+from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
+from cplane.records import JobRecord
+
+LIMIT_S = 6.0
+"""Within which every door answers."""
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(SecretStr(database_url)) as database:
+        yield database
+
+
+async def run(database: Database, statement: str) -> list[Any]:
+    async with database.session() as session:
+        result = await (await session.connection()).execute(text(statement))
+        return [row[0] for row in result] if result.returns_rows else []
+
+
+async def unavailable(call: Awaitable[object]) -> str:
+    """The whole report of an outage, which must come in time."""
+    began = time.monotonic()
+    with pytest.raises(DatabaseUnavailable, match="Postgres did not answer") as caught:
+        await call
+    assert time.monotonic() - began < LIMIT_S
+    assert "CPLANE_DATABASE_URL" in str(caught.value.hint)
+    return "".join(traceback.format_exception(caught.value))
+
+
+# the address
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u@h/d", {"username": "u", "host": "h", "port": None, "database": "d", "query": {}}),
+        ("postgres://u:p%40s%2Fs%23@h:5433/d", {"password": "p@s/s#", "port": 5433}),
+        ("postgresql+asyncpg://u:a%25b@[::1]:5432/d", {"password": "a%b", "host": "::1"}),
+        ("postgresql://h/d?sslmode=require", {"query": {"ssl": "require"}}),
+        ("postgresql://h/d?sslmode=disable&target_session_attrs=any", {"query": {"ssl": "disable", "target_session_attrs": "any"}}),
+        ("postgresql://u@/d?host=/run/a b", {"host": None, "query": {"host": "/run/a b"}}),
+        ("postgresql:///d?host=%2Frun%2Fpg&port=5433", {"database": "d", "query": {"host": "/run/pg", "port": "5433"}}),
+    ],
+)  # fmt: skip
+def test_an_address_is_read_as_libpq_would(url: str, expected: dict[str, object]) -> None:
+    read = engine_url(SecretStr(url))
+    assert read.drivername == "postgresql+asyncpg"
+    found = {name: dict(read.query) if name == "query" else getattr(read, name) for name in expected}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:hunter2@h:port/d", "postgresql//u:hunter2@h", "postgresql://u:x@h:hunter2/d"]
+)
+async def test_an_address_that_cannot_be_read_is_a_sentence_without_its_secret(url: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"CPLANE_DATABASE_URL cannot be read .*percent-encoded") as caught:
+        await Database(SecretStr(url)).__aenter__()
+    assert (
+        "hunter2" not in "".join(traceback.format_exception(caught.value, chain=True)).partition("InvalidSettings")[2]
+    )
+
+
+async def test_a_database_is_used_inside_its_context(database_url: str) -> None:
+    database = Database(SecretStr(database_url))
+    with pytest.raises(RuntimeError, match="use `async with Database"):
+        _ = database.engine
+    async with database:
+        assert await run(database, "SELECT current_setting('application_name')") == ["cplane"]
+        assert await run(database, "SELECT current_setting('TimeZone')") == ["UTC"]
+    with pytest.raises(RuntimeError, match="the database is not open"):
+        _ = database.engine
+
+
+# sessions
+
+
+async def test_a_session_commits_at_the_end_and_rolls_back_when_its_block_raises(database: Database) -> None:
+    await run(database, "CREATE TABLE notes (n int)")
+
+    async def note(n: int, error: Exception | None) -> None:
+        async with database.session() as session:
+            await (await session.connection()).execute(text(f"INSERT INTO notes VALUES ({n})"))
+            if error is not None:
+                raise error
+
+    await note(1, None)
+    for error in (ValueError("mine"), CplaneError("ours")):
+        with pytest.raises(type(error)) as caught:
+            await note(2, error)
+        assert caught.value is error, "an error of the block passes as it is"
+    assert await run(database, "SELECT n FROM notes") == [1]
+
+
+async def test_an_error_of_the_statement_itself_is_no_outage(database: Database) -> None:
+    with pytest.raises(exc.ProgrammingError, match="syntax error"):
+        await run(database, "SELEKT 1")
+    with pytest.raises(exc.DBAPIError, match="division by zero"):
+        await run(database, "SELECT 1/0")
+    with pytest.raises(exc.IntegrityError):
+        await run(database, "INSERT INTO cplane.jobs (id) VALUES (NULL)")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["DROP SCHEMA cplane CASCADE", "DROP TABLE cplane.jobs CASCADE", "ALTER TABLE cplane.jobs DROP COLUMN failures"],
+)
+async def test_tables_of_another_version_are_told_with_what_to_do(database: Database, change: str) -> None:
+    await run(database, change)
+
+    async def read(session: AsyncSession) -> None:
+        await session.exec(select(JobRecord))
+
+    with pytest.raises(SchemaMismatch, match=r"no cplane tables of this version .*run `cplane db upgrade`"):
+        async with database.session() as session:
+            await read(session)
+
+
+# outages
+
+
+async def test_a_server_that_is_not_there_is_told_at_once_and_without_the_password(tmp_path: Path) -> None:
+    for address in ("u:hunter2@127.0.0.1:1/d", f"u:hunter2@/d?host={tmp_path}"):
+        async with Database(SecretStr(f"postgresql://{address}")) as database:
+            report = await unavailable(run(database, "SELECT 1"))
+            assert "hunter2" not in report
+            for shown in (repr(database), str(database.engine.url), repr(database.engine)):
+                assert "hunter2" not in shown
+
+
+async def test_a_database_or_a_role_that_is_not_there_is_told(database_url: str) -> None:
+    url = engine_url(SecretStr(database_url)).set(drivername="postgresql")
+    for changed in (url.set(database="nowhere"), url.set(username="nobody", password="hunter2")):
+        async with Database(SecretStr(changed.render_as_string(hide_password=False))) as database:
+            assert "hunter2" not in await unavailable(run(database, "SELECT 1"))
+
+
+async def test_a_server_that_never_answers_is_given_up_in_time() -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await reader.read()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Database(SecretStr(f"postgresql://u:hunter2@127.0.0.1:{port}/d")) as database:
+            assert "hunter2" not in await unavailable(run(database, "SELECT 1"))
+        for writer in held:
+            writer.close()
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_in_time(database: Database) -> None:
+    await unavailable(run(database, "SELECT pg_sleep(60)"))
+    assert await run(database, "SELECT 1") == [1]
+
+
+async def test_a_pool_without_a_free_connection_is_given_up_in_time(database_url: str) -> None:
+    async with Database(SecretStr(database_url), pool_size=1) as database, database.session() as session:
+        await session.connection()
+        await unavailable(run(database, "SELECT 1"))
+
+
+async def test_a_connection_that_the_server_ends_is_an_outage_and_the_next_one_works(database: Database) -> None:
+    ended = "SELECT pg_terminate_backend(pg_backend_pid())"
+    await unavailable(run(database, ended))
+    assert await run(database, "SELECT 1") == [1]
+
+
+@pytest.mark.parametrize("state", ["57P01", "53300", "57P03", "25006", "08006"])
+async def test_a_server_that_cannot_serve_is_an_outage(database: Database, state: str) -> None:
+    await unavailable(run(database, f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"))

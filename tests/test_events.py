@@ -1,0 +1,130 @@
+"""What happens, told as it happens: the streams on real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from cplane.errors import QueueUnavailable
+from cplane.events import CONTROL, EVENTS, KEEP, Event, Events
+from cplane.redis import connect
+from cplane.states import State
+from cplane.uuid7 import new_id
+
+DEADLINE_S = 20.0
+
+
+@pytest_asyncio.fixture
+async def redis(redis_url: str) -> AsyncIterator[Any]:
+    """The server, past the events; its client's types are too loose to be of use."""
+    async with connect(SecretStr(redis_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def events(redis: Redis) -> Events:
+    return Events(redis)
+
+
+def some(count: int) -> list[Event]:
+    return [Event(new_id(), State.RUNNING, number) for number in range(count)]
+
+
+async def test_events_are_read_as_they_were_published_and_once(events: Events) -> None:
+    after = await events.position()
+    published = [
+        Event(new_id(), State.QUEUED),
+        Event(new_id(), State.RUNNING, 2, {"done": 1.5, "total": None, "note": "ünd"}),
+        *(Event(new_id(), state, 3) for state in State),
+    ]
+    await events.publish(published)
+    read, position = await events.read(after)
+    assert read == published
+    assert position == await events.position()
+    (last,) = some(1)
+    await events.publish([last])
+    assert (await events.read(position))[0] == [last]
+
+
+async def test_a_follower_hears_what_comes_after_its_first_empty_batch_and_nothing_earlier(events: Events) -> None:
+    await events.publish(some(3))
+    following = events.follow()
+    async with asyncio.timeout(DEADLINE_S):
+        assert await anext(following) == []
+        heard = asyncio.ensure_future(anext(following))
+        later = some(2)
+        await events.publish(later)
+        assert await heard == later
+
+
+async def test_a_follower_of_an_empty_stream_hears_the_first_event(events: Events) -> None:
+    following = events.follow(CONTROL)
+    async with asyncio.timeout(DEADLINE_S):
+        assert await anext(following) == []
+        first = some(1)
+        await events.publish(first, CONTROL)
+        assert await anext(following) == first
+
+
+async def test_streams_are_apart_and_every_follower_hears_everything(events: Events, redis: Any) -> None:
+    followers = [events.follow(), Events(redis).follow(), events.follow(CONTROL)]
+    async with asyncio.timeout(DEADLINE_S):
+        for follower in followers:
+            await anext(follower)
+        told, wanted = some(2), some(1)
+        await events.publish(told)
+        await events.publish(wanted, CONTROL)
+        assert [await anext(follower) for follower in followers] == [told, told, wanted]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {b"e": b"not msgpack \xc1"},
+        {b"e": b""},
+        {b"other": b"field"},
+        {b"e": msgspec.msgpack.encode("text")},
+        {b"e": msgspec.msgpack.encode([])},
+        {b"e": msgspec.msgpack.encode([1, "queued", 0, None])},
+        {b"e": msgspec.msgpack.encode(["not an id", "queued", 0, None])},
+        {b"e": msgspec.msgpack.encode([str(new_id()), "vanished", 0, None])},
+        {b"e": msgspec.msgpack.encode([str(new_id()), "queued", float("inf"), None])},
+        {b"e": msgspec.msgpack.encode([str(new_id()), "queued", 0, "data"])},
+        {b"e": msgspec.msgpack.encode([str(new_id()), "queued", 0, None, "more"])},
+    ],
+)
+async def test_an_entry_that_is_not_ours_is_passed_over(events: Events, redis: Any, entry: dict[bytes, bytes]) -> None:
+    following = events.follow()
+    async with asyncio.timeout(DEADLINE_S):
+        await anext(following)
+        await redis.xadd(EVENTS, entry)
+        ours = some(1)
+        await events.publish(ours)
+        heard = await anext(following)
+        while not heard:  # the foreign entry may come alone
+            heard = await anext(following)
+        assert heard == ours
+
+
+async def test_a_stream_keeps_about_so_many_entries(events: Events, redis: Any) -> None:
+    for _ in range(12):
+        await events.publish(some(1000))
+    assert KEEP <= await redis.xlen(EVENTS) <= KEEP + 200
+    assert len((await events.read(b"0-0"))[0]) == 1000, "a reader that is behind catches up in portions"
+
+
+async def test_a_redis_that_is_not_there_is_told_by_every_call() -> None:
+    async with connect(SecretStr("redis://:hunter2@127.0.0.1:1/0")) as client:
+        events = Events(client)
+        for call in (events.publish(some(1)), events.position(), events.read(b"0-0"), anext(events.follow())):
+            with pytest.raises(
+                QueueUnavailable, match=r"Redis did not answer while (publishing|reading) events"
+            ) as caught:
+                await call
+            assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
+        await events.publish([])

@@ -1,0 +1,143 @@
+"""The tables' history on real Postgres: from nothing to this version, and what is said when they do not fit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel import text
+
+from cplane.database import COMMAND_TIMEOUT_S, Database, engine_url
+from cplane.errors import DatabaseUnavailable, SchemaMismatch
+from cplane.migrations import LOCK, check, head, upgrade
+from cplane.records import SCHEMA, metadata
+
+CATALOG = """
+    SELECT 'column', table_name, column_name, concat_ws(' ', data_type, is_nullable, column_default)
+    FROM information_schema.columns WHERE table_schema = 'cplane' AND table_name <> 'alembic_version'
+    UNION ALL
+    SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'cplane' AND tablename <> 'alembic_version'
+    UNION ALL
+    SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+    FROM pg_constraint WHERE connamespace = 'cplane'::regnamespace AND conrelid <> 'cplane.alembic_version'::regclass
+    ORDER BY 1, 2, 3
+"""
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(SecretStr(database_url)) as database:
+        yield database
+
+
+async def run(database: Database, statement: str) -> list[tuple[object, ...]]:
+    async with database.session() as session:
+        result = await (await session.connection()).execute(text(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+@pytest_asyncio.fixture
+async def empty(database: Database) -> Database:
+    """A database in which there never was anything of ours."""
+    await run(database, "DROP SCHEMA cplane CASCADE")
+    return database
+
+
+async def test_an_upgrade_makes_the_tables_once_and_leaves_other_schemas_alone(
+    empty: Database, database_url: str
+) -> None:
+    await run(empty, "CREATE TABLE public.jobs (mine int)")
+    assert await upgrade(database_url) == (None, head())
+    await check(empty)
+    values = "gen_random_uuid(), 'j', 'q', 'queued', 'submit', '{}'"
+    await run(empty, f"INSERT INTO cplane.jobs (id, job, queue, state, cause, args) VALUES ({values})")
+    assert await upgrade(SecretStr(database_url)) == (head(), head())
+    assert await run(empty, "SELECT job FROM cplane.jobs") == [("j",)]
+    tables = await run(empty, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'")
+    assert tables == [("jobs",)]
+
+
+async def test_upgrades_at_once_wait_for_each_other(empty: Database, database_url: str) -> None:
+    answers = await asyncio.gather(*(upgrade(database_url) for _ in range(3)))
+    assert sorted(answers, key=str) == [(head(), head()), (head(), head()), (None, head())]
+    await check(empty)
+
+
+async def test_an_upgrade_waits_longer_for_another_than_a_statement_may_take(
+    database: Database, database_url: str
+) -> None:
+    async with database.session() as session:
+        await (await session.connection()).execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        waiting = asyncio.create_task(upgrade(database_url), name="upgrade")
+        done, _ = await asyncio.wait([waiting], timeout=COMMAND_TIMEOUT_S + 1)
+        assert not done
+    assert await waiting == (head(), head())
+
+
+async def test_tables_newer_than_this_version_are_refused_and_left_alone(database: Database, database_url: str) -> None:
+    await run(database, "UPDATE cplane.alembic_version SET version_num = '9999'")
+    with pytest.raises(
+        SchemaMismatch, match=r"at revision 9999, which this cplane does not know .*upgrade cplane itself"
+    ):
+        await upgrade(database_url)
+    assert await run(database, "SELECT version_num FROM cplane.alembic_version") == [("9999",)]
+    with pytest.raises(SchemaMismatch, match=f"the tables are at revision 9999, this cplane needs {head()}") as caught:
+        await check(database)
+    assert caught.value.hint
+
+
+async def test_missing_tables_are_told_with_what_to_do(empty: Database) -> None:
+    with pytest.raises(SchemaMismatch, match=r"has no cplane tables yet .*run `cplane db upgrade`"):
+        await check(empty)
+    await run(empty, "CREATE SCHEMA cplane")
+    with pytest.raises(SchemaMismatch, match="has no cplane tables yet"):
+        await check(empty)
+
+
+async def test_a_failed_upgrade_leaves_nothing_behind(empty: Database, database_url: str) -> None:
+    await run(empty, "CREATE SCHEMA cplane CREATE TABLE artifacts (in_the_way int)")
+    with pytest.raises(Exception, match='relation "artifacts" already exists'):
+        await upgrade(database_url)
+    tables = await run(empty, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'cplane'")
+    assert tables == [("artifacts",)]
+
+
+async def test_a_postgres_that_is_not_there_is_told() -> None:
+    with pytest.raises(DatabaseUnavailable):
+        await upgrade("postgresql://127.0.0.1:1/none")
+
+
+async def test_the_revisions_lead_to_exactly_the_tables_of_the_records(database: Database, database_url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        def ours(name: str | None, kind: str, parents: object) -> bool:
+            return kind != "schema" or name == SCHEMA
+
+        options = {
+            "include_schemas": True,
+            "include_name": ours,
+            "compare_type": True,
+            "compare_server_default": True,
+            "version_table_schema": SCHEMA,
+        }
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+
+    # alembic takes the schema for the default one if the role has the same name, and then finds foreign keys to differ
+    elsewhere = {"server_settings": {"search_path": "public"}}
+    engine = create_async_engine(engine_url(SecretStr(database_url)), connect_args=elsewhere)
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+    migrated = await run(database, CATALOG)
+    await run(database, "DROP TABLE cplane.artifacts, cplane.attempts, cplane.jobs")
+    async with database.session() as session:
+        await (await session.connection()).run_sync(metadata.create_all)
+    assert await run(database, CATALOG) == migrated, (
+        "checks and conditions of indexes too, which alembic does not compare"
+    )
+    assert len(migrated) > 50

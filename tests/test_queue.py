@@ -1,0 +1,546 @@
+"""The schedule on real Redis: each script's answers, what it leaves in the keys, and that arq's own client still reads and writes them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from arq.connections import ArqRedis
+from arq.jobs import Job as ArqJob
+from arq.jobs import JobStatus
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from cplane.errors import QueueUnavailable
+from cplane.queue import (
+    Action,
+    Claim,
+    Grant,
+    Lease,
+    Push,
+    Pushed,
+    Queue,
+    Renewal,
+    Return,
+    Returned,
+    decode_envelope,
+    encode_envelope,
+    queue_of,
+    redis_name,
+)
+from cplane.redis import connect
+from cplane.uuid7 import new_id
+
+LEASE_S = 30.0
+WAKE = "cplane:wake:default"
+DEADLINE_S = 20.0
+
+
+@pytest_asyncio.fixture
+async def redis(redis_url: str) -> AsyncIterator[Any]:
+    """The server, past the queue; its client's types are too loose to be of use."""
+    async with connect(SecretStr(redis_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(redis: Redis) -> Queue:
+    return Queue(redis)
+
+
+def push(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> Push:  # noqa: A002
+    return Push(queue, id, encode_envelope("f"), delay_ms, **options)
+
+
+def give_back(grant: Grant, action: Action, number: int = 0, **options: Any) -> Return:
+    return Return("default", grant.id, grant.token, action, number, **options)
+
+
+async def contents(redis: Any) -> dict[bytes, object]:
+    """Every key and what it holds."""
+    held: dict[bytes, object] = {}
+    for key in await redis.keys("*"):
+        kind = await redis.type(key)
+        if kind == b"zset":
+            held[key] = await redis.zrange(key, 0, -1, withscores=True)
+        else:
+            held[key] = await (redis.lrange(key, 0, -1) if kind == b"list" else redis.get(key))
+    return held
+
+
+async def score(redis: Any, id: str, queue: str = "arq:queue") -> float:  # noqa: A002
+    return float(await redis.zscore(queue, id))
+
+
+async def now_ms(redis: Any) -> float:
+    seconds, microseconds = await redis.time()
+    return float(seconds * 1000 + microseconds / 1000)
+
+
+async def claim_one(queue: Queue, lease_s: float = LEASE_S) -> Grant:
+    (grant,) = (await queue.claim("default", 1, lease_s)).grants
+    return grant
+
+
+def ids(claim: Claim) -> list[str]:
+    return [grant.id for grant in claim.grants]
+
+
+# enqueue
+
+
+async def test_an_id_is_scheduled_once_and_repeating_changes_nothing(queue: Queue, redis: Any) -> None:
+    batch = [push("a"), push("b", 60_000)]
+    assert await queue.enqueue(batch) == [Pushed.SCHEDULED] * 2
+    before = await contents(redis)
+    assert await queue.enqueue([*batch, push("a", 5_000), push("a", 0)]) == [Pushed.ALREADY_THERE] * 4
+    assert await contents(redis) == before
+    assert await redis.pttl("arq:job:b") > await redis.pttl("arq:job:a") > 86_400_000
+
+    grant = await claim_one(queue)
+    leased = await contents(redis)
+    assert await queue.enqueue([push("a")]) == [Pushed.ALREADY_THERE]
+    assert await contents(redis) == leased
+    await queue.finish([give_back(grant, Action.DONE)])
+    assert await queue.enqueue([push("a")]) == [Pushed.SCHEDULED]
+
+
+@pytest.mark.parametrize("gone", ["arq:job:a", "arq:queue"])
+async def test_half_of_a_schedule_is_made_whole_again(queue: Queue, redis: Any, gone: str) -> None:
+    await queue.enqueue([push("a")])
+    await redis.delete(gone)
+    assert await queue.enqueue([push("a")]) == [Pushed.SCHEDULED]
+    assert (await claim_one(queue)).id == "a"
+
+
+async def test_a_kept_result_blocks_only_whom_it_should(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    await queue.finish([give_back(await claim_one(queue), Action.DONE, result=b"r", keep_ms=60_000)])
+    assert await queue.result("a") == b"r"
+    assert 50_000 < await redis.pttl("arq:result:a") <= 60_000
+    assert await queue.enqueue([push("a", once=True), push("b", once=True), push("a")]) == [
+        Pushed.RESULT_BLOCKS,
+        Pushed.SCHEDULED,
+        Pushed.SCHEDULED,
+    ]
+
+
+async def test_a_due_time_never_falls_to_zero_where_arq_would_not_see_it(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a", -(10**14))])
+    assert await score(redis, "a") == 1
+    grant = await claim_one(queue)
+    assert (grant.id, grant.due_ms) == ("a", 1)
+    await queue.finish([give_back(grant, Action.RELEASE, 0)])
+    assert await score(redis, "a") == 1
+    await queue.finish([give_back(await claim_one(queue), Action.RETRY, -(10**14))])
+    assert await score(redis, "a") == 1
+
+
+async def test_several_queues_in_one_batch_keep_the_order_of_the_answers(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("2", queue="b")])
+    batch = [push("1", queue="a"), push("2", queue="b"), push("3", queue="default"), push("4", queue="a")]
+    assert await queue.enqueue(batch) == [1, 0, 1, 1]
+    assert [await queue.depth(name) for name in ("a", "b", "default", "none")] == [2, 1, 1, 0]
+    assert set(await redis.keys("arq:queue*")) == {b"arq:queue", b"arq:queue:a", b"arq:queue:b"}
+
+    grants = {each.id: each for name in ("a", "b", "default") for each in (await queue.claim(name, 9, LEASE_S)).grants}
+    leases = [Lease(each.queue, each.id, grants[each.id].token) for each in batch]
+    forged = Lease("b", "2", "forged")
+    assert await queue.renew([leases[0], forged, leases[2], leases[1]], LEASE_S) == [1, 0, 1, 1]
+    returns = [Return(lease.queue, lease.id, lease.token, Action.DONE) for lease in (leases[2], forged, *leases[:2])]
+    assert await queue.finish(returns) == [1, 0, 1, 1]
+    assert [await queue.depth(name) for name in ("a", "b", "default")] == [1, 0, 0]
+    assert await queue.enqueue([]) == []
+
+
+def test_names_of_queues_are_arqs_and_lead_back() -> None:
+    for name, key in (("default", "arq:queue"), ("browser", "arq:queue:browser"), ("a.b", "arq:queue:a.b")):
+        assert (redis_name(name), queue_of(key)) == (key, name)
+
+
+# claim
+
+
+async def test_ids_are_claimed_in_the_order_they_fall_due_and_never_early(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("late", -1000), push("later", 60_000), push("latest", -9000), push("now", -1)])
+    first = await queue.claim("default", 2, LEASE_S)
+    assert ids(first) == ["latest", "late"]
+    assert first.wait_s == 0
+    second = await queue.claim("default", 9, LEASE_S)
+    assert ids(second) == ["now"]
+    third = await queue.claim("default", 9, LEASE_S)
+    assert ids(third) == []
+    assert third.wait_s is not None
+    assert 25 < third.wait_s <= LEASE_S, "the leases end before the next id falls due"
+    assert all(grant.tries == 1 and decode_envelope(grant.payload)["f"] == "f" for grant in first.grants)
+
+
+async def test_a_claim_says_when_the_next_id_falls_due(queue: Queue) -> None:
+    assert (await queue.claim("default", 1, LEASE_S)).wait_s is None
+    await queue.enqueue([push("a", 60_000), push("b", 90_000)])
+    wait_s = (await queue.claim("default", 1, LEASE_S)).wait_s
+    assert wait_s is not None
+    assert 55 < wait_s <= 60
+    await queue.enqueue([push("c", 10_000)])
+    wait_s = (await queue.claim("default", 1, LEASE_S)).wait_s
+    assert wait_s is not None
+    assert 5 < wait_s <= 10
+
+
+async def test_a_leased_id_leaves_the_head_of_the_queue_until_its_lease_ends(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    before = await now_ms(redis)
+    grant = await claim_one(queue)
+    after = await now_ms(redis)
+    end_ms = await score(redis, "a")
+    assert before + LEASE_S * 1000 - 1 <= end_ms <= after + LEASE_S * 1000
+    assert await redis.get("arq:in-progress:a") == grant.token.encode()
+    assert LEASE_S * 1000 - 5000 < await redis.pttl("arq:in-progress:a") <= LEASE_S * 1000
+    assert await redis.get("arq:retry:a") == b"1"
+
+
+async def test_a_live_lease_whose_score_was_disturbed_is_hidden_again(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a"), push("b", -1)])
+    await queue.claim("default", 2, LEASE_S)
+    await redis.zadd("arq:queue", {"a": 1, "b": 2})
+    await queue.enqueue([push("c")])
+    assert ids(await queue.claim("default", 9, LEASE_S)) == ["c"]
+    for each in ("a", "b"):
+        assert await score(redis, each) > await now_ms(redis) + LEASE_S * 1000 - 5000
+
+
+async def test_leases_of_plain_arq_workers_are_stepped_over_and_left_alone(queue: Queue, redis: Any) -> None:
+    theirs = [f"theirs {number:03}" for number in range(150)]
+    await queue.enqueue([push(each, -1000) for each in theirs])
+    for each in theirs:
+        await redis.set(f"arq:in-progress:{each}", b"1", px=60_000)
+    await queue.enqueue([push("a", -10), push("b", 60_000)])
+    scores = {each: await score(redis, each) for each in theirs}
+    claim = await queue.claim("default", 1, LEASE_S)
+    assert ids(claim) == ["a"]
+    claim = await queue.claim("default", 9, LEASE_S)
+    assert ids(claim) == []
+    assert claim.wait_s is not None
+    assert 25 < claim.wait_s <= LEASE_S
+    assert {each: await score(redis, each) for each in theirs} == scores
+
+
+async def test_an_id_without_payload_is_removed_and_reported(queue: Queue, redis: Any) -> None:
+    await redis.zadd("arq:queue", {"gone": 1, b"\xff": 2})
+    await queue.enqueue([push("a")])
+    claim = await queue.claim("default", 9, LEASE_S)
+    assert ids(claim) == ["a"]
+    assert claim.missing == ["gone", "\ufffd"]
+    assert await redis.zrange("arq:queue", 0, -1) == [b"a"]
+
+
+async def test_every_grant_has_a_token_of_its_own(redis: Any) -> None:
+    one, other = Queue(redis), Queue(redis)
+    await one.enqueue([push(str(number)) for number in range(40)])
+    claims = [await queue.claim("default", 10, LEASE_S) for queue in (one, other, one, other)]
+    tokens = {grant.token for claim in claims for grant in claim.grants}
+    assert len(tokens) == 40
+    grant = claims[0].grants[0]
+    await one.finish([give_back(grant, Action.RETRY)])
+    again = await claim_one(one)
+    assert again.id == grant.id
+    assert again.token not in tokens
+    assert again.tries == 2
+
+
+async def test_a_lease_that_ends_makes_its_id_due_again_with_another_try(queue: Queue) -> None:
+    await queue.enqueue([push("a")])
+    first = (await queue.claim("default", 1, 0.05)).grants[0]
+    deadline = time.monotonic() + DEADLINE_S
+    while not (claim := await queue.claim("default", 1, LEASE_S)).grants:
+        assert time.monotonic() < deadline
+        assert claim.wait_s is not None
+        await queue.sleep("default", claim.wait_s)
+    (second,) = claim.grants
+    assert (second.id, second.tries) == ("a", 2)
+    assert second.token != first.token
+    stale = [Lease("default", "a", first.token)]
+    assert await queue.renew(stale, LEASE_S) == [Renewal.FENCED]
+    assert await queue.finish([give_back(first, Action.DONE)]) == [Returned.FENCED]
+
+
+async def test_claims_at_once_share_the_ids_out(queue: Queue) -> None:
+    await queue.enqueue([push(str(number)) for number in range(100)])
+    claims = await asyncio.gather(*(queue.claim("default", 30, LEASE_S) for _ in range(5)))
+    claimed = [each for claim in claims for each in ids(claim)]
+    assert sorted(claimed, key=int) == [str(number) for number in range(100)]
+
+
+# renew
+
+
+async def test_renewing_answers_for_each_lease_and_extends_only_its_own(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push(each, -10) for each in ("mine", "aborted", "theirs", "forgotten")])
+    grants = {grant.id: grant for grant in (await queue.claim("default", 4, 5.0)).grants}
+    await redis.set("arq:in-progress:theirs", b"another", px=5000)
+    await redis.delete("arq:in-progress:forgotten")
+    await redis.zadd("arq:abort", {"aborted": 1})
+    scores = {each: await score(redis, each) for each in grants}
+    leases = [Lease("default", grant.id, grant.token) for grant in grants.values()]
+    answers = dict(zip(grants, await queue.renew(leases, LEASE_S), strict=True))
+    assert answers == {
+        "mine": Renewal.RENEWED,
+        "aborted": Renewal.ABORT_WANTED,
+        "theirs": Renewal.FENCED,
+        "forgotten": Renewal.UNKNOWN,
+    }
+    for each, extended in (("mine", True), ("aborted", True), ("theirs", False), ("forgotten", False)):
+        assert (await score(redis, each) > scores[each]) == extended
+    assert await redis.pttl("arq:in-progress:mine") > 20_000
+    assert await redis.pttl("arq:in-progress:theirs") <= 5000
+    assert not await redis.exists("arq:in-progress:forgotten")
+
+
+async def test_renewing_does_not_bring_back_an_id_that_left_the_queue(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    grant = await claim_one(queue)
+    await redis.zrem("arq:queue", "a")
+    assert await queue.renew([Lease("default", "a", grant.token)], LEASE_S) == [Renewal.RENEWED]
+    assert await queue.depth("default") == 0
+
+
+# finish
+
+
+async def test_done_removes_every_trace_but_the_kept_result(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a"), push("b")])
+    await redis.zadd("arq:abort", {"a": 1})
+    grants = (await queue.claim("default", 2, LEASE_S)).grants
+    await redis.delete(WAKE)
+    returns = [
+        give_back(grant, Action.DONE, result=result, keep_ms=60_000)
+        for grant, result in zip(grants, (b"", b"r"), strict=True)
+    ]
+    assert await queue.finish(returns) == [Returned.APPLIED] * 2
+    assert await contents(redis) == {f"arq:result:{grants[1].id}".encode(): b"r"}
+    assert await queue.finish(returns) == [Returned.UNKNOWN] * 2
+
+
+async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    grant = await claim_one(queue)
+    before = await now_ms(redis)
+    assert await queue.finish([give_back(grant, Action.RETRY, 60_000)]) == [Returned.APPLIED]
+    assert before + 60_000 - 1 <= await score(redis, "a") <= await now_ms(redis) + 60_000
+    assert await redis.get("arq:retry:a") == b"1"
+    assert not await redis.exists("arq:in-progress:a")
+    assert await redis.exists("arq:job:a")
+
+
+async def test_a_release_restores_the_place_and_uncounts_the_try(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a", -5000), push("b", -4000)])
+    place = await score(redis, "a")
+    grant = await claim_one(queue)
+    assert await queue.finish([give_back(grant, Action.RELEASE, grant.due_ms)]) == [Returned.APPLIED]
+    assert await score(redis, "a") == place
+    again = await queue.claim("default", 2, LEASE_S)
+    assert ids(again) == ["a", "b"]
+    assert [each.tries for each in again.grants] == [1, 1]
+
+
+@pytest.mark.parametrize("action", list(Action))
+async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: Any, action: Action) -> None:
+    await queue.enqueue([push("a"), push("b")])
+    first, second = (await queue.claim("default", 2, LEASE_S)).grants
+    await redis.delete(f"arq:in-progress:{second.id}", WAKE)
+    before = await contents(redis)
+    returns = [
+        Return("default", first.id, "forged", action, 5, b"r", 60_000),
+        Return("default", second.id, second.token, action, 5, b"r", 60_000),
+        Return("default", "unheard of", "t", action, 5, b"r", 60_000),
+    ]
+    assert await queue.finish(returns) == [Returned.FENCED, Returned.UNKNOWN, Returned.UNKNOWN]
+    assert await contents(redis) == before
+
+
+# waking
+
+
+async def blocked(redis: Any, sleepers: int) -> None:
+    """Wait until so many clients of this database sleep on a list."""
+    number = (await redis.client_info())["db"]
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            clients = await redis.client_list()
+            if sum(int(each["db"]) == number and "b" in each["flags"] for each in clients) == sleepers:
+                return
+
+
+async def test_one_push_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
+    sleepers = [asyncio.create_task(queue.sleep("default", 1.5)) for _ in range(3)]
+    await blocked(redis, 3)
+    await queue.enqueue([push("a"), push("b")])
+    done, waiting = await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
+    assert [task.result() for task in done] == [True]
+    assert len(waiting) == 2
+    assert await asyncio.gather(*waiting) == [False, False]
+
+
+async def test_who_leaves_something_due_wakes_the_next(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a"), push("b"), push("c", 60_000)])
+    assert await queue.sleep("default", 0.01)
+    assert await redis.llen(WAKE) == 0
+    await queue.claim("default", 1, LEASE_S)
+    assert await redis.llen(WAKE) == 1
+    assert await queue.sleep("default", 0.01)
+    await queue.claim("default", 1, LEASE_S)
+    assert await redis.llen(WAKE) == 0
+    assert not await queue.sleep("default", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("delays_ms", "woken"), [([0], 1), ([60_000], 1), ([60_000, 90_000], 1), ([90_000, 60_000], 2), ([60_000, 0], 2)]
+)
+async def test_only_an_id_that_is_due_before_all_others_wakes(
+    queue: Queue, redis: Any, delays_ms: Sequence[int], woken: int
+) -> None:
+    for delay_ms in delays_ms:
+        await queue.enqueue([push(str(delay_ms), delay_ms)])
+    assert await redis.llen(WAKE) == woken
+
+
+@pytest.mark.parametrize("action", [Action.RETRY, Action.RELEASE])
+async def test_what_is_handed_back_wakes_a_sleeper(queue: Queue, redis: Any, action: Action) -> None:
+    await queue.enqueue([push("a")])
+    grant = await claim_one(queue)
+    await redis.delete(WAKE)
+    await queue.finish([give_back(grant, action, grant.due_ms if action is Action.RELEASE else 0)])
+    assert await redis.llen(WAKE) == 1
+
+
+async def test_tokens_that_nobody_takes_do_not_pile_up(queue: Queue, redis: Any) -> None:
+    for number in range(80):
+        await queue.enqueue([push(str(number))])
+    assert await redis.llen(WAKE) == 64
+    await queue.claim("default", 1, LEASE_S)
+    await queue.finish([give_back(grant, Action.RETRY) for grant in (await queue.claim("default", 5, LEASE_S)).grants])
+    assert await redis.llen(WAKE) == 64
+
+
+# arq's own client
+
+
+@pytest_asyncio.fixture
+async def arq(redis: Any) -> ArqRedis:
+    """arq's client, on the connections of ours, with the serializer arq's users are told to give it."""
+    return ArqRedis(
+        redis.connection_pool, job_serializer=msgspec.msgpack.encode, job_deserializer=msgspec.msgpack.decode
+    )
+
+
+async def test_arqs_client_reads_our_jobs(queue: Queue, arq: ArqRedis) -> None:
+    record_id = new_id()
+    await queue.enqueue([Push.of_record("browser", record_id, "headline", 60_000)])
+    theirs = ArqJob(str(record_id), arq, redis_name("browser"), _deserializer=msgspec.msgpack.decode)
+    info = await theirs.info()
+    assert info is not None
+    assert (info.function, list(info.args), info.kwargs) == ("headline", [], {})
+    assert info.score is not None
+    assert await theirs.status() is JobStatus.deferred
+    assert [each.function for each in await arq.queued_jobs(queue_name=redis_name("browser"))] == ["headline"]
+
+
+async def test_arqs_client_sees_what_runs(queue: Queue, arq: ArqRedis) -> None:
+    await queue.enqueue([push("a")])
+    theirs = ArqJob("a", arq, _deserializer=msgspec.msgpack.decode)
+    assert await theirs.status() is JobStatus.queued
+    grant = await claim_one(queue)
+    assert await theirs.status() is JobStatus.in_progress
+    await queue.finish([give_back(grant, Action.DONE)])
+    assert await theirs.status() is JobStatus.not_found
+
+
+async def test_a_job_that_arqs_client_enqueues_is_claimed(queue: Queue, arq: ArqRedis) -> None:
+    theirs = await arq.enqueue_job("add", 1, 2, label="a", _queue_name=redis_name("browser"))
+    later = await arq.enqueue_job("add", _defer_by=60, _queue_name=redis_name("browser"))
+    assert theirs is not None
+    assert later is not None
+    claim = await queue.claim("browser", 9, LEASE_S)
+    (grant,) = claim.grants
+    assert grant.id == theirs.job_id
+    envelope = decode_envelope(grant.payload)
+    assert (envelope["f"], envelope["a"], envelope["k"]) == ("add", [1, 2], {"label": "a"})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\x80\x04\x95pickle", msgspec.msgpack.encode([1]), msgspec.msgpack.encode({"a": []}), msgspec.msgpack.encode({"f": 1})],
+)  # fmt: skip
+def test_a_payload_that_is_not_arqs_job_dict_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match="the payload is not"):
+        decode_envelope(payload)
+
+
+# faults
+
+
+async def test_scripts_that_redis_forgot_are_sent_again(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    await redis.script_flush()
+    grant = await claim_one(queue)
+    await redis.script_flush()
+    assert await queue.renew([Lease("default", "a", grant.token)], LEASE_S) == [Renewal.RENEWED]
+
+
+async def test_an_error_of_a_script_says_what_was_under_way(queue: Queue, redis: Any) -> None:
+    await redis.set("arq:queue", "not a sorted set")
+    with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
+        await queue.claim("default", 1, LEASE_S)
+    with pytest.raises(QueueUnavailable, match="Redis refused while counting jobs"):
+        await queue.depth("default")
+
+
+async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_password() -> None:
+    async with connect(SecretStr("redis://user:hunter2@127.0.0.1:1/0")) as client:
+        queue = Queue(client)
+        lease = Lease("default", "a", "t")
+        for call in (
+            queue.ping(),
+            queue.enqueue([push("a")]),
+            queue.claim("default", 1, LEASE_S),
+            queue.sleep("default", 1),
+            queue.renew([lease], LEASE_S),
+            queue.finish([Return("default", "a", "t", Action.DONE)]),
+            queue.tell_health("k", "v", 1),
+            queue.depth("default"),
+            queue.result("a"),
+        ):
+            with pytest.raises(QueueUnavailable, match="Redis did not answer while") as caught:
+                await call
+            assert "CPLANE_REDIS_URL" in str(caught.value.hint)
+            assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
+        assert await queue.enqueue([]) == [], "nothing to do needs no Redis"
+
+
+async def test_a_redis_that_never_answers_is_given_up_within_six_seconds() -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await reader.read()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(SecretStr(f"redis://127.0.0.1:{port}")) as client:
+            began = time.monotonic()
+            with pytest.raises(QueueUnavailable, match="Redis did not answer while claiming jobs"):
+                await Queue(client).claim("default", 1, LEASE_S)
+            assert time.monotonic() - began < 6
+        for writer in held:
+            writer.close()
+
+
+async def test_a_health_line_is_kept_as_long_as_told(queue: Queue, redis: Any) -> None:
+    await queue.ping()
+    await queue.tell_health("arq:queue:health-check", "j_complete=1", 60)
+    assert await redis.get("arq:queue:health-check") == b"j_complete=1"
+    assert 50_000 < await redis.pttl("arq:queue:health-check") <= 60_000
+    assert await queue.result("none") is None

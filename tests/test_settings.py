@@ -1,0 +1,243 @@
+"""The configuration: CPLANE_* variables, their bounds, what is said of a wrong one, and a running `cplane dev` as the fallback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cplane.errors import InvalidSettings
+from cplane.settings import CplaneSettings, load_settings, running_stack
+
+DATABASE = "postgresql://user:hunter2@127.0.0.1/db"
+REDIS = "redis://:hunter2@127.0.0.1:6379/0"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a stack, whatever the tests are started in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> CplaneSettings:
+    """The settings with these variables set."""
+    for name, value in {"DATABASE_URL": DATABASE, "REDIS_URL": REDIS, **variables}.items():
+        monkeypatch.setenv(f"CPLANE_{name}", value)
+    return load_settings()
+
+
+def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        IMPORTS=" app.jobs, ,app.reports,",
+        QUEUES="default:2, browser:1,",
+        LEASE_S="1.5",
+        DRAIN_S="0",
+        ARTIFACTS_URL="s3://bucket/prefix",
+        BROWSER_EXECUTABLE="/usr/bin/chromium",
+        BROWSER_PAGES="7",
+        BROWSER_SANDBOX="false",
+        BROWSER_WAIT_S="0.5",
+        API_KEYS="one, two",
+        MAX_BODY_BYTES="2048",
+        LOG_FORMAT="json",
+        LOG_LEVEL="debug",
+    )
+    assert settings.database_url.get_secret_value() == DATABASE
+    assert settings.redis_url.get_secret_value() == REDIS
+    assert settings.imports == ("app.jobs", "app.reports")
+    assert settings.queues == {"default": 2, "browser": 1}
+    assert (settings.lease_s, settings.drain_s, settings.artifacts_url) == (1.5, 0, "s3://bucket/prefix")
+    assert settings.browser_executable == Path("/usr/bin/chromium")
+    assert (settings.browser_pages, settings.browser_sandbox, settings.browser_wait_s) == (7, False, 0.5)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert (settings.max_body_bytes, settings.log_format, settings.log_level) == (2048, "json", "debug")
+
+
+def test_an_empty_variable_counts_as_absent_and_an_unknown_one_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, QUEUES="", BROWSER_PAGES="", BROWSER_SANDBOX="", TEST_DATABASE_URL="x", NEW="y")
+    assert (settings.queues, settings.browser_pages) == ({"default": 10, "browser": 4}, 4)
+    assert settings.browser_sandbox is None
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("LEASE_S", 1, 3600),
+        ("DRAIN_S", 0, 86_400),
+        ("BROWSER_PAGES", 1, 100),
+        ("BROWSER_WAIT_S", 0.01, 3600),
+        ("MAX_BODY_BYTES", 1024, 1024**3),
+    ],
+)
+def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: float, most: float) -> None:
+    for inside in (least, most):
+        assert getattr(load(monkeypatch, **{name: str(inside)}), name.lower()) == inside
+    for outside in (str(least - 1), str(most + 1), "-1", "many"):
+        with pytest.raises(InvalidSettings, match=f"^CPLANE_{name}: ") as caught:
+            load(monkeypatch, **{name: outside})
+        assert ";" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("QUEUES", "default", "'default' is not NAME:CONCURRENCY; write for example default:10,browser:4"),
+        ("QUEUES", "default:0", "'default:0' is not NAME:CONCURRENCY"),
+        ("QUEUES", "default:-1", "is not NAME:CONCURRENCY"),
+        ("QUEUES", "default:1:2", "is not NAME:CONCURRENCY"),
+        ("QUEUES", ",", "at least one queue"),
+        ("QUEUES", ":3", "at least one queue"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("LOG_FORMAT", "xml", "'console' or 'json'"),
+        ("BROWSER_SANDBOX", "perhaps", "Input should be a valid boolean"),
+        ("DATABASE_URL", "mysql://user:hunter2@host/db", "it must start with postgresql://"),
+        ("DATABASE_URL", "hunter2", "it must start with postgresql://"),
+        ("REDIS_URL", "http://:hunter2@host", "it must start with redis://, rediss:// or unix://"),
+        ("REDIS_URL", "redis://:hunter2@host:port", "its port is not a number"),
+        ("REDIS_URL", "redis://:hunter2/x@host:6379", "its port is not a number"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load(monkeypatch, **{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"CPLANE_{name}: ")
+    assert said in message
+    assert message.count(f"CPLANE_{name}") == 1
+    assert "hunter2" not in message
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__, "pydantic's own error would show the value"
+
+
+def test_what_is_missing_is_named_together_with_what_to_do() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings()
+    assert str(caught.value) == (
+        "CPLANE_DATABASE_URL is not set; CPLANE_REDIS_URL is not set; set it, or run `cplane dev` in this folder"
+    )
+
+
+def test_several_faults_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load(monkeypatch, LEASE_S="0", LOG_LEVEL="loud", REDIS_URL="hunter2")
+    assert {part.partition(":")[0] for part in str(caught.value).split("; ")} == {
+        "CPLANE_LEASE_S",
+        "CPLANE_LOG_LEVEL",
+        "CPLANE_REDIS_URL",
+    }
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
+def test_every_usual_name_of_postgres_is_taken(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    url = f"{scheme}://user:p%40ss%2Fword@[::1]:5432/db?sslmode=require"
+    assert load(monkeypatch, DATABASE_URL=url).database_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://host", "rediss://user:p%2Fw@host:6380/1", "unix:///run/redis.sock?db=0", "redis://[::1]:6379"]
+)
+def test_every_usual_form_of_a_redis_address_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert load(monkeypatch, REDIS_URL=url).redis_url.get_secret_value() == url
+
+
+def test_secrets_stay_out_of_what_is_printed_and_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, API_KEYS="hunter2,hunter3")
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter" not in shown
+    with pytest.raises(ValueError, match="frozen"):
+        cast("Any", settings).lease_s = 3
+
+
+# a running `cplane dev`
+
+
+def stack(folder: Path, **given: Any) -> None:
+    """Leave what a `cplane dev` in `folder` leaves."""
+    file = folder / ".cplane" / "stack.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    addresses = {"pid": os.getpid(), "database_url": DATABASE, "redis_url": REDIS, "artifacts_url": "file:///kept"}
+    file.write_text(json.dumps({**addresses, "api_url": None, **given}))
+
+
+def test_a_running_stack_of_this_folder_or_one_above_gives_the_addresses(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack(own_folder)
+    below = own_folder / "a" / "b"
+    below.mkdir(parents=True)
+    for folder in (own_folder, below):
+        monkeypatch.chdir(folder)
+        settings = load_settings()
+        assert settings.database_url.get_secret_value() == DATABASE
+        assert settings.redis_url.get_secret_value() == REDIS
+        assert settings.artifacts_url == "file:///kept"
+    assert "api_url" not in running_stack(below)
+
+
+def test_the_nearest_running_stack_counts_and_dead_ones_are_passed_over(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, dead_pid: int
+) -> None:
+    below = own_folder / "a"
+    stack(own_folder, artifacts_url="file:///above")
+    stack(below, artifacts_url="file:///below")
+    monkeypatch.chdir(below)
+    assert load_settings().artifacts_url == "file:///below"
+    stack(below, artifacts_url="file:///below", pid=dead_pid)
+    assert load_settings().artifacts_url == "file:///above"
+
+
+def test_what_is_explicit_wins_over_a_running_stack_value_by_value(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack(own_folder)
+    monkeypatch.setenv("CPLANE_REDIS_URL", "redis://mine")
+    settings = load_settings(artifacts_url="file:///argument")
+    assert settings.database_url.get_secret_value() == DATABASE
+    assert settings.redis_url.get_secret_value() == "redis://mine"
+    assert settings.artifacts_url == "file:///argument"
+    assert load_settings(redis_url="redis://argument").redis_url.get_secret_value() == "redis://argument"
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The number of a process that has ended."""
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "null",
+        "\udcff",
+        "{}",
+        '{"pid": null}',
+        '{"pid": "one"}',
+        '{"pid": 1e999}',
+        '{"pid": 99999999999999999999}',
+        '{"pid": [1]}',
+    ],
+)
+def test_a_stack_file_that_says_nothing_sensible_is_passed_over(own_folder: Path, content: str) -> None:
+    stack(own_folder)
+    (own_folder / ".cplane" / "stack.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert running_stack(own_folder) == {}
+    with pytest.raises(InvalidSettings, match="CPLANE_DATABASE_URL is not set"):
+        load_settings()
+
+
+def test_a_stack_that_ended_is_no_stack(own_folder: Path, dead_pid: int) -> None:
+    stack(own_folder, pid=dead_pid)
+    assert running_stack(own_folder) == {}

@@ -1,0 +1,74 @@
+"""Both type checkers know what jobs take and return: the files below `typing` have an error on each marked line, and on no other."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "tests" / "typing").glob("*.py"))
+CACHE = ROOT / ".mypy_cache" / "tests-typing"
+MARK = re.compile(r"  # error$")
+
+Line = tuple[str, int]
+
+
+def marked() -> set[Line]:
+    """The lines that must be errors."""
+    return {
+        (file.name, number)
+        for file in FILES
+        for number, line in enumerate(file.read_text().splitlines(), start=1)
+        if MARK.search(line)
+    }
+
+
+def run(*command: str) -> str:
+    ran = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.stdout, ran.stderr
+    return ran.stdout
+
+
+def assert_same(found: Iterable[tuple[Line, str]]) -> None:
+    """Errors on the marked lines, each at least once, and nowhere else."""
+    messages = dict(found)
+    surprising = {line: message for line, message in messages.items() if line not in marked()}
+    assert not surprising
+    accepted = sorted(marked() - messages.keys())
+    assert not accepted, "marked as errors, but accepted"
+
+
+def test_the_files_mark_errors() -> None:
+    assert len(marked()) > 50
+    assert {name for name, _ in marked()} == {file.name for file in FILES}
+
+
+def test_mypy_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
+    config = tmp_path / "mypy.ini"  # the project's own leaves these files out
+    config.write_text("[mypy]\npython_version = 3.11\nplugins = pydantic.mypy\n")
+    options = ["--strict", "--output", "json", "--config-file", str(config), "--cache-dir", str(CACHE)]
+    answer = run("mypy", *options, *map(str, FILES))
+    errors: list[dict[str, Any]] = [json.loads(line) for line in answer.splitlines() if line.startswith("{")]
+    assert_same(
+        ((Path(error["file"]).name, error["line"]), error["message"])
+        for error in errors
+        if error["severity"] == "error"
+    )
+
+
+def test_pyright_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
+    for file in FILES:
+        shutil.copy(file, tmp_path)
+    config = {"extraPaths": [str(ROOT)], "pythonVersion": "3.11", "typeCheckingMode": "strict"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    answer = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable, "--project", str(tmp_path)))
+    assert answer["summary"]["filesAnalyzed"] == len(FILES)
+    assert_same(
+        ((Path(error["file"]).name, error["range"]["start"]["line"] + 1), error["message"])
+        for error in answer["generalDiagnostics"]
+        if error["severity"] == "error"
+    )
