@@ -236,6 +236,8 @@ async def _run(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> o
             browser_context=lease and lease.context,
             session=await transaction.begin() if job.signature.wants("session") else None,
         )
+        if attempt.stopped:  # a cancellation can get lost on the way (see endings.py)
+            raise asyncio.CancelledError
         try:
             return await _supervise(attempt, job.call(arguments, resources, tools.threads), lease)
         except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import asyncpg
 from pydantic import SecretStr
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -85,6 +85,16 @@ class Database:
         with translated():
             async with AsyncSession(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
+
+    async def server_version(self) -> str:
+        """Postgres's own version, such as 18.6.
+
+        Raises:
+            DatabaseUnavailable: Postgres did not answer.
+        """
+        async with self.session() as session:
+            connection = await session.connection()
+            return str(await connection.scalar(text("SHOW server_version")))
 
 
 class translated:  # noqa: N801  used like the functions of contextlib

@@ -81,9 +81,7 @@ async def test_an_upgrade_waits_longer_for_another_than_a_statement_may_take(
 
 async def test_tables_newer_than_this_version_are_refused_and_left_alone(database: Database, database_url: str) -> None:
     await run(database, "UPDATE cplane.alembic_version SET version_num = '9999'")
-    with pytest.raises(
-        SchemaMismatch, match=r"at revision 9999, which this cplane does not know .*upgrade cplane itself"
-    ):
+    with pytest.raises(SchemaMismatch, match=r"at revision 9999, which this cplane does not know .*upgrade cplane"):
         await upgrade(database_url)
     assert await run(database, "SELECT version_num FROM cplane.alembic_version") == [("9999",)]
     with pytest.raises(SchemaMismatch, match=f"the tables are at revision 9999, this cplane needs {head()}") as caught:

@@ -18,7 +18,7 @@ for i = 2, #ARGV, 4 do
     answers[#answers + 1] = -1
   else
     local due_ms = math.max(1, now_ms + delay_ms)
-    redis.call('SET', job_key, payload, 'PX', math.max(1, math.floor(delay_ms) + ARGV[1]))
+    redis.call('SET', job_key, payload, 'PX', math.max(0, math.floor(delay_ms)) + ARGV[1])
     redis.call('ZADD', KEYS[1], string.format('%.0f', due_ms), id)
     if due_ms <= now_ms or due_ms < head_ms then wake = true end
     answers[#answers + 1] = 1

@@ -69,7 +69,7 @@ def is_alive(pid: int) -> bool:
 
 async def until_gone(pid: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while is_alive(pid):  # noqa: ASYNC110  only the kernel knows
+        while is_alive(pid):
             await asyncio.sleep(0.01)
 
 

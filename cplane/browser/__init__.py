@@ -1,0 +1,23 @@
+"""Browsers: finding and installing one, and a pool of isolated pages. The only place that knows Playwright."""
+
+from cplane.browser.chromium import probe
+from cplane.browser.executable import Executable, Source, find_executable
+from cplane.browser.install import install
+from cplane.browser.lease import PageLease
+from cplane.browser.options import Authenticate, PageOptions, Proxy, Viewport
+from cplane.browser.pool import BrowserPool, PoolStats
+
+__all__ = [
+    "Authenticate",
+    "BrowserPool",
+    "Executable",
+    "PageLease",
+    "PageOptions",
+    "PoolStats",
+    "Proxy",
+    "Source",
+    "Viewport",
+    "find_executable",
+    "install",
+    "probe",
+]

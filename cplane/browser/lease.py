@@ -1,0 +1,121 @@
+"""A page that is lent to one job."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import cast
+
+from playwright.async_api import BrowserContext, Page
+from playwright.async_api import Error as PlaywrightError
+
+from cplane.errors import BrowserError, PageCrashed
+
+DOUBT_S = 2.0
+"""How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
+
+
+class PageLease:
+    """A page in a context of its own, until it is released.
+
+    Whoever acquired it releases it, once; releasing again changes nothing. `async with lease as page:` releases at the
+    end, and interrupts its body with `PageCrashed` or `BrowserGone` when there is no page to work with any more.
+    """
+
+    def __init__(
+        self,
+        context: BrowserContext,
+        page: Page,
+        *,
+        doubt: Callable[[], None],
+        give_back: "Callable[[PageLease], asyncio.Task[None]]",
+    ) -> None:
+        self.context = context
+        self.page = page
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Gets a `PageCrashed` or `BrowserGone` when the page is lost; never a result."""
+        self._doubt = doubt
+        self._give_back = give_back
+        self._closing: asyncio.Task[None] | None = None
+        self._guarded: asyncio.Task[object] | None = None
+        self._cancels_before = 0
+        self._interrupted = False
+        self._watch(page)
+        context.on("page", self._watch)
+
+    @property
+    def released(self) -> bool:
+        """Whether the page was given back."""
+        return self._closing is not None
+
+    def release(self) -> None:
+        """Give the page back: answers at once, the pool closes the context."""
+        if self._closing is None:
+            self._closing = self._give_back(self)
+
+    async def wait_closed(self) -> None:
+        """Wait until the released page's context is closed, or was given up."""
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    def lose(self, error: BrowserError) -> None:
+        """The page is lost: whoever watches `broken` learns why."""
+        if not self.broken.done() and not self.released:
+            self.broken.set_exception(error)
+            self.broken.exception()  # nobody has to watch: an unread error is not worth asyncio's warning
+
+    async def cause(self, error: BaseException) -> BaseException:
+        """What really happened when a job raised `error`: the loss of its page, if it was lost, or `error` itself.
+
+        A call under way when a browser dies fails with Playwright's TargetClosedError a moment before anyone knows why.
+        """
+        if not self.broken.done() and any(_target_lost(link) for link in _chain(error)):
+            self._doubt()
+            await asyncio.wait([self.broken], timeout=DOUBT_S)
+        return self._loss() or error
+
+    async def __aenter__(self) -> Page:
+        self._guarded = cast("asyncio.Task[object]", asyncio.current_task())
+        self._cancels_before = self._guarded.cancelling()
+        self.broken.add_done_callback(self._interrupt)
+        return self.page
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, self._guarded = self._guarded, None
+        try:
+            if self._interrupted and task is not None:
+                ours = task.uncancel() <= self._cancels_before
+                if ours and isinstance(error, asyncio.CancelledError) and (loss := self._loss()):
+                    raise loss from None
+            elif isinstance(error, Exception) and (cause := await self.cause(error)) is not error:
+                raise cause from error
+        finally:
+            self.release()
+
+    def _loss(self) -> BaseException | None:
+        return self.broken.exception() if self.broken.done() and not self.broken.cancelled() else None
+
+    def _interrupt(self, _: asyncio.Future[None]) -> None:
+        if self._guarded is not None and self._loss() is not None:
+            self._interrupted = True
+            self._guarded.cancel()
+
+    def _watch(self, page: Page) -> None:
+        page.on("crash", self._crashed)
+
+    def _crashed(self, page: Page) -> None:
+        hint = "the page may need more memory than there is"
+        self.lose(PageCrashed(f"the renderer of {page.url[:200]} died", hint=hint))
+
+
+def _target_lost(error: BaseException) -> bool:
+    return isinstance(error, PlaywrightError) and ("has been closed" in error.message or "crashed" in error.message)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

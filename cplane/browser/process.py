@@ -1,0 +1,67 @@
+"""A process of the operating system, to kill when asking nicely was no use. Known on Linux only."""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger("cplane")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that cannot be mistaken for a later one of the same number."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def find(cls, pid: int) -> "Process | None":
+        """The process as it is now; None where the system does not tell."""
+        stat = _stat(pid)
+        return None if stat is None else cls(pid, stat.started)
+
+    def child_of(self, ancestor: int) -> "Process | None":
+        """The child of `ancestor` that this process descends from, if it does."""
+        process: Process | None = self
+        while process is not None and (stat := _stat(process.pid)) is not None:
+            if stat.parent == ancestor:
+                return process
+            process = Process.find(stat.parent)
+        return None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs (a zombie does not)."""
+        stat = _stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.state not in {"Z", "X"}
+
+    def kill(self) -> None:
+        """Kill it, if it still runs; with its whole group, if that is not our own."""
+        if not self.alive:
+            return
+        log.warning("process killed", pid=self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            group = os.getpgid(self.pid)
+            if group == os.getpgrp():
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                os.killpg(group, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    state: str
+    parent: int
+    started: str
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return _Stat(state=fields[0], parent=int(fields[1]), started=fields[19])

@@ -1,0 +1,34 @@
+"""`cplane db`: the tables."""
+
+import typer
+
+from cplane.cli.console import notes
+from cplane.cli.loop import run
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def db() -> None:
+    """The tables in Postgres.
+
+    [cyan]$ cplane db upgrade[/]
+    """
+
+
+@app.command()
+def upgrade() -> None:
+    """Bring the tables to this version; run it once per release, before web and workers.
+
+    [cyan]$ cplane db upgrade[/]
+
+    Two at once wait for each other. Running it again changes nothing.
+    """
+    from cplane.migrations import upgrade as upgrade_tables
+    from cplane.settings import load_settings
+
+    before, after = run(upgrade_tables(load_settings().database_url))
+    if before == after:
+        notes().print(f"the tables are at revision {after} already")
+    else:
+        notes().print(f"[green]upgraded[/] the tables from {before or 'nothing'} to revision {after}")

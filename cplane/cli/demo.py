@@ -1,0 +1,187 @@
+"""`cplane demo`: from nothing to the results of a few dozen browser jobs."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cplane.cli.console import console, notes
+from cplane.cli.loop import run
+from cplane.cli.signals import StoppedBySignals
+from cplane.cli.web import Port
+from cplane.errors import BrowserNotFound, InvalidSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cplane.cli.local import LocalPlane
+    from cplane.demo.tour import Souvenir
+    from cplane.demo.visits import Visit
+
+FOLDER = Path("cplane-demo")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The API that the demo uses: of a plane of its own, or of the `cplane dev` that runs here."""
+
+    url: str
+    key: str | None
+    local: "LocalPlane | None"
+
+
+def demo(
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="URL…", help="Pages to visit instead.", show_default=False)
+    ] = None,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", "-k", help="Leave everything running until Ctrl-C.")] = False,
+    port: Port = 0,
+) -> None:
+    """See it work: a few dozen browser jobs on a sample site.
+
+    [cyan]$ cplane demo[/]
+
+    [cyan]$ cplane demo https://example.com[/]
+
+    Installs a browser if there is none, starts Postgres, Redis, HTTP API and a worker, submits jobs over HTTP, and leaves pictures,
+    PDF and JSON files in [cyan]./cplane-demo[/].
+    """
+    raise typer.Exit(run(_demo(urls or [], keep=keep, port=port)))
+
+
+async def _demo(urls: Sequence[str], *, keep: bool, port: int) -> int:
+    if find_spec("httpx2") is None:
+        raise InvalidSettings("the demo needs the package httpx2", hint="pip install 'cplane[dev]'")
+    shown = notes()
+    code: int | None = None
+    with StoppedBySignals() as stop:
+        await _find_browser(shown)
+        async with AsyncExitStack() as opening:
+            target = await opening.enter_async_context(_target(shown, port))
+            visits = await _visits(opening, urls)
+            souvenirs, took_s = await _travel(shown, target, visits)
+            code = _report(shown, souvenirs, took_s)
+            if keep and target.local is not None:
+                shown.print(
+                    f"still running: API [cyan]{target.url}/api/v1/jobs[/], docs [cyan]{target.url}/docs[/], stop with Ctrl-C"
+                )
+                raise await target.local.ended()
+            _invite(shown, target)
+    return 128 + (stop.signum or 0) if code is None else code
+
+
+async def _find_browser(shown: "Console") -> None:
+    """Install a browser when there is none."""
+    from rich.text import Text
+
+    from cplane.browser import find_executable, install
+
+    try:
+        find_executable()
+    except BrowserNotFound:
+        shown.print("[bold]no browser here yet[/], installing one")
+        with shown.status("installing") as status:
+
+            def tell(line: str) -> None:
+                status.update(Text(line, "dim", overflow="ellipsis", no_wrap=True))
+
+            found = await install(tell)
+        shown.print(f"[green]✓[/] browser       [dim]{found.path}[/]", soft_wrap=True)
+
+
+@asynccontextmanager
+async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
+    """The `cplane dev` that runs in this folder, else a plane of our own."""
+    from cplane.cli.local import LocalPlane
+    from cplane.settings import load_settings, running_stack
+
+    running = running_stack(Path.cwd()).get("api_url")
+    if running is not None:
+        shown.print(f"[green]✓[/] using the [bold]cplane dev[/] that runs here  [dim]{running}[/]", soft_wrap=True)
+        keys = load_settings().api_keys
+        yield Target(running, keys[0].get_secret_value() if keys else None, None)
+        return
+    started = time.perf_counter()
+    async with AsyncExitStack() as opening:
+        with shown.status("starting Postgres, Redis, HTTP API and a worker"):
+            local = await opening.enter_async_context(LocalPlane(Path.cwd(), port=port, log_level="error"))
+        took_s = time.perf_counter() - started
+        shown.print(
+            f"[green]✓[/] started Postgres, Redis, HTTP API and a worker in {took_s:.1f} s  [dim]{local.api_url}[/]",
+            soft_wrap=True,
+        )
+        keys = local.settings.api_keys
+        yield Target(local.api_url, keys[0].get_secret_value() if keys else None, local)
+
+
+async def _visits(opening: AsyncExitStack, urls: Sequence[str]) -> "list[Visit]":
+    """Visits of the pages that were named, else of the sample site, which is served as long as `opening` is open."""
+    from cplane.demo.sample import create_site
+    from cplane.demo.visits import sample_visits, visits_of
+    from cplane.web import open_server
+
+    if urls:
+        return visits_of(urls)
+    site = await opening.enter_async_context(open_server(create_site(), "127.0.0.1", 0))
+    return sample_visits(site.url)
+
+
+async def _travel(shown: "Console", target: Target, visits: "Sequence[Visit]") -> "tuple[list[Souvenir], float]":
+    """Every visit's souvenir, in the order of the visits, and how long all took."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from cplane.demo.api import Api
+    from cplane.demo.tour import tour
+
+    await asyncio.to_thread(FOLDER.mkdir, exist_ok=True)
+    started = time.perf_counter()
+    souvenirs: list[Souvenir] = []
+    bar = (TextColumn("  browsing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*bar, TextColumn("[dim]{task.description}"), console=shown, transient=True) as progress:
+        line = progress.add_task("", total=len(visits))
+        async with Api.open(target.url, target.key) as api:
+            async for souvenir in tour(api, visits, FOLDER):
+                souvenirs.append(souvenir)
+                progress.update(line, advance=1, description=f"{souvenir.visit.job} {souvenir.visit.page}")
+    souvenirs.sort(key=lambda souvenir: visits.index(souvenir.visit))
+    return souvenirs, time.perf_counter() - started
+
+
+def _report(shown: "Console", souvenirs: "Sequence[Souvenir]", took_s: float) -> int:
+    """Show what came back; answers the exit code."""
+    from cplane.demo.report import size, souvenirs_table
+
+    shown.print(f"[green]✓[/] {len(souvenirs)} browser jobs in {took_s:.1f} s, {len(souvenirs) / took_s:.1f} a second")
+    console().print(souvenirs_table(souvenirs))
+    failed = [souvenir for souvenir in souvenirs if not souvenir.succeeded]
+    for souvenir in failed:
+        shown.print(
+            f"[red]✗ {souvenir.visit.job} {souvenir.visit.page}[/] [dim]{souvenir.record['id']}[/]", soft_wrap=True
+        )
+        shown.print(souvenir.excerpt, style="red", markup=False, soft_wrap=True)
+    files = [souvenir.file for souvenir in souvenirs if souvenir.file is not None]
+    if files:
+        written = size(sum(souvenir.size for souvenir in souvenirs))
+        shown.print(f"[green]✓[/] {len(files)} files ({written}) in [bold]./{FOLDER}[/], such as {files[0]}")
+    return 1 if failed else 0
+
+
+def _invite(shown: "Console", target: Target) -> None:
+    """What to type next."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    if target.local is not None:
+        grid.add_row("", "[bold]cplane dev[/]", "everything again, with these jobs: http://127.0.0.1:8000/docs")
+    else:
+        grid.add_row("", f"[bold]{target.url}/docs[/]", "the API, with these jobs")
+    grid.add_row("", "[bold]cplane jobs list[/]", "in a second terminal, while it runs")
+    grid.add_row("", "[bold]cplane submit screenshot url=https://example.com --save .[/]", "a page of your own")
+    shown.print("\nnext", grid)

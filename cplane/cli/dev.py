@@ -1,0 +1,77 @@
+"""`cplane dev`: everything at once, on this machine."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cplane.cli.console import notes
+from cplane.cli.loop import run
+from cplane.cli.signals import StoppedBySignals
+from cplane.cli.target import module_of
+from cplane.cli.web import Host, Port
+from cplane.errors import BrowserNotFound
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cplane.cli.local import LocalPlane
+
+Targets = Annotated[
+    list[str] | None, typer.Argument(metavar="APP.py…", help="Files or modules that define jobs.", show_default=False)
+]
+
+
+def dev(targets: Targets = None, *, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run everything on this machine: Postgres, Redis, HTTP API and a worker.
+
+    [cyan]$ cplane dev app.py[/]
+
+    Data lies in [cyan].cplane[/] and outlives it. While it runs, programs started in this folder need no settings.
+    Servers named by CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used instead of own ones.
+    """
+    started = time.perf_counter()
+    run(_dev([module_of(target) for target in targets or []], host, port, started))
+
+
+async def _dev(imports: list[str], host: str, port: int, started: float) -> None:
+    from cplane.cli.local import LocalPlane
+
+    stderr = notes()
+    with StoppedBySignals():
+        async with LocalPlane(Path.cwd(), host=host, port=port, imports=imports) as local:
+            took_s = time.perf_counter() - started
+            stderr.print(banner(local, imports, took_s), soft_wrap=True)
+            raise await local.ended()
+    stderr.print("stopped")
+
+
+def banner(local: "LocalPlane", imports: list[str], took_s: float) -> "RenderableType":
+    """Where everything is, and what to type next."""
+    from rich.table import Table
+    from rich.text import Text
+
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in local.took_s.items())
+    module = f" --imports {','.join(imports)}" if imports else ""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("", Text("cplane is ready", "bold green"), Text(f"in {took_s:.1f} s ({parts})", "dim"))
+    grid.add_row("", "API", Text(f"{local.api_url}/api/v1/jobs", "cyan"))
+    grid.add_row("", "docs", Text(f"{local.api_url}/docs", "cyan"))
+    grid.add_row("", "jobs", Text(", ".join(local.job_names)))
+    grid.add_row("", "submit", Text(f"cplane submit{module} screenshot url=https://example.com --save ."))
+    grid.add_row("", "browser", _browser(local))
+    grid.add_row("", "data", Text(local.data))
+    grid.add_row("", "stop", "Ctrl-C")
+    return grid
+
+
+def _browser(local: "LocalPlane") -> "RenderableType":
+    from rich.text import Text
+
+    from cplane.browser import find_executable
+
+    try:
+        return Text(str(find_executable(local.settings.browser_executable).path))
+    except BrowserNotFound as error:
+        return Text(f"{error.message}; browser jobs wait until you type: cplane browser install", "yellow")

@@ -1,0 +1,229 @@
+"""`cplane doctor`: what is there, what is missing, and what to do about it."""
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
+
+import typer
+
+from cplane.cli.console import console
+from cplane.cli.loop import run
+from cplane.cli.masked import masked
+from cplane.errors import CplaneError, InvalidSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cplane.settings import CplaneSettings
+
+PACKAGES = (
+    "arq",
+    "redis",
+    "sqlalchemy",
+    "sqlmodel",
+    "asyncpg",
+    "alembic",
+    "starlette",
+    "uvicorn",
+    "pydantic",
+    "playwright",
+)
+PATIENCE_S = 60.0
+"""For one check; each has shorter deadlines of its own."""
+
+
+class Verdict(StrEnum):
+    """What a check came to."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `hint` says what to do."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    hint: str | None = None
+
+
+Check = Callable[["CplaneSettings"], Awaitable[Finding]]
+
+
+def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check versions, settings, Postgres, Redis, tables and browser; exits 1 if one is missing.
+
+    [cyan]$ cplane doctor[/]
+    """
+    findings = run(_examine(None if as_json else console()))
+    healthy = all(finding.verdict is not Verdict.FAILED for finding in findings)
+    if as_json:
+        from cplane.cli.jobs import print_json
+
+        print_json({"healthy": healthy, "versions": versions(), "checks": [asdict(finding) for finding in findings]})
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, cplane and what it stands on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from cplane import __version__
+
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True), "cplane": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+async def _examine(shown: "Console | None") -> list[Finding]:
+    """Every finding, shown as it comes."""
+    findings: list[Finding] = []
+    if shown is not None:
+        shown.print("[dim]" + "  ".join(f"{name} {version}" for name, version in versions().items()) + "[/]")
+    async for finding in _findings():
+        findings.append(finding)
+        if shown is not None:
+            _print(shown, finding)
+    return findings
+
+
+async def _findings() -> AsyncIterator[Finding]:
+    from cplane.settings import load_settings
+
+    try:
+        settings = load_settings()
+    except InvalidSettings as error:
+        yield _failed("settings", error)
+        yield await _browser(os.environ.get("CPLANE_BROWSER_EXECUTABLE"), sandbox=None)
+        return
+    yield Finding("settings", Verdict.OK, _shown_settings(settings))
+    checks: dict[str, Check] = {
+        "postgres": _postgres,
+        "tables": _tables,
+        "redis": _redis,
+        "jobs": _jobs,
+        "artifacts": _artifacts,
+        "browser": lambda settings: _browser(settings.browser_executable, settings.browser_sandbox),
+    }
+    for name, check in checks.items():
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                yield await check(settings)
+        except CplaneError as error:
+            yield _failed(name, error)
+        except TimeoutError:
+            yield Finding(name, Verdict.FAILED, f"no answer within {PATIENCE_S:g} s")
+
+
+def _failed(name: str, error: CplaneError) -> Finding:
+    return Finding(name, Verdict.FAILED, error.message, error.hint)
+
+
+def _shown_settings(settings: "CplaneSettings") -> str:
+    """Those that were set, without secrets."""
+    urls = {
+        "database_url": masked(settings.database_url.get_secret_value()),
+        "redis_url": masked(settings.redis_url.get_secret_value()),
+        "artifacts_url": masked(settings.artifacts_url),
+        "api_keys": f"{len(settings.api_keys)} keys",
+    }
+    given = settings.model_fields_set
+    return ", ".join(
+        f"{name}={urls.get(name, getattr(settings, name))}" for name in type(settings).model_fields if name in given
+    )
+
+
+async def _postgres(settings: "CplaneSettings") -> Finding:
+    from cplane.database import Database
+
+    async with Database(settings.database_url, pool_size=1) as database:
+        return Finding("postgres", Verdict.OK, await database.server_version())
+
+
+async def _tables(settings: "CplaneSettings") -> Finding:
+    from cplane import migrations
+    from cplane.database import Database
+
+    async with Database(settings.database_url, pool_size=1) as database:
+        await migrations.check(database)
+    return Finding("tables", Verdict.OK, f"revision {migrations.head()}")
+
+
+async def _redis(settings: "CplaneSettings") -> Finding:
+    from cplane.redis import connect, translated
+
+    async with connect(settings.redis_url) as redis, translated("telling its version"):
+        info: dict[str, object] = await redis.info()  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
+    server = (
+        f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version', '?')}"
+    )
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        hint = "CONFIG SET maxmemory-policy noeviction: an evicted key is a lost schedule"
+        return Finding("redis", Verdict.WARNING, f"{server} evicts keys when it is full ({policy})", hint)
+    return Finding("redis", Verdict.OK, server)
+
+
+async def _jobs(settings: "CplaneSettings") -> Finding:
+    from cplane.cli.imports import import_jobs
+
+    registry = await asyncio.to_thread(import_jobs, settings.imports)
+    return Finding("jobs", Verdict.OK, f"{len(registry.jobs)}: {', '.join(sorted(registry.jobs))}")
+
+
+async def _artifacts(settings: "CplaneSettings") -> Finding:
+    from cplane.artifacts import open_artifacts
+
+    await asyncio.to_thread(open_artifacts, settings.artifacts_url)
+    parts = urlsplit(settings.artifacts_url)
+    if parts.scheme == "file" and not await asyncio.to_thread(_may_write, Path(unquote(parts.path))):
+        return Finding("artifacts", Verdict.FAILED, f"{parts.path} cannot be written", "see CPLANE_ARTIFACTS_URL")
+    return Finding("artifacts", Verdict.OK, masked(settings.artifacts_url))
+
+
+def _may_write(folder: Path) -> bool:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+async def _browser(executable: Path | str | None, sandbox: bool | None) -> Finding:
+    """A real launch."""
+    from cplane.browser import find_executable, probe
+    from cplane.browser.chromium import sandboxed
+
+    try:
+        found = find_executable(Path(executable) if executable else None)
+        version = await probe(found.path, sandbox=sandbox)
+    except CplaneError as error:
+        return _failed("browser", error)
+    walls = "sandbox on" if sandboxed(sandbox) else "sandbox off"
+    detail = f"Chromium {version}, {walls}, {found.path}"
+    if not sandboxed(sandbox):
+        hint = "run as another user than root" if sandbox is None else "CPLANE_BROWSER_SANDBOX turns it off"
+        return Finding("browser", Verdict.WARNING, detail, hint)
+    return Finding("browser", Verdict.OK, detail)
+
+
+def _print(shown: "Console", finding: Finding) -> None:
+    from rich.text import Text
+
+    mark, style = {Verdict.OK: ("✓", "green"), Verdict.WARNING: ("!", "yellow"), Verdict.FAILED: ("✗", "red")}[
+        finding.verdict
+    ]
+    shown.print(Text.assemble((mark, style), f" {finding.name:<10} ", finding.detail), soft_wrap=True)
+    if finding.hint:
+        shown.print(Text(f"  {'':<10} {finding.hint}", "dim"), soft_wrap=True)

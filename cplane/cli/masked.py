@@ -1,0 +1,22 @@
+"""Addresses without the secrets in them."""
+
+from urllib.parse import parse_qsl, quote, urlsplit
+
+MASK = "***"
+SECRET_PARAMETERS = ("password", "secret", "token", "key")
+
+
+def masked(url: str) -> str:
+    """`url` as it may be shown: the password in it is `***`, and so is every parameter that sounds like a secret."""
+    parts = urlsplit(url)
+    address, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = address.partition(":")
+    netloc = f"{user}{colon}{MASK if colon else ''}{at}{host}"
+    query = "&".join(
+        f"{name}={MASK if _is_secret(name) else quote(value, safe='/:,')}" for name, value in parse_qsl(parts.query)
+    )
+    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+
+
+def _is_secret(parameter: str) -> bool:
+    return any(word in parameter.lower() for word in SECRET_PARAMETERS)

@@ -1,0 +1,136 @@
+"""How records look on a terminal."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.json import JSON
+from rich.table import Table
+from rich.text import Text
+
+from cplane.demo.report import size
+from cplane.states import AttemptState, State
+
+if TYPE_CHECKING:
+    from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+
+STYLES = {
+    State.QUEUED: "yellow",
+    State.RUNNING: "cyan",
+    State.SUCCEEDED: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "magenta",
+}
+
+
+def state_text(state: State | AttemptState) -> Text:
+    """The word in its colour."""
+    style = STYLES.get(State(state), "") if state in set(State) else "red"
+    return Text(state.value, style)
+
+
+def records_table(records: "Sequence[JobRecord]", now: datetime) -> Table:
+    """One line a record, as they come."""
+    table = plain_table("id", "job", "state", "queue", "created", "took", "attempt")
+    for record in records:
+        table.add_row(
+            str(record.id),
+            record.job,
+            state_text(record.state),
+            record.queue,
+            f"{duration(now, record.created_at)} ago",
+            duration(record.finished_at, record.started_at),
+            str(record.attempt),
+        )
+    return table
+
+
+def record_view(
+    record: "JobRecord", attempts: "Sequence[AttemptRecord]", artifacts: "Sequence[ArtifactRecord]"
+) -> RenderableType:
+    """One record with its runs and its files."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("job", Text(record.job, "bold"))
+    facts.add_row("id", str(record.id))
+    facts.add_row("state", state_text(record.state))
+    facts.add_row("queue", record.queue)
+    facts.add_row("created", clock(record.created_at))
+    if record.state is State.QUEUED and record.run_at > datetime.now(UTC):
+        facts.add_row("due", clock(record.run_at))
+    if record.progress_done is not None:
+        facts.add_row("progress", progress_text(record.progress_done, record.progress_total, record.progress_note))
+    facts.add_row("arguments", JSON.from_data(record.args))
+    if record.state is State.SUCCEEDED:
+        facts.add_row("result", JSON.from_data(record.result))
+    if record.error_type is not None:
+        facts.add_row("error", Text(f"{record.error_type}: {record.error_message}", "red"))
+    parts: list[RenderableType] = [facts]
+    if record.error_traceback:
+        parts += ["", Text(record.error_traceback.rstrip(), "dim")]
+    if attempts:
+        parts += ["", _attempts_table(attempts)]
+    if artifacts:
+        parts += ["", artifacts_table(artifacts)]
+    return Group(*parts)
+
+
+def artifacts_table(artifacts: "Sequence[ArtifactRecord]") -> Table:
+    """One line a file."""
+    table = plain_table("file", "type", "size", "sha256")
+    for artifact in artifacts:
+        table.add_row(artifact.name, artifact.media_type, size(artifact.size), artifact.sha256[:12])
+    return table
+
+
+def plain_table(*columns: str) -> Table:
+    """A table without frames, whose cells are never cut when piped."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, no_wrap=column in {"id", "state"}, overflow="fold")
+    return table
+
+
+def progress_text(done: float, total: float | None, note: str | None) -> str:
+    """Such as `3/10 loaded`."""
+    counted = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+    return f"{counted} {note}" if note else counted
+
+
+def clock(when: datetime) -> str:
+    """A time as this machine's user reads it."""
+    return when.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(end: datetime | None, start: datetime | None) -> str:
+    """The time between two moments: `0.42 s`, `3 min`, `2 h`, `5 d`; empty when one is missing."""
+    if end is None or start is None:
+        return ""
+    seconds = max(0.0, (end - start).total_seconds())
+    return seconds_text(seconds)
+
+
+def seconds_text(seconds: float) -> str:
+    """A number of seconds as people say it."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    for limit, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def _attempts_table(attempts: "Sequence[AttemptRecord]") -> Table:
+    table = plain_table("attempt", "state", "because of", "started", "took", "worker", "error")
+    for attempt in attempts:
+        table.add_row(
+            str(attempt.attempt),
+            state_text(attempt.state),
+            attempt.cause.value,
+            clock(attempt.started_at),
+            duration(attempt.finished_at, attempt.started_at),
+            attempt.worker,
+            "" if attempt.error_type is None else f"{attempt.error_type}: {attempt.error_message}",
+        )
+    return table

@@ -1,0 +1,169 @@
+"""`cplane submit`: one job, from its name to its result."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from cplane.cli.console import notes
+from cplane.cli.jobs import print_json, record_json
+from cplane.cli.loop import run
+from cplane.cli.plane import open_plane
+from cplane.errors import CplaneError, JobCancelled, JobFailed
+from cplane.states import State
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from cplane.plane import ControlPlane
+    from cplane.records import ArtifactRecord, JobRecord
+
+STILL_QUEUED_S = 5.0
+"""After so long without a worker we say what may be missing."""
+
+
+def submit(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The job's name.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Its arguments; lists and objects as JSON.")
+    ] = None,
+    *,
+    args_json: Annotated[
+        str | None, typer.Option("--args", "-a", metavar="JSON", help="Arguments as one object.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Another queue than the job's own.")] = None,
+    delay: Annotated[
+        float | None, typer.Option("--delay", "-d", metavar="SECONDS", help="Start it so much later.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", "-k", help="Idempotency key: the same key, the same job.")] = None,
+    imports: Annotated[
+        str | None, typer.Option("--imports", "-i", metavar="MODULE,…", help="Modules that define jobs.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the id and leave.")
+    ] = True,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Wait at most so long.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", "-o", metavar="FOLDER", help="Put the job's files here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+) -> None:
+    """Submit a job, wait for it, print its result.
+
+    [cyan]$ cplane submit screenshot url=https://example.com --save .[/]
+
+    A value is JSON where the job wants more than text: [cyan]n=3 flag=true viewport='{"width": 800}'[/]
+    """
+    from cplane.cli.arguments import read_arguments
+    from cplane.cli.imports import import_jobs
+
+    async def ask() -> None:
+        async with open_plane(imports) as plane:
+            job = import_jobs(plane.settings.imports).get(name)
+            values = read_arguments(arguments or [], args_json, job.schema())
+            handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue)
+            if not wait:
+                print_json(record_json(await plane.record(handle.id))) if as_json else typer.echo(str(handle.id))
+                return
+            record = await _wait(plane, handle.id, name, timeout)
+            artifacts = await plane.artifacts_of([record.id])
+            if as_json:
+                print_json(record_json(record, artifacts=artifacts))
+            _raise_unless_succeeded(record)
+            if not as_json:
+                print_json(record.result)
+            await _hand_out(plane, record.id, artifacts, save)
+
+    run(ask())
+
+
+async def _wait(plane: "ControlPlane", record_id: UUID, name: str, timeout_s: float | None) -> "JobRecord":
+    """The final record; what happens until then is shown on stderr."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=notes(), transient=True) as progress:
+        line = progress.add_task(f"{name} [dim]{record_id}[/]", total=None, note=State.QUEUED.value)
+        shown = asyncio.create_task(_show(plane, record_id, progress, line), name="show progress")
+        hint = asyncio.create_task(_hint(progress, line), name="hint at missing workers")
+        try:
+            return await plane.wait(record_id, timeout_s)
+        except TimeoutError:
+            raise CplaneError(
+                f"job {record_id} is not done after {timeout_s:g} s; it goes on",
+                hint=f"look after it with `cplane jobs show {record_id}`",
+            ) from None
+        except asyncio.CancelledError:
+            progress.console.print(
+                f"job {record_id} goes on; look after it with `cplane jobs show {record_id}`", soft_wrap=True
+            )
+            raise
+        finally:
+            shown.cancel()
+            hint.cancel()
+            await asyncio.wait([shown, hint])
+
+
+async def _show(plane: "ControlPlane", record_id: UUID, progress: "Progress", line: "TaskID") -> None:
+    """Follow the record's events until cancelled; without Redis there is nothing to show."""
+    from cplane.cli.report import progress_text
+    from cplane.errors import QueueUnavailable
+
+    try:
+        async for events in plane.progress(record_id):
+            for event in events:
+                progress.update(line, note=event.state.value)
+                if event.data and event.data.get("done") is not None:
+                    done, total, note = event.data["done"], event.data.get("total"), event.data.get("note")
+                    progress.update(line, completed=done, total=total, note=progress_text(done, total, note))
+    except QueueUnavailable as error:
+        progress.update(line, note=str(error))
+
+
+async def _hint(progress: "Progress", line: "TaskID") -> None:
+    await asyncio.sleep(STILL_QUEUED_S)
+    if progress.tasks[line].fields["note"] == State.QUEUED:
+        progress.console.print("still queued; does a worker run that serves its queue?", soft_wrap=True)
+
+
+def _raise_unless_succeeded(record: "JobRecord") -> None:
+    if record.state is State.CANCELLED:
+        raise JobCancelled(f"job '{record.job}' was cancelled", hint=f"`cplane jobs retry {record.id}` runs it again")
+    if record.state is State.FAILED:
+        if record.error_traceback:
+            notes().print(record.error_traceback.rstrip(), style="dim", markup=False, soft_wrap=True)
+        raise JobFailed(
+            record.job, record.error_type or "Error", record.error_message or "", record.error_traceback or ""
+        )
+
+
+async def _hand_out(
+    plane: "ControlPlane", record_id: UUID, artifacts: "list[ArtifactRecord]", folder: Path | None
+) -> None:
+    """Say which files there are; with a folder, put them there."""
+    from cplane.cli.report import artifacts_table
+
+    if not artifacts:
+        return
+    if folder is None:
+        notes().print(artifacts_table(artifacts))
+        notes().print("[dim]--save FOLDER puts them there[/]")
+        return
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    for artifact in artifacts:
+        path = folder / artifact.name
+        async with plane.open_artifact(record_id, artifact.name) as (_, chunks):
+            with await asyncio.to_thread(path.open, "wb") as file:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+        notes().print(f"[green]saved[/] {path}", soft_wrap=True)

@@ -1,0 +1,33 @@
+"""`cplane web`: the HTTP API."""
+
+from typing import Annotated
+
+import typer
+
+from cplane.cli.console import notes
+from cplane.cli.loop import run
+from cplane.cli.signals import StoppedBySignals
+
+Host = Annotated[str, typer.Option("--host", "-H", help="The address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="The port; 0 for any that is free.")]
+
+
+def web(*, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the HTTP API until stopped.
+
+    [cyan]$ cplane web --host 0.0.0.0 --port 8000[/]
+    """
+    run(_serve(host, port))
+
+
+async def _serve(host: str, port: int) -> None:
+    from cplane.logs import configure_logs
+    from cplane.settings import load_settings
+    from cplane.web import create_app, open_server
+
+    settings = load_settings()
+    configure_logs(settings)
+    with StoppedBySignals():
+        async with open_server(create_app(settings), host, port) as server:
+            notes().print(f"listening on {server.url}, documentation on {server.url}/docs", soft_wrap=True)
+            await server.ended()

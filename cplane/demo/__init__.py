@@ -1,0 +1,1 @@
+"""What `cplane demo` shows: a sample site, jobs that visit it, and what came back."""

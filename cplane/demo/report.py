@@ -1,0 +1,39 @@
+"""How the tour looks on a terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cplane.demo.tour import Souvenir
+
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "magenta"}
+
+
+def souvenirs_table(souvenirs: Sequence[Souvenir]) -> Table:
+    """One line a visit."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for column in ("job", "page", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("took", "size"):
+        table.add_column(column, no_wrap=True, justify="right")
+    table.add_column("what came back", no_wrap=True, overflow="ellipsis", ratio=1)
+    for souvenir in souvenirs:
+        state = str(souvenir.record["state"])
+        table.add_row(
+            souvenir.visit.job,
+            souvenir.visit.page,
+            Text(state, STYLES.get(state, "")),
+            f"{souvenir.took_s:.2f} s",
+            size(souvenir.size) if souvenir.file is not None else "",
+            Text(souvenir.excerpt, "" if souvenir.succeeded else "red"),
+        )
+    return table
+
+
+def size(count: int) -> str:
+    """A number of bytes as people say it."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"

@@ -1,0 +1,90 @@
+"""`pdf`: a page as printed."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Unpack
+
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from cplane import Artifact, Context, job
+from cplane.tasks.visit import Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
+
+Length = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(px|in|cm|mm)$", description="with its unit: px, in, cm or mm")]
+Format = Literal["letter", "legal", "tabloid", "ledger", "a0", "a1", "a2", "a3", "a4", "a5", "a6"]
+PageRanges = Annotated[str, Field(pattern=r"^\d+(-\d*)?(, *\d+(-\d*)?)*$", description="for example 1-5, 8, 11-13")]
+
+
+@strict
+class Margin(TypedDict, total=False):
+    """Blank paper around the page; none unless told otherwise."""
+
+    top: Length
+    right: Length
+    bottom: Length
+    left: Length
+
+
+class Pdf(Visited):
+    """Where the document is, and what it shows."""
+
+    artifact: Artifact
+
+
+def check_pdf(arguments: Mapping[str, Any]) -> None:
+    """Refuse at submit what cannot be printed."""
+    check_visit(arguments)
+    if (arguments["width"] is None) != (arguments["height"] is None):
+        raise ValueError("width and height go together")
+    if arguments["format"] is not None and arguments["width"] is not None:
+        raise ValueError("give either format or width and height")
+
+
+@job(browser=page_options, check=check_pdf)
+async def pdf(
+    page: Page,
+    ctx: Context,
+    *,
+    format: Format | None = None,  # noqa: A002  the name users know
+    width: Length | None = None,
+    height: Length | None = None,
+    margin: Margin | None = None,
+    landscape: bool = False,
+    scale: Annotated[float, Field(ge=0.1, le=2)] = 1,
+    print_background: bool = False,
+    page_ranges: PageRanges | None = None,
+    header_template: str | None = None,
+    footer_template: str | None = None,
+    prefer_css_page_size: bool = False,
+    outline: bool = False,
+    tagged: bool = False,
+    **options: Unpack[VisitOptions],
+) -> Pdf:
+    """Print a page; on paper of the format letter unless told otherwise.
+
+    Templates are HTML, with the classes `date`, `title`, `url`, `pageNumber` and `totalPages`; they need a margin to be seen.
+    """
+    visited = await visit(page, options)
+    await ctx.progress(1, 2, "loaded")
+    try:
+        document = await page.pdf(
+            format=format,
+            width=width,
+            height=height,
+            margin={**margin} if margin is not None else None,
+            landscape=landscape,
+            scale=scale,
+            print_background=print_background,
+            page_ranges=page_ranges,
+            display_header_footer=header_template is not None or footer_template is not None,
+            header_template=header_template if header_template is not None else "<span></span>",
+            footer_template=footer_template if footer_template is not None else "<span></span>",
+            prefer_css_page_size=prefer_css_page_size,
+            outline=outline,
+            tagged=tagged,
+        )
+    except PlaywrightError as error:
+        raise VisitFailed(f"{visited.final_url} cannot be printed: {error.message.partition(chr(10))[0]}") from error
+    artifact = await ctx.artifact("page.pdf", document, media_type="application/pdf")
+    return Pdf(**visited.model_dump(), artifact=artifact)

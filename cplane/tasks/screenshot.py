@@ -1,0 +1,71 @@
+"""`screenshot`: a picture of a page, of its whole length or of one element."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Unpack
+
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from cplane import Artifact, Context, job
+from cplane.tasks.visit import Selector, Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
+
+
+@strict
+class Clip(TypedDict):
+    """A rectangle in CSS pixels."""
+
+    x: Annotated[float, Field(ge=0)]
+    y: Annotated[float, Field(ge=0)]
+    width: Annotated[float, Field(gt=0, le=16384)]
+    height: Annotated[float, Field(gt=0, le=16384)]
+
+
+class Screenshot(Visited):
+    """Where the picture is, and what it shows."""
+
+    artifact: Artifact
+
+
+def check_screenshot(arguments: Mapping[str, Any]) -> None:
+    """Refuse at submit what cannot be pictured."""
+    check_visit(arguments)
+    if arguments["quality"] is not None and arguments["type"] != "jpeg":
+        raise ValueError('quality is for type "jpeg" only')
+    if arguments["omit_background"] and arguments["type"] == "jpeg":
+        raise ValueError('omit_background is for type "png" only')
+    if sum([arguments["full_page"], arguments["selector"] is not None, arguments["clip"] is not None]) > 1:
+        raise ValueError("full_page, selector and clip exclude each other")
+
+
+@job(browser=page_options, check=check_screenshot)
+async def screenshot(
+    page: Page,
+    ctx: Context,
+    *,
+    full_page: bool = False,
+    selector: Selector | None = None,
+    clip: Clip | None = None,
+    type: Literal["png", "jpeg"] = "png",  # noqa: A002  the name users know
+    quality: Annotated[int, Field(ge=0, le=100)] | None = None,
+    omit_background: bool = False,
+    **options: Unpack[VisitOptions],
+) -> Screenshot:
+    """Take a picture: of the viewport, the full page, the first element of `selector`, or the rectangle `clip`."""
+    visited = await visit(page, options)
+    await ctx.progress(1, 2, "loaded")
+    try:
+        if selector is not None:
+            element = page.locator(selector).first
+            if not await element.count():
+                raise VisitFailed(f"{visited.final_url} has no element '{selector}'")
+            image = await element.screenshot(type=type, quality=quality, omit_background=omit_background)
+        else:
+            image = await page.screenshot(
+                full_page=full_page, clip=clip, type=type, quality=quality, omit_background=omit_background
+            )
+    except PlaywrightError as error:
+        raise VisitFailed(f"no picture of {visited.final_url}: {error.message.partition(chr(10))[0]}") from error
+    artifact = await ctx.artifact(f"screenshot.{type}", image, media_type=f"image/{type}")
+    return Screenshot(**visited.model_dump(), artifact=artifact)

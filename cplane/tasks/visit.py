@@ -1,0 +1,290 @@
+"""A visit: what the built-in jobs share. Which page to open, as whom, what to wait for, and what to leave out."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page, Response, Route
+from playwright.async_api import TimeoutError as PlaywrightTimeout
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+HTTP_URL = TypeAdapter(HttpUrl)
+PAGE_OPTIONS = ("viewport", "user_agent", "locale", "timezone", "extra_http_headers", "java_script_enabled")
+PLAYWRIGHTS_NAME = {"http_only": "httpOnly", "same_site": "sameSite"}
+LONGEST_PATTERN = 500
+LONGEST_MATCHED_URL = 2000
+
+strict = with_config(ConfigDict(extra="forbid"))
+
+
+class VisitFailed(Exception):
+    """The page is not what the job asked for; the message says what it is instead."""
+
+
+def _check_url(url: str) -> str:
+    HTTP_URL.validate_python(url)
+    return url
+
+
+def _check_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
+def _check_timezone(timezone: str) -> str:
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("not a timezone; write for example Europe/Berlin") from None
+    return timezone
+
+
+Url = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"format": "uri"})]
+Selector = Annotated[str, Field(min_length=1, max_length=10_000)]
+Milliseconds = Annotated[float, Field(ge=0, le=300_000)]
+Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_PATTERN), AfterValidator(_check_pattern)]
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+ResourceType = Literal[
+    "document",
+    "stylesheet",
+    "image",
+    "media",
+    "font",
+    "script",
+    "texttrack",
+    "xhr",
+    "fetch",
+    "eventsource",
+    "websocket",
+    "manifest",
+    "other",
+]
+
+
+@strict
+class GotoOptions(TypedDict, total=False):
+    """When a page counts as loaded: `load` within 30 s unless told otherwise."""
+
+    wait_until: Literal["load", "domcontentloaded", "networkidle", "commit"]
+    timeout: Milliseconds
+
+
+@strict
+class WaitForSelector(TypedDict):
+    """An element to wait for; visible, within 30 s, unless told otherwise."""
+
+    selector: Selector
+    state: NotRequired[Literal["attached", "detached", "visible", "hidden"]]
+    timeout: NotRequired[Milliseconds]
+
+
+@strict
+class Viewport(TypedDict):
+    """The size of the page's window in CSS pixels."""
+
+    width: Pixels
+    height: Pixels
+
+
+@strict
+class Credentials(TypedDict):
+    """A user of HTTP authentication; only the server of the job's own URL gets them."""
+
+    username: str
+    password: str
+
+
+@strict
+class Cookie(TypedDict):
+    """A cookie; without `url` or `domain` it is for the job's own URL."""
+
+    name: Annotated[str, Field(min_length=1)]
+    value: str
+    url: NotRequired[Url]
+    domain: NotRequired[str]
+    path: NotRequired[str]
+    expires: NotRequired[float]
+    http_only: NotRequired[bool]
+    secure: NotRequired[bool]
+    same_site: NotRequired[Literal["Strict", "Lax", "None"]]
+
+
+@strict
+class Media(TypedDict, total=False):
+    """What the page is told about who looks at it."""
+
+    media: Literal["screen", "print"]
+    color_scheme: Literal["light", "dark", "no-preference"]
+    reduced_motion: Literal["reduce", "no-preference"]
+    forced_colors: Literal["active", "none"]
+
+
+@strict
+class Tag(TypedDict, total=False):
+    """A script or style to add, by address or as text."""
+
+    url: Url
+    content: str
+
+
+class VisitOptions(TypedDict, total=False):
+    """What every built-in job takes besides its own arguments. `url` or `html` must be there."""
+
+    url: Annotated[Url, Field(description="the page to open")]
+    html: Annotated[str, Field(description="a page as text, instead of `url`")]
+    goto_options: GotoOptions
+    wait_for_selector: Annotated[Selector | WaitForSelector, Field(description="an element to wait for after loading")]
+    wait_for_timeout: Annotated[Milliseconds, Field(description="milliseconds to wait after everything else")]
+    viewport: Viewport
+    user_agent: Annotated[str, Field(min_length=1)]
+    locale: Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$", description="for example de-DE")]
+    timezone: Annotated[str, AfterValidator(_check_timezone), Field(description="for example Europe/Berlin")]
+    cookies: list[Cookie]
+    authenticate: Credentials
+    extra_http_headers: Annotated[dict[str, str], Field(description="sent with every request of the page")]
+    java_script_enabled: bool
+    emulate_media: Media
+    add_script_tag: list[Tag]
+    add_style_tag: list[Tag]
+    reject_resource_types: Annotated[list[ResourceType], Field(description="requests of these types are not made")]
+    reject_request_pattern: Annotated[list[Pattern], Field(description="nor requests whose URL matches one of these")]
+    fail_on_http_status: Annotated[bool, Field(description="fail when the page answers 400 or above")]
+
+
+class Visited(BaseModel):
+    """The page that was opened in the end."""
+
+    final_url: str = Field(description="after redirects; about:blank for `html`")
+    status: int | None = Field(description="the HTTP status; null for `html`")
+    title: str
+
+
+def check_visit(arguments: Mapping[str, Any]) -> None:
+    """Refuse at submit what cannot be visited."""
+    if "url" in arguments and "html" in arguments:
+        raise ValueError("give either url or html, not both")
+    if "url" not in arguments and "html" not in arguments:
+        raise ValueError("give url or html")
+    if "html" in arguments and "authenticate" in arguments:
+        raise ValueError("authenticate is for a url, not for html")
+    for cookie in arguments.get("cookies", ()):
+        if "html" in arguments and "url" not in cookie and "domain" not in cookie:
+            raise ValueError(f"with html, cookie '{cookie['name']}' needs a url or a domain")
+        if "url" in cookie and ("domain" in cookie or "path" in cookie):
+            raise ValueError(f"cookie '{cookie['name']}' takes either a url or a domain and path")
+    for name in ("add_script_tag", "add_style_tag"):
+        if any(len(tag) != 1 for tag in arguments.get(name, ())):
+            raise ValueError(f"{name}: each takes either url or content")
+
+
+def page_options(arguments: Mapping[str, Any]) -> dict[str, object]:
+    """What has to be known before the page exists."""
+    options: dict[str, object] = {name: arguments[name] for name in PAGE_OPTIONS if name in arguments}
+    if "authenticate" in arguments:
+        address = urlsplit(str(arguments["url"]))
+        options["authenticate"] = {**arguments["authenticate"], "origin": f"{address.scheme}://{address.netloc}"}
+    return options
+
+
+async def visit(page: Page, options: VisitOptions) -> Visited:
+    """Open the page and wait until it is as asked for.
+
+    Raises:
+        VisitFailed: it did not load, answered with an error, or lacks what was waited for.
+    """
+    await _prepare(page, options)
+    response = await _load(page, options)
+    status = response.status if response else None
+    if status is not None and status >= 400 and options.get("fail_on_http_status"):
+        raise VisitFailed(f"{page.url} answered with HTTP status {status}")
+    for script in options.get("add_script_tag", ()):
+        await page.add_script_tag(**script)
+    for style in options.get("add_style_tag", ()):
+        await page.add_style_tag(**style)
+    if "wait_for_selector" in options:
+        await _wait_for(page, options["wait_for_selector"])
+    if "wait_for_timeout" in options:
+        await page.wait_for_timeout(options["wait_for_timeout"])
+    return Visited(final_url=storable(page.url), status=status, title=storable(await page.title()))
+
+
+def storable(text: str) -> str:
+    """Text of a page as it can be stored in JSON: without NUL and lone surrogates, which scripts can make."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+async def _prepare(page: Page, options: VisitOptions) -> None:
+    if cookies := options.get("cookies"):
+        await page.context.add_cookies([_cookie(cookie, options) for cookie in cookies])
+    if media := options.get("emulate_media"):
+        await page.emulate_media(**media)
+    types = frozenset(options.get("reject_resource_types", ()))
+    patterns = [re.compile(pattern) for pattern in options.get("reject_request_pattern", ())]
+
+    async def judge(route: Route) -> None:
+        request = route.request
+        url = request.url[:LONGEST_MATCHED_URL]
+        rejected = request.resource_type in types or any(pattern.search(url) for pattern in patterns)
+        try:
+            await (route.abort("blockedbyclient") if rejected else route.fallback())
+        except PlaywrightError:  # the page is closing: nobody waits for this request any more
+            return
+
+    if types or patterns:
+        await page.route("**/*", judge)
+
+
+async def _load(page: Page, options: VisitOptions) -> Response | None:
+    goto = options.get("goto_options", GotoOptions())
+    try:
+        if "html" in options:
+            await page.set_content(options["html"], **goto)
+            return None
+        if "url" in options:
+            return await page.goto(options["url"], **goto)
+    except PlaywrightTimeout as error:
+        within_s = goto.get("timeout", 30_000) / 1000
+        state = goto.get("wait_until", "load")
+        raise VisitFailed(f"{_name(options)} did not reach '{state}' within {within_s:g} s") from error
+    except PlaywrightError as error:
+        raise VisitFailed(f"{_name(options)} did not load: {_reason(error)}") from error
+    raise VisitFailed("there is neither url nor html to visit")
+
+
+async def _wait_for(page: Page, wanted: str | WaitForSelector) -> None:
+    wait: WaitForSelector = {"selector": wanted} if isinstance(wanted, str) else wanted
+    state = wait.get("state", "visible")
+    timeout_ms = wait.get("timeout", 30_000)
+    try:
+        await page.locator(wait["selector"]).first.wait_for(state=state, timeout=timeout_ms)
+    except PlaywrightTimeout as error:
+        message = f"no element '{wait['selector']}' became {state} within {timeout_ms / 1000:g} s"
+        raise VisitFailed(message) from error
+    except PlaywrightError as error:
+        raise VisitFailed(f"waiting for '{wait['selector']}' failed: {_reason(error)}") from error
+
+
+def _cookie(cookie: Cookie, options: VisitOptions) -> Any:
+    """The cookie as Playwright takes it; its type for that is not public."""
+    param = {PLAYWRIGHTS_NAME.get(name, name): value for name, value in cookie.items()}
+    if "url" not in cookie and "domain" not in cookie:
+        param["url"] = options.get("url")
+    if "domain" in cookie:
+        param.setdefault("path", "/")
+    return param
+
+
+def _name(options: VisitOptions) -> str:
+    return options.get("url", "the html")
+
+
+def _reason(error: PlaywrightError) -> str:
+    """Playwright's sentence without its call log and the method's name."""
+    return error.message.partition("\n")[0].partition(": ")[2] or error.message.partition("\n")[0]

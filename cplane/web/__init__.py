@@ -1,0 +1,9 @@
+"""The HTTP layer: submits jobs, answers for their records, streams their files. It never runs a job, opens a page or writes SQL.
+
+Any ASGI server runs it: `uvicorn --factory cplane.web:create_app`.
+"""
+
+from cplane.web.app import create_app
+from cplane.web.server import WebServer, open_server, serve
+
+__all__ = ["WebServer", "create_app", "open_server", "serve"]

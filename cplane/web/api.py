@@ -1,0 +1,121 @@
+"""The operations of the API: the routes and the OpenAPI document are both made from this list."""
+
+from cplane.web import problems
+from cplane.web.catalog import catalog
+from cplane.web.health import livez, readyz
+from cplane.web.inputs import ListQuery, SubmitBody, WaitQuery
+from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, show, submit
+from cplane.web.resource import Answer, Operation
+from cplane.web.views import Catalog, JobList, JobView, Liveness, Readiness
+
+ACCEPTED = Answer("Not final yet: the record as it stands", JobView)
+FINAL = Answer("The final record", JobView)
+LOCATION = {
+    "Location": "where the record is",
+    "Idempotency-Replayed": "`true`: the key led to the record of an earlier request",
+}
+FILE_HEADERS = {"ETag": "the file's sha256", "Content-Length": "bytes", "Content-Security-Policy": "it runs nothing"}
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path=JOBS,
+        id="submitJob",
+        handler=submit,
+        summary="Submit a job",
+        query=WaitQuery,
+        headers={
+            "Idempotency-Key": "1 to 255 printable ASCII characters: the same key with the same request answers the same record"
+        },
+        body=SubmitBody,
+        answers={
+            200: Answer(FINAL.about, JobView, headers=LOCATION),
+            202: Answer(ACCEPTED.about, JobView, headers=LOCATION),
+        },
+        problems=(
+            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
+            *(problems.UNKNOWN_JOB, problems.INVALID_ARGUMENTS, problems.KEY_REUSED, problems.DATABASE),
+        ),
+    ),
+    Operation(
+        method="GET",
+        path=JOBS,
+        id="listJobs",
+        handler=list_jobs,
+        summary="List records, newest first",
+        query=ListQuery,
+        answers={200: Answer("A page of records", JobList, headers={"Link": 'the next page, rel="next"'})},
+        problems=(problems.INVALID_REQUEST, problems.DATABASE),
+    ),
+    Operation(
+        method="GET",
+        path=f"{JOBS}/{{id}}",
+        id="getJob",
+        handler=show,
+        summary="Show a record",
+        query=WaitQuery,
+        answers={200: Answer("The record: final, or as it stands", JobView)},
+        problems=(problems.UNKNOWN_ID, problems.INVALID_REQUEST, problems.DATABASE),
+    ),
+    Operation(
+        method="POST",
+        path=f"{JOBS}/{{id}}/cancel",
+        id="cancelJob",
+        handler=cancel,
+        summary="Cancel a job",
+        answers={
+            200: Answer("It was queued and is cancelled", JobView),
+            202: Answer("It is running; its worker is told", JobView),
+        },
+        problems=(problems.UNKNOWN_ID, problems.ILLEGAL_MOVE, problems.DATABASE),
+    ),
+    Operation(
+        method="POST",
+        path=f"{JOBS}/{{id}}/retry",
+        id="retryJob",
+        handler=retry,
+        summary="Run a failed or cancelled job again",
+        answers={200: FINAL, 202: Answer("It is queued again", JobView)},
+        problems=(problems.UNKNOWN_ID, problems.ILLEGAL_MOVE, problems.DATABASE),
+    ),
+    Operation(
+        method="GET",
+        path=f"{JOBS}/{{id}}/artifacts/{{name}}",
+        id="getArtifact",
+        handler=artifact,
+        summary="Fetch a file the job left",
+        headers={"If-None-Match": "the ETag of the version at hand"},
+        answers={
+            200: Answer("The file, of the type the record names", media_type="*/*", headers=FILE_HEADERS),
+            304: Answer("The version at hand is the latest", media_type=""),
+        },
+        problems=(problems.UNKNOWN_ID, problems.UNKNOWN_ARTIFACT, problems.ARTIFACTS, problems.DATABASE),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/catalog",
+        id="getCatalog",
+        handler=catalog,
+        summary="List the jobs that can be submitted, with their schemas",
+        answers={200: Answer("Every job by name", Catalog)},
+        tag="catalog",
+    ),
+    Operation(
+        method="GET",
+        path="/livez",
+        id="livez",
+        handler=livez,
+        summary="Is the process alive?",
+        answers={200: Answer("It is", Liveness)},
+        tag="health",
+    ),
+    Operation(
+        method="GET",
+        path="/readyz",
+        id="readyz",
+        handler=readyz,
+        summary="Can it do its work?",
+        answers={200: Answer("It can", Readiness), 503: Answer("It cannot; `checks` says why", Readiness)},
+        tag="health",
+    ),
+)

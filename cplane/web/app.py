@@ -1,0 +1,63 @@
+"""The Starlette app: routes, middleware and lifespan, as data."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from cplane.plane import ControlPlane
+from cplane.settings import CplaneSettings, load_settings
+from cplane.web.api import OPERATIONS
+from cplane.web.docs import pages
+from cplane.web.middleware import Authentication, RequestLog
+from cplane.web.problems import EXPECTED, handle
+from cplane.web.resource import routes
+
+
+def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | None = None) -> Starlette:
+    """The HTTP API. Also a factory for an ASGI server: `uvicorn --factory cplane.web:create_app`.
+
+    Args:
+        settings: default: those of the plane, else CPLANE_* variables.
+        plane: an open plane to use; without one the app opens its own for its lifetime.
+
+    Raises:
+        InvalidSettings: a variable is missing or wrong.
+    """
+    settings = settings or (plane.settings if plane is not None else load_settings())
+    app = Starlette(
+        routes=[*routes(OPERATIONS), *pages()],
+        middleware=[
+            Middleware(RequestLog),
+            *([Middleware(Authentication, keys=settings.api_keys)] if settings.api_keys else []),
+        ],
+        exception_handlers=dict.fromkeys(EXPECTED, handle),
+        lifespan=_lifespan,
+    )
+    app.router.redirect_slashes = False  # one resource, one path
+    app.state.settings = settings
+    app.state.plane = plane
+    app.state.stopping = asyncio.Event()  # never set, unless open_server puts its own here
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncGenerator[None]:
+    if app.state.plane is not None:
+        _import_jobs(app.state.plane)
+        yield
+        return
+    async with ControlPlane(app.state.settings) as plane:
+        _import_jobs(plane)
+        app.state.plane = plane
+        try:
+            yield
+        finally:
+            app.state.plane = None
+
+
+def _import_jobs(plane: ControlPlane) -> None:
+    """A module that cannot be imported ends the start, not the first request."""
+    _ = plane.catalog

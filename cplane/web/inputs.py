@@ -1,0 +1,95 @@
+"""What the API takes: the body of a submission and the query parameters, as pydantic models with their bounds."""
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
+
+from cplane.jobs import NAME, QUEUE_NAME
+from cplane.states import State
+
+MAX_WAIT_S = 60.0
+MAX_DELAY_S = 10 * 366 * 86400.0
+
+
+def encode_cursor(last: UUID) -> str:
+    """The cursor of what comes after a record."""
+    return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
+
+
+def decode_cursor(cursor: object) -> object:
+    """The record a cursor stands for."""
+    try:
+        return UUID(bytes=base64.b64decode(f"{cursor}==", altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError("not a cursor; take `next` of the page before") from None
+
+
+Wait = Annotated[
+    float,
+    Field(
+        default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="seconds to wait for the job to become final"
+    ),
+]
+QueueName = Annotated[str, Field(pattern=f"^{QUEUE_NAME.pattern}$")]
+
+
+class WaitQuery(BaseModel):
+    """How long the client wants to wait."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: Wait
+
+
+class ListQuery(BaseModel):
+    """Which records to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: State | None = Field(default=None, description="only records in this state")
+    job: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None = Field(
+        default=None, description="only records of this job"
+    )
+    queue: QueueName | None = Field(default=None, description="only records in this queue")
+    limit: int = Field(default=50, ge=1, le=200, description="records a page")
+    cursor: Annotated[UUID, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})] | None = Field(
+        default=None, description="where the page starts: `next` of the page before"
+    )
+
+
+class SubmitBody(BaseModel):
+    """A job to run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    job: str = Field(min_length=1, max_length=200, description="the job's name, see /api/v1/catalog")
+    args: dict[str, JsonValue] = Field(default={}, description="its arguments by name")
+    queue: QueueName | None = Field(default=None, description="another queue than the job's own")
+    delay: float | None = Field(
+        default=None, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="seconds until it may start"
+    )
+    at: AwareDatetime | None = Field(
+        default=None,
+        ge=datetime(1970, 1, 1, tzinfo=UTC),
+        lt=datetime(9000, 1, 1, tzinfo=UTC),
+        description="when it may start: ISO 8601 with an offset; excludes `delay`",
+    )
+
+    @model_validator(mode="after")
+    def _one_time(self) -> Self:
+        if self.delay is not None and self.at is not None:
+            raise ValueError("delay and at exclude each other")
+        return self

@@ -1,0 +1,91 @@
+"""A request as the handlers see it: the plane at hand, a deadline over it, query and headers checked."""
+
+import asyncio
+from collections import Counter
+from functools import cached_property
+from typing import TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from cplane.plane import ControlPlane
+from cplane.settings import CplaneSettings
+from cplane.web.problems import INVALID_REQUEST, Fault, RequestProblem
+
+ANSWER_S = 5.5
+"""Every answer comes within 6 seconds, whatever has failed; a wait the client asked for comes on top."""
+
+MAX_KEY_LENGTH = 255
+
+QueryT = TypeVar("QueryT", bound=BaseModel)
+
+
+class ApiRequest(Request):
+    """A request under a deadline."""
+
+    @property
+    def plane(self) -> ControlPlane:
+        """The open control plane."""
+        return cast("ControlPlane", self.app.state.plane)
+
+    @property
+    def settings(self) -> CplaneSettings:
+        """The settings the app was made with."""
+        return cast("CplaneSettings", self.app.state.settings)
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when the server stops: nobody waits for a job any longer."""
+        return cast("asyncio.Event", self.app.state.stopping)
+
+    @cached_property
+    def deadline(self) -> asyncio.Timeout:
+        """Entered around the handler; what it interrupts is answered with 503."""
+        return asyncio.timeout(ANSWER_S)
+
+    def allow(self, seconds: float) -> None:
+        """Move the deadline to `seconds`, and the time of an answer, from now."""
+        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds + ANSWER_S)
+
+    def link(self, path: str) -> str:
+        """A path of this app as the client has to ask for it."""
+        return f"{self.scope.get('root_path', '')}{path}"
+
+    def query(self, model: type[QueryT]) -> QueryT:
+        """The query parameters; an unknown, repeated or wrong one is a problem that names it."""
+        items = self.query_params.multi_items()
+        values = dict(items)
+        if len(values) < len(items):
+            times = Counter(name for name, _ in items)
+            raise _invalid([Fault(parameter=name, detail="given more than once") for name in times if times[name] > 1])
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            raise _invalid(
+                [
+                    Fault(parameter=str(fault["loc"][0]), detail=_sentence(fault["type"], fault["msg"], model))
+                    for fault in error.errors(include_url=False, include_input=False)
+                ]
+            ) from None
+
+    def idempotency_key(self) -> str | None:
+        """The header Idempotency-Key, in quotes (as the IETF draft has it) or without."""
+        given = self.headers.getlist("idempotency-key")
+        if not given:
+            return None
+        key = given[0][1:-1] if given[0].startswith('"') and given[0].endswith('"') else given[0]
+        if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+            detail = f"one key of 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+            raise _invalid([Fault(header="Idempotency-Key", detail=detail)])
+        return key
+
+
+def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:
+    if kind == "extra_forbidden":
+        return f"there is no such parameter; known: {', '.join(model.model_fields)}"
+    return message.removeprefix("Value error, ")
+
+
+def _invalid(faults: list[Fault]) -> RequestProblem:
+    first = faults[0]
+    return RequestProblem(INVALID_REQUEST, f"{first.parameter or first.header}: {first.detail}", errors=faults)

@@ -1,0 +1,75 @@
+"""Operations as data, and the resources they make: one path, its methods, a deadline over each answer."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from cplane.web.problems import METHOD, Kind, RequestProblem
+from cplane.web.request import ApiRequest
+
+Handler = Callable[[ApiRequest], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One way an operation ends well."""
+
+    about: str
+    model: type[BaseModel] | None = None
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Header name → what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path: what serves it, and what the OpenAPI document says of it."""
+
+    method: str
+    path: str
+    id: str
+    handler: Handler
+    summary: str
+    answers: Mapping[int, Answer]
+    query: type[BaseModel] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: type[BaseModel] | None = None
+    problems: Sequence[Kind] = ()
+    tag: str = "jobs"
+
+
+class Resource:
+    """An ASGI app for one path. HEAD comes with GET; OPTIONS names the methods; another method is a problem that does, too."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = dict(handlers)
+        if "GET" in self._handlers:
+            self._handlers["HEAD"] = self._handlers["GET"]
+        self._allow = ", ".join([*self._handlers, "OPTIONS"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; the deadline covers the handler, not the sending of its answer."""
+        request = ApiRequest(scope, receive, send)
+        async with request.deadline:
+            response = await self._answer(request)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: ApiRequest) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": self._allow})
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            raise RequestProblem(METHOD, f"use {self._allow}", headers={"allow": self._allow})
+        return await handler(request)
+
+
+def routes(operations: Sequence[Operation]) -> list[BaseRoute]:
+    """One route for each path."""
+    by_path: dict[str, dict[str, Handler]] = {}
+    for operation in operations:
+        by_path.setdefault(operation.path, {})[operation.method] = operation.handler
+    return [Route(path, Resource(handlers), name=path) for path, handlers in by_path.items()]

@@ -1,0 +1,181 @@
+"""Serving the app inside our own loop: uvicorn without its signal handlers, on a socket that is bound first."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from cplane.errors import InvalidSettings
+
+GRACE_S = 10.0
+"""How long answers under way may take once the server stops; waits for jobs end at once."""
+
+BACKLOG = 2048
+MAX_PORT = 65535
+
+
+class WebServer:
+    """A server that listens, at `url`."""
+
+    def __init__(self, server: "_Uvicorn", task: "asyncio.Task[None]", url: str) -> None:
+        self._server = server
+        self._task = task
+        self.url = url
+
+    async def ended(self) -> None:
+        """Wait until the server ends by itself, which it only does by an error; raises that error."""
+        await asyncio.shield(self._task)
+
+
+@asynccontextmanager
+async def open_server(app: Starlette, host: str, port: int, *, grace_s: float = GRACE_S) -> AsyncGenerator[WebServer]:
+    """Serve inside an `async with` block; it listens from the first line on. Leaving lets answers under way finish.
+
+    Signals stay with whoever owns the loop. The app's lifespan runs around it, so that what it raises is raised here.
+
+    Args:
+        app: what `create_app` made, or any other app; `app.state.stopping`, an event, tells it that the server stops.
+        host: a name or an address of this machine.
+        port: 0 takes a free one; `server.url` says which.
+        grace_s: seconds that answers under way get when leaving.
+
+    Raises:
+        InvalidSettings: the address cannot be listened on.
+    """
+    listener = await bind(host, port)
+    stopping = app.state.stopping = asyncio.Event()
+    try:
+        async with app.router.lifespan_context(app):
+            server = _Uvicorn(app, grace_s)
+            task = asyncio.create_task(server.serve(sockets=[listener]), name=f"serve HTTP on {host}:{port}")
+            try:
+                await server.listening(task)
+                yield WebServer(server, task, _url(listener))
+            finally:
+                stopping.set()
+                server.should_exit = True
+                await asyncio.gather(task, return_exceptions=True)
+    finally:
+        listener.close()
+
+
+async def serve(
+    app: Starlette,
+    host: str,
+    port: int,
+    *,
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+    grace_s: float = GRACE_S,
+) -> None:
+    """Serve until `stop` is set; `started` is called with the URL once the server listens.
+
+    Raises:
+        InvalidSettings: the address cannot be listened on.
+    """
+    async with open_server(app, host, port, grace_s=grace_s) as server:
+        if started is not None:
+            started(server.url)
+        stopped = asyncio.create_task(stop.wait(), name="wait for the word to stop")
+        ended = asyncio.create_task(server.ended(), name="watch the HTTP server")
+        try:
+            await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+        finally:
+            stopped.cancel()
+            ended.cancel()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that leaves signals alone and tells when it listens."""
+
+    def __init__(self, app: Starlette, grace_s: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",  # open_server runs it
+                log_config=None,
+                access_log=False,  # RequestLog has a line for each request
+                server_header=False,
+                proxy_headers=False,  # no answer depends on the client's address or scheme
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=max(1, round(grace_s)),
+            )
+        )
+        self._listening = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals belong to whoever owns the loop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        await super().startup(sockets=sockets)
+        self._listening.set()
+
+    async def listening(self, task: "asyncio.Task[None]") -> None:
+        """Wait until it listens; raises what `task`, which serves, failed with instead."""
+        listening = asyncio.create_task(self._listening.wait(), name="wait until HTTP listens")
+        try:
+            await asyncio.wait((listening, task), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            listening.cancel()
+
+
+async def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InvalidSettings: it cannot be had, in one sentence with what to do.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise InvalidSettings(f"{port} is not a port", hint=f"choose one of 0 to {MAX_PORT}: --port")
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise InvalidSettings(
+            f"'{host}' is not a name or an address of this machine", hint="choose another: --host"
+        ) from None
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(host, port, error) from None
+    return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InvalidSettings:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return InvalidSettings(f"port {port} is taken on {host}", hint="choose another: --port")
+        case errno.EACCES:
+            return InvalidSettings(f"port {port} is not allowed to this user", hint="choose one above 1023: --port")
+        case errno.EADDRNOTAVAIL:
+            return InvalidSettings(f"'{host}' is not an address of this machine", hint="choose another: --host")
+        case _:
+            return InvalidSettings(
+                f"cannot listen on {host} port {port}: {error.strerror}", hint="choose another: --host, --port"
+            )
+
+
+def _url(listener: socket.socket) -> str:
+    name: tuple[str, int] = listener.getsockname()
+    address, port = name[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104  "every address" is not one to open
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

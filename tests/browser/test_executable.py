@@ -1,0 +1,106 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cplane.browser import Executable, Source, executable, find_executable
+from cplane.errors import BrowserNotFound
+
+
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without any browser: an empty PATH and an empty folder of downloads."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "downloads"))
+    monkeypatch.delenv("CPLANE_BROWSER_EXECUTABLE", raising=False)
+    return tmp_path
+
+
+def download(machine: Path, name: str, file: str) -> Path:
+    package = executable.driver_package()
+    assert package is not None
+    listed = json.loads((package / "browsers.json").read_text())["browsers"]
+    revision = next(browser["revision"] for browser in listed if browser["name"] == name)
+    folder = machine / "downloads" / f"{name.replace('-', '_')}-{revision}"
+    path = program(folder / file)
+    (folder / "INSTALLATION_COMPLETE").touch()
+    return path
+
+
+def test_a_machine_without_a_browser_is_told_what_to_type(machine: Path) -> None:
+    with pytest.raises(BrowserNotFound) as caught:
+        find_executable()
+    assert caught.value.hint == "run `cplane browser install`"
+
+
+def test_on_path_the_headless_shell_comes_before_chromium_before_chrome(machine: Path) -> None:
+    chrome = program(machine / "bin" / "google-chrome")
+    assert find_executable() == Executable(chrome, Source.SYSTEM, headless_shell=False)
+    chromium = program(machine / "bin" / "chromium")
+    assert find_executable() == Executable(chromium, Source.SYSTEM, headless_shell=False)
+    shell = program(machine / "bin" / "chromium-headless-shell")
+    assert find_executable() == Executable(shell, Source.SYSTEM, headless_shell=True)
+
+
+def test_playwrights_own_comes_before_the_path_and_its_headless_shell_first(machine: Path) -> None:
+    program(machine / "bin" / "chromium-headless-shell")
+    full = download(machine, "chromium", "chrome-linux64/chrome")
+    assert find_executable() == Executable(full, Source.PLAYWRIGHT, headless_shell=False)
+    shell = download(machine, "chromium-headless-shell", "chrome-headless-shell-linux64/chrome-headless-shell")
+    assert find_executable() == Executable(shell, Source.PLAYWRIGHT, headless_shell=True)
+
+
+def test_a_download_that_was_not_finished_does_not_count(machine: Path) -> None:
+    path = download(machine, "chromium", "chrome-linux64/chrome")
+    (path.parent.parent / "INSTALLATION_COMPLETE").unlink()
+    with pytest.raises(BrowserNotFound):
+        find_executable()
+
+
+def test_a_download_for_another_playwright_does_not_count(machine: Path) -> None:
+    path = download(machine, "chromium", "chrome-linux64/chrome")
+    path.parent.parent.rename(machine / "downloads" / "chromium-1")
+    with pytest.raises(BrowserNotFound):
+        find_executable()
+
+
+def test_the_setting_comes_first_and_the_argument_before_the_variable(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download(machine, "chromium", "chrome-linux64/chrome")
+    variable, argument = program(machine / "one" / "chrome"), program(machine / "two" / "my-headless-shell")
+    monkeypatch.setenv("CPLANE_BROWSER_EXECUTABLE", str(variable))
+    assert find_executable() == Executable(variable, Source.SETTING, headless_shell=False)
+    assert find_executable(argument) == Executable(argument, Source.SETTING, headless_shell=True)
+
+
+def test_a_setting_that_is_no_program_is_an_error_not_a_reason_to_look_elsewhere(machine: Path) -> None:
+    program(machine / "bin" / "chromium")
+    plain = machine / "plain"
+    plain.touch()
+    for wrong in (plain, machine / "missing"):
+        with pytest.raises(BrowserNotFound, match=f"CPLANE_BROWSER_EXECUTABLE is {wrong}, which is not a program"):
+            find_executable(wrong)
+
+
+def test_the_folder_of_downloads_follows_playwrights_rules(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = executable.driver_package()
+    assert package is not None
+    assert executable.browsers_folder(package) == tmp_path / "downloads"
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", "0")
+    assert executable.browsers_folder(package) == package / ".local-browsers"
+    monkeypatch.delenv("PLAYWRIGHT_BROWSERS_PATH")
+    if os.uname().sysname == "Linux":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert executable.browsers_folder(package) == tmp_path / "cache" / "ms-playwright"

@@ -1,0 +1,36 @@
+import pytest
+
+from cplane.browser import PageOptions
+from cplane.errors import InvalidArguments
+
+
+def test_options_become_playwrights_arguments() -> None:
+    options = PageOptions.read({"timezone": "Europe/Berlin", "authenticate": {"username": "a", "password": "b"}})
+    assert options.new_context() == {
+        "timezone_id": "Europe/Berlin",
+        "http_credentials": {"username": "a", "password": "b"},
+        "accept_downloads": False,
+    }
+
+
+def test_an_unknown_option_is_named_and_the_known_ones_are_listed() -> None:
+    with pytest.raises(InvalidArguments, match=r"colour: Extra inputs .*it takes viewport, .*locale") as caught:
+        PageOptions.read({"colour": "red"})
+    assert [problem.path for problem in caught.value.problems] == ["/colour"]
+
+
+def test_an_impossible_value_is_named() -> None:
+    with pytest.raises(InvalidArguments, match="viewport/width"):
+        PageOptions.read({"viewport": {"width": 0, "height": 10}})
+    with pytest.raises(InvalidArguments, match=r"locale: .*language tag"):
+        PageOptions.read({"locale": "de_DE"})
+
+
+def test_passwords_are_not_shown() -> None:
+    options = PageOptions.read(
+        {
+            "authenticate": {"username": "a", "password": "secret"},
+            "proxy": {"server": "http://p:1", "password": "secret"},
+        }
+    )
+    assert "secret" not in repr(options)

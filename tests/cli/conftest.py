@@ -1,0 +1,163 @@
+"""The real `cplane` command in a process of its own."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A command that runs; its stderr is read line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def until(self, word: str) -> str:
+        """The first line from now on that contains `word`."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while line := (await self.process.stderr.readline()).decode():
+                self.lines.append(line)
+                if word in line:
+                    return line
+        raise AssertionError(f"no line with {word!r} in:\n{''.join(self.lines)}")
+
+    async def stop(self, sent: signal.Signals = signal.SIGTERM) -> Ended:
+        """Send a signal and wait for the end."""
+        self.process.send_signal(sent)
+        async with asyncio.timeout(PATIENCE_S):
+            stdout, stderr = await self.process.communicate()
+        assert self.process.returncode is not None
+        return Ended(self.process.returncode, stdout.decode(), "".join(self.lines) + stderr.decode())
+
+
+class Cplane(Protocol):
+    """Runs a command to its end."""
+
+    def __call__(self, *args: str, **variables: str) -> Awaitable[Ended]: ...
+
+
+class Start(Protocol):
+    """Starts a command: `async with start("dev") as running`."""
+
+    def __call__(self, *args: str, **variables: str) -> AbstractAsyncContextManager[Running]: ...
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where commands run."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def addresses(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+    """The servers of this test, as variables."""
+    return {
+        "CPLANE_DATABASE_URL": database_url,
+        "CPLANE_REDIS_URL": redis_url,
+        "CPLANE_ARTIFACTS_URL": (tmp_path / "artifacts").as_uri(),
+    }
+
+
+@pytest.fixture
+def start(folder: Path) -> Start:
+    """Starts a command; it is killed when the block ends before it did."""
+
+    @asynccontextmanager
+    async def started(*args: str, **variables: str) -> AsyncGenerator[Running]:
+        process = await asyncio.create_subprocess_exec(
+            *(str(Path(sys.executable).with_name("cplane")), *args),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=folder,
+            env={**os.environ, **variables, "PYTHONWARNINGS": "error"},
+            start_new_session=True,
+            limit=1024 * 1024,
+        )
+        try:
+            yield Running(process)
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.communicate()
+
+    return started
+
+
+@pytest.fixture
+def cplane(start: Start) -> Cplane:
+    """Runs a command to its end."""
+
+    async def run(*args: str, **variables: str) -> Ended:
+        async with start(*args, **variables) as running, asyncio.timeout(PATIENCE_S):
+            stdout, stderr = await running.process.communicate()
+            assert running.process.returncode is not None
+            return Ended(running.process.returncode, stdout.decode(), stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+async def worker(start: Start, addresses: dict[str, str]) -> AsyncIterator[Running]:
+    """A worker that claims jobs."""
+    async with start("worker", **addresses) as running:
+        await running.until("worker started")
+        yield running
+        await running.stop()
+
+
+@pytest.fixture
+def app(folder: Path) -> Path:
+    """A file with jobs."""
+    path = folder / "app.py"
+    path.write_text(APP)
+    return path
+
+
+APP = """\
+from cplane import Context, job
+
+
+@job
+async def add(x: int, y: int) -> int:
+    return x + y
+
+
+@job
+async def steps(ctx: Context, count: int) -> str:
+    for step in range(count):
+        await ctx.progress(step + 1, count, f"step {step + 1}")
+    await ctx.artifact("notes.txt", b"done")
+    return "all steps"
+
+
+@job
+async def broken(why: str = "no reason") -> None:
+    raise LookupError(why)
+"""

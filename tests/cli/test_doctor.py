@@ -1,0 +1,45 @@
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Cplane
+
+
+async def test_everything_is_there(cplane: "Cplane", addresses: dict[str, str]) -> None:
+    ended = await cplane("doctor", "--json", **addresses)
+    report = json.loads(ended.stdout)
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert (ended.code, report["healthy"]) == (0, True), verdicts
+    assert list(verdicts) == ["settings", "postgres", "tables", "redis", "jobs", "artifacts", "browser"]
+    assert {"python", "cplane", "arq", "redis", "playwright"} <= report["versions"].keys()
+    browser = detail(report, "browser")
+    assert "Chromium" in browser
+    assert "sandbox o" in browser
+
+
+async def test_what_is_missing_is_named_and_exits_1(
+    cplane: "Cplane", addresses: dict[str, str], tmp_path: "Path"
+) -> None:
+    addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:secret@/d?host={tmp_path}"
+    addresses["CPLANE_IMPORTS"] = "nowhere"
+    addresses["CPLANE_BROWSER_EXECUTABLE"] = str(tmp_path / "chrome")
+    ended = await cplane("doctor", "--json", **addresses)
+    report = json.loads(ended.stdout)
+    failed = {check["name"] for check in report["checks"] if check["verdict"] == "failed"}
+    assert (ended.code, report["healthy"]) == (1, False)
+    assert failed == {"postgres", "tables", "jobs", "browser"}
+    assert "secret" not in ended.stdout + ended.stderr
+    assert "u:***@" in detail(report, "settings")
+
+
+async def test_without_settings_the_browser_is_still_looked_at(cplane: "Cplane") -> None:
+    ended = await cplane("doctor")
+    assert ended.code == 1
+    assert "✗ settings" in ended.stdout
+    assert "Chromium" in ended.stdout
+
+
+def detail(report: dict[str, Any], name: str) -> str:
+    return next(str(check["detail"]) for check in report["checks"] if check["name"] == name)

@@ -1,0 +1,244 @@
+"""What can be known of deploy/ without a container engine."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from cplane.settings import CplaneSettings, load_settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+SETTINGS = {f"CPLANE_{name.upper()}" for name in CplaneSettings.model_fields}
+SPARE_S = 10
+"""Beyond the drain: handing back what still runs, and closing the browser."""
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[tuple[str, str]]:
+    """Its instructions, continuation lines joined."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(word, " ".join(rest.split())) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+# settings
+
+
+def names_in(path: Path) -> set[str]:
+    return set(re.findall(r"CPLANE_[A-Z_]+", path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in DEPLOY.rglob("*") if path.is_file()), ids=lambda path: path.name
+)
+def test_every_setting_that_is_named_exists(path: Path) -> None:
+    assert names_in(path) <= SETTINGS
+
+
+def test_the_sample_shows_every_setting_and_sets_none() -> None:
+    lines = (DEPLOY / "cplane.env.sample").read_text().splitlines()
+    shown = [line.partition("=")[0].removeprefix("#") for line in lines if re.match(r"#?CPLANE_", line)]
+    assert sorted(shown) == sorted(SETTINGS)
+    assert all(not line or line.startswith("#") for line in lines)
+
+
+def test_the_sample_is_valid_once_the_marks_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in (DEPLOY / "cplane.env.sample").read_text().splitlines():
+        if line.startswith("#CPLANE_"):
+            name, _, value = line.removeprefix("#").partition("=")
+            monkeypatch.setenv(name, value)
+    shown = load_settings()
+    monkeypatch.undo()
+    defaults = CplaneSettings.model_fields
+    for name in ("queues", "lease_s", "drain_s", "browser_pages", "browser_wait_s", "max_body_bytes", "log_level"):
+        assert getattr(shown, name) == defaults[name].default, name
+
+
+@pytest.mark.parametrize("sample", ["cplane.env.sample", "compose.env.sample"])
+def test_samples_hold_no_secret(sample: str) -> None:
+    for line in (DEPLOY / sample).read_text().splitlines():
+        if re.search(r"PASSWORD=|API_KEYS=|CPLANE_DATABASE_URL=", line):
+            assert "CHANGE_ME" in line
+
+
+# the image
+
+
+def test_the_image_does_not_run_as_root(dockerfile: list[tuple[str, str]]) -> None:
+    users = [rest for word, rest in dockerfile if word == "USER"]
+    assert users
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "a number, which Kubernetes can check"
+    after = dockerfile[max(number for number, (word, _) in enumerate(dockerfile) if word == "USER") :]
+    assert not {"RUN", "COPY", "ADD"} & {word for word, _ in after}
+
+
+def test_what_the_image_copies_exists_and_is_sent_to_the_engine(dockerfile: list[tuple[str, str]]) -> None:
+    sent = {line.removeprefix("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()}
+    copied = [rest.split()[:-1] for word, rest in dockerfile if word == "COPY" and "--from=" not in rest]
+    sources = [source for sources in copied for source in sources]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source in sent, source
+
+
+def test_the_image_starts_through_an_init_and_checks_its_health(dockerfile: list[tuple[str, str]]) -> None:
+    words = dict(dockerfile)
+    assert json.loads(words["ENTRYPOINT"])[0] == "tini"
+    assert json.loads(words["CMD"])[:2] == ["cplane", "web"]
+    assert "/livez" in words["HEALTHCHECK"]
+    assert "chromium-headless-shell" in " ".join(rest for word, rest in dockerfile if word == "RUN")
+
+
+def test_the_image_holds_no_secret_and_no_moving_target(dockerfile: list[tuple[str, str]]) -> None:
+    assert not {"ARG", "ADD"} & {word for word, _ in dockerfile}
+    for word, rest in dockerfile:
+        if word == "FROM":
+            assert re.match(r"python:3\.\d+-slim-bookworm", rest)
+        if word == "ENV":
+            assert not re.search(r"PASSWORD|SECRET|KEY|DATABASE_URL|REDIS_URL", rest)
+        if word == "RUN" and "pip install" in rest:
+            assert "--require-hashes" in rest or "--no-deps --no-index" in rest
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "build.lock"])
+def test_locked_dependencies_have_hashes_and_name_no_host(lock: str) -> None:
+    text = (DEPLOY / lock).read_text()
+    assert "://" not in text
+    for package in re.split(r"\n(?=\S)", text.strip()):
+        assert "==" in package
+        assert "--hash=sha256:" in package
+
+
+def test_the_lock_fits_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (DEPLOY / "requirements.lock").read_text(), re.MULTILINE))
+    for requirement in map(Requirement, project["dependencies"]):
+        name = requirement.name.lower().replace("_", "-")
+        assert name in locked, f"{name} is not locked; docs/deploy.md says how"
+        assert requirement.specifier.contains(locked[name]), name
+
+
+# compose
+
+
+def test_redis_never_evicts_and_keeps_its_data(compose: dict[str, Any]) -> None:
+    command = " ".join(compose["services"]["redis"]["command"])
+    assert "--maxmemory-policy noeviction" in command
+    assert "--appendonly yes" in command
+    assert "--requirepass" in command
+
+
+def test_the_worker_has_what_chromium_needs(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    assert worker["init"] is True
+    assert worker["shm_size"] == "1gb"
+    assert "seccomp=chromium.seccomp.json" in worker["security_opt"]
+    assert (DEPLOY / "chromium.seccomp.json").is_file()
+
+
+def test_the_worker_has_time_to_drain(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    grace_s = float(worker["stop_grace_period"].removesuffix("s"))
+    assert grace_s >= float(worker["environment"]["CPLANE_DRAIN_S"]) + SPARE_S
+
+
+def test_tables_are_upgraded_once_before_anything_else(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert services["migrate"]["command"] == ["cplane", "db", "upgrade"]
+    assert services["migrate"]["restart"] == "no"
+    assert services["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for name in ("web", "worker"):
+        assert services[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+        assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
+
+
+def test_every_service_that_stays_checks_its_health(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert "healthcheck" in service, name
+        assert service["healthcheck"].get("disable", False) is (name == "migrate")
+
+
+def test_only_web_is_published_and_only_here(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert {name for name, service in services.items() if "ports" in service} == {"web"}
+    assert all(port.startswith("127.0.0.1:") for port in services["web"]["ports"])
+    assert compose["networks"]["data"]["internal"] is True
+    for name in ("postgres", "redis"):
+        assert services[name]["networks"] == ["data"]
+
+
+def test_every_secret_comes_from_the_environment(compose: dict[str, Any]) -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{([A-Z_]+)", text))
+    offered = set(re.findall(r"^#?([A-Z_]+)=", (DEPLOY / "compose.env.sample").read_text(), re.MULTILINE))
+    assert asked == offered
+    assert not re.search(r"PASSWORD: (?!\$\{)", text)
+    for service in compose["services"].values():
+        assert "privileged" not in service
+
+
+def test_the_seccomp_profile_leaves_chromium_its_sandbox() -> None:
+    profile = json.loads((DEPLOY / "chromium.seccomp.json").read_text())
+    refused = {name for rule in profile["syscalls"] for name in rule["names"]}
+    assert {rule["action"] for rule in profile["syscalls"]} == {"SCMP_ACT_ERRNO"}
+    assert not refused & {"clone", "clone3", "unshare", "setns", "chroot", "capset", "seccomp", "prctl"}
+    assert {"mount", "ptrace", "bpf", "init_module", "kexec_load", "keyctl", "io_uring_setup"} <= refused
+
+
+# systemd
+
+
+def unit(path: Path) -> ConfigParser:
+    parser = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names have capitals
+    parser.read(path)
+    return parser
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_do_not_run_as_root_and_gain_nothing(path: Path) -> None:
+    service = unit(path)["Service"]
+    assert service["User"] == "cplane"
+    assert service["NoNewPrivileges"] == "yes"
+    assert service["CapabilityBoundingSet"] == ""
+    assert service["ProtectSystem"] == "strict"
+    assert service["KillMode"] == "mixed"
+
+
+def test_the_workers_unit_lets_it_drain_and_lets_chromium_work() -> None:
+    service = unit(DEPLOY / "systemd" / "cplane-worker@.service")["Service"]
+    assert float(service["TimeoutStopSec"]) >= float(CplaneSettings.model_fields["drain_s"].default) + SPARE_S
+    for breaks in ("MemoryDenyWriteExecute", "RestrictNamespaces", "PrivateUsers", "ProcSubset"):
+        assert breaks not in service
+    assert "chroot" in service["SystemCallFilter"].split()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_understands_the_units(path: Path, tmp_path: Path) -> None:
+    program = tmp_path / "cplane"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    copy = tmp_path / path.name
+    copy.write_text(path.read_text().replace("/opt/cplane/bin/cplane", str(program)))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")

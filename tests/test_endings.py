@@ -1,0 +1,33 @@
+"""Ending tasks for certain."""
+
+import asyncio
+
+from cplane.endings import end
+
+
+async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
+    lost: list[str] = []
+
+    async def loses_one() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost.append("once")
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(loses_one())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await end([task])
+    assert lost == ["once"]
+    assert task.cancelled()
+
+
+async def test_errors_of_ended_tasks_are_not_raised() -> None:
+    async def fails() -> None:
+        raise ValueError
+
+    task = asyncio.create_task(fails())
+    await asyncio.wait([task])
+    await end([task])
+    assert isinstance(task.exception(), ValueError)

@@ -1,0 +1,103 @@
+"""What the API says of itself: the catalog, the OpenAPI document, Swagger UI."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from openapi_spec_validator import validate
+from pydantic import PlainValidator
+
+from cplane import job
+from cplane.jobs import registry
+from cplane.web.api import OPERATIONS
+
+if TYPE_CHECKING:
+    from tests.web.conftest import Api
+
+
+class Unspeakable:
+    """A type that pydantic can check and JSON Schema cannot describe."""
+
+
+async def test_the_catalog_has_every_job_with_its_schemas(api: "Api") -> None:
+    jobs = {entry["name"]: entry for entry in (await api.client.get("/api/v1/catalog")).json()["jobs"]}
+    assert list(jobs) == sorted(jobs)
+
+    assert jobs["web_add"]["description"] == "Add two numbers.\n\nThe second one is 0 unless given."
+    assert jobs["web_add"]["args"]["required"] == ["x"]
+    assert jobs["web_add"]["args"]["properties"]["y"]["default"] == 0
+    assert jobs["web_add"]["result"] == {"type": "integer"}
+
+    visit = jobs["web_visit"]
+    assert (visit["queue"], visit["timeout"], visit["retries"]) == ("browser", 60, 3)
+    assert set(visit["args"]["properties"]) == {"url", "size", "tags"}
+    assert visit["result"]["title"] == "Size"
+
+
+async def test_the_openapi_document_is_valid_and_has_every_operation(api: "Api") -> None:
+    spec = (await api.client.get("/openapi.json")).json()
+    validate(spec)
+    assert spec["openapi"].startswith("3.1")
+    described = {(method.upper(), path) for path, methods in spec["paths"].items() for method in methods}
+    assert described == {(operation.method, operation.path) for operation in OPERATIONS}
+
+
+async def test_the_openapi_document_has_a_schema_for_each_job(api: "Api") -> None:
+    spec = (await api.client.get("/openapi.json")).json()
+    schemas = spec["components"]["schemas"]
+    mapping = schemas["Submission"]["discriminator"]["mapping"]
+    assert {"web_add", "web_visit", "web:any.thing", "web_same", "web_broken"} <= set(mapping)
+
+    add = resolve(spec, mapping["web_add"])
+    assert add["properties"]["job"] == {"type": "string", "enum": ["web_add"]}
+    assert (add["required"], add["additionalProperties"]) == (["job", "args"], False)
+    assert resolve(spec, add["properties"]["args"]["$ref"])["required"] == ["x"]
+    assert resolve(spec, mapping["web:any.thing"])["required"] == ["job"]
+
+
+async def test_every_reference_leads_somewhere(api: "Api") -> None:
+    answer = await api.client.get("/openapi.json")
+    references: set[str] = set(re.findall(r'"(#/[^"]+)"', answer.text))
+    assert references
+    for reference in references:
+        resolve(answer.json(), reference)
+
+
+async def test_a_job_that_no_schema_describes_spoils_nothing(api: "Api") -> None:
+    @job(name="web_unspeakable")
+    async def unspeakable(value: Annotated[Unspeakable, PlainValidator(lambda _: Unspeakable())]) -> None: ...
+
+    try:
+        entries = {entry["name"]: entry for entry in (await api.client.get("/api/v1/catalog")).json()["jobs"]}
+        assert "web_unspeakable" in entries
+        validate((await api.client.get("/openapi.json")).json())
+    finally:
+        del registry.jobs["web_unspeakable"]
+
+
+async def test_swagger_ui_comes_from_here_alone(api: "Api") -> None:
+    page = await api.client.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*src=)|https?://|\son\w+=|style=", page.text)
+    files: list[str] = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert len(files) == 3
+    for file in files:
+        assert (await api.client.get(f"/{file}")).status_code == 200
+
+
+async def test_the_root_leads_to_the_documentation(api: "Api") -> None:
+    answer = await api.client.get("/", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/docs")
+
+
+async def test_the_process_is_alive_and_ready(api: "Api") -> None:
+    assert (await api.client.get("/livez")).json() == {"alive": True}
+    answer = await api.client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "checks": {"database": "ok", "redis": "ok"}})
+
+
+def resolve(spec: Any, reference: str) -> Any:
+    for name in reference.removeprefix("#/").split("/"):
+        spec = spec[name]
+    return spec

@@ -1,0 +1,69 @@
+"""Whatever is sent, the answer is one of those the OpenAPI document names, and never a 500."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from tests.web.conftest import Api
+
+JOBS = "/api/v1/jobs"
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+names = st.sampled_from(["web_add", "web_visit", "web:any.thing", "web_same", "x"]) | st.text(max_size=8)
+bodies = st.fixed_dictionaries(
+    {
+        "job": names | json_values,
+        "args": st.dictionaries(st.sampled_from(["x", "y", "value", "url"]), json_values) | json_values,
+    },
+    optional={
+        "queue": json_values,
+        "delay": json_values,
+        "at": json_values | st.datetimes().map(str),
+        "key": json_values,
+    },
+)
+parameters = st.dictionaries(
+    st.sampled_from(["limit", "cursor", "state", "job", "queue", "x"]),
+    st.text(max_size=12) | st.integers().map(str),
+    max_size=4,
+)
+bounded = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def check(answer: Any, allowed: set[int]) -> None:
+    assert answer.status_code in allowed, answer.text
+    if answer.status_code >= 400:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["detail"]
+
+
+@bounded
+@given(sent=bodies | json_values)
+async def test_any_json_is_accepted_or_refused(api: "Api", sent: Any) -> None:
+    check(await api.post_raw(json.dumps(sent).encode()), {202, 422})
+
+
+@bounded
+@given(sent=st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0d8 job1', max_size=60).map(str.encode))
+async def test_any_bytes_are_accepted_or_refused(api: "Api", sent: bytes) -> None:
+    check(await api.post_raw(sent), {202, 400, 422})
+
+
+@bounded
+@given(where=parameters)
+async def test_any_query_is_answered_or_refused(api: "Api", where: dict[str, str]) -> None:
+    check(await api.client.get(JOBS, params=where), {200, 422})
+
+
+@bounded
+@given(path=st.text(alphabet="/.%?#abc é0-", max_size=20))
+async def test_any_path_is_answered_or_refused(api: "Api", path: str) -> None:
+    answer = await api.client.get(f"{JOBS}/{path}")
+    check(answer, {200, 404, 422})

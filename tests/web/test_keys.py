@@ -1,0 +1,95 @@
+"""With CPLANE_API_KEYS set, who has no key learns nothing of jobs."""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from cplane import ControlPlane
+from cplane.web import create_app, open_server
+
+if TYPE_CHECKING:
+    from tests.web.conftest import Api
+
+KEYS = ("first-key", "zweiter-schlüssel")
+CLOSED = [
+    ("GET", "/api/v1/jobs"),
+    ("POST", "/api/v1/jobs"),
+    ("GET", "/api/v1/catalog"),
+    ("GET", "/openapi.json"),
+    ("GET", "/nothing"),
+]
+
+
+@pytest_asyncio.fixture
+async def client(plane: ControlPlane) -> AsyncGenerator[httpx2.AsyncClient]:
+    settings = plane.settings.model_copy(update={"api_keys": tuple(SecretStr(key) for key in KEYS)})
+    async with (
+        open_server(create_app(settings, plane=plane), "127.0.0.1", 0) as server,
+        httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        yield client
+
+
+async def test_without_a_key_the_answer_is_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for method, path in CLOSED:
+        with subtests.test(method=method, path=path):
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized")
+            assert answer.headers["www-authenticate"] == 'Bearer realm="cplane"'
+
+
+async def test_with_a_wrong_key_the_answer_is_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for header in [
+        "Bearer wrong",
+        "Bearer first-key2",
+        "Bearer first-ke",
+        "Basic first-key",
+        "first-key",
+        "Bearer",
+        "",
+    ]:
+        with subtests.test(header=header):
+            answer = await client.get("/api/v1/jobs", headers={"authorization": header})
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+
+
+async def test_each_key_opens_the_api(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for header in ["Bearer first-key", "bearer first-key", "Bearer  first-key", f"Bearer {KEYS[1]}"]:
+        with subtests.test(header=header):
+            for path in ("/api/v1/jobs", "/openapi.json"):
+                assert (await client.get(path, headers=[(b"authorization", header.encode())])).status_code == 200
+
+
+async def test_a_path_in_disguise_is_closed_too(client: httpx2.AsyncClient) -> None:
+    for path in (
+        "/static/%2e%2e/api/v1/jobs",
+        "//api/v1/jobs",
+        "/API/v1/jobs",
+        "/livez/../api/v1/jobs",
+        "/api%2fv1/jobs",
+    ):
+        assert (await client.get(path)).status_code in {401, 404}
+
+
+async def test_health_and_documentation_are_open(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for path in ["/livez", "/readyz", "/docs", "/static/docs.js", "/problems/unauthorized"]:
+        with subtests.test(path=path):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_the_openapi_document_says_that_it_asks_for_a_key(client: httpx2.AsyncClient) -> None:
+    spec = (await client.get("/openapi.json", headers={"authorization": "Bearer first-key"})).json()
+    assert spec["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert spec["paths"]["/api/v1/jobs"]["post"]["security"] == [{"key": []}]
+    assert "security" not in spec["paths"]["/livez"]["get"]
+
+
+async def test_without_keys_the_api_is_open(api: "Api", plane: ControlPlane) -> None:
+    app = create_app(plane=plane)
+    async with open_server(app, "127.0.0.1", 0) as server, httpx2.AsyncClient(base_url=server.url) as client:
+        assert (await client.get("/api/v1/jobs")).status_code == 200
