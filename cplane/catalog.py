@@ -19,7 +19,7 @@ def load_jobs(imports: Iterable[str]) -> Registry:
     """
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)  # last, as arq does: a stray json.py there must not hide the real one
     for name in (BUILT_INS, *imports):
         try:
             importlib.import_module(name)

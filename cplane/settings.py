@@ -118,7 +118,9 @@ class StackSource(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         stack = running_stack(Path.cwd())
-        return {name: stack[name] for name in ("database_url", "redis_url", "artifacts_url") if stack.get(name)}
+        return {
+            name: stack[name] for name in ("database_url", "redis_url", "artifacts_url", "imports") if stack.get(name)
+        }
 
 
 def running_stack(folder: Path) -> dict[str, str]:

@@ -50,6 +50,9 @@ from cplane.transaction import JobTransaction
 SLOW_POLL_S = 3.0
 """How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
 
+BROWSER_CLOSE_S = 30.0
+"""What the browser gets to close; every step of that has its own deadline."""
+
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""
 
@@ -261,22 +264,30 @@ class Worker(arq.worker.Worker):
                 self._every(self.health_check_interval, self._tell_health, "tell health"), name="tell health"
             ),
         ]
-        if self._serves_pages():
-            side.append(asyncio.create_task(self._pages.keep(), name="keep browser"))
+        browser = [asyncio.create_task(self._pages.keep(), name="keep browser")] if self._serves_pages() else []
         claimers = [asyncio.create_task(self._claim_from(queue), name=f"claim from {queue}") for queue in self.queues]
         log.info("worker started", worker=self.name, queues=dict(self.queues), jobs=len(self.jobs.jobs))
         self.ready.set()
         try:
-            await asyncio.wait([*side, *claimers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*side, *browser, *claimers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.stop()
-            await self._leave(side, claimers)
-        for task in (*side, *claimers):
+            await self._drain(claimers)
+            await end(browser, again_s=BROWSER_CLOSE_S)
+            await end(side)
+            log.info(
+                "worker stopped",
+                worker=self.name,
+                succeeded=self.jobs_complete,
+                failed=self.jobs_failed,
+                again=self.jobs_retried,
+            )
+        for task in (*side, *browser, *claimers):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _leave(self, side: Sequence[asyncio.Task[None]], claimers: Sequence[asyncio.Task[None]]) -> None:
-        """Claiming ends first; running jobs drain while their leases are kept; what is left goes back; then the rest ends."""
+    async def _drain(self, claimers: Sequence[asyncio.Task[None]]) -> None:
+        """Claiming ends first; running jobs drain while their leases are kept; what is left goes back."""
         await asyncio.wait(claimers)
         if self._tasks:
             log.info("draining", running=len(self._tasks), at_most_s=self.settings.drain_s)
@@ -287,14 +298,6 @@ class Worker(arq.worker.Worker):
             _, stuck = await asyncio.wait(self._tasks, timeout=CLEANUP_S * 2)
             for task in stuck:
                 task.cancel()
-        await end(side)
-        log.info(
-            "worker stopped",
-            worker=self.name,
-            succeeded=self.jobs_complete,
-            failed=self.jobs_failed,
-            again=self.jobs_retried,
-        )
 
     # claiming
 

@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+from playwright.async_api import Page
+
 from cplane import Context, job
 
 
@@ -32,3 +34,13 @@ async def process_waits(ctx: Context, folder: str) -> int:
 def process_blocks_a_thread(folder: str) -> None:
     (Path(folder) / "started-1-0").touch()
     time.sleep(3600)
+
+
+@job
+async def process_page_waits(page: Page, folder: str) -> str:
+    """As `process_waits`, with a page; asks the page at the end whether it still lives."""
+    here = Path(folder)
+    (here / f"started-1-{os.getpid()}").touch()
+    while not (here / "go").exists():
+        await asyncio.sleep(0.02)
+    return str(await page.evaluate("'still ' + 'here'"))

@@ -17,7 +17,13 @@ from cplane.dev.redis import EmbeddedRedis
 from cplane.migrations import upgrade
 from cplane.settings import load_settings
 from cplane.states import AttemptState, Cause
-from tests.jobs_for_processes import process_add, process_blocks_a_thread, process_pid, process_waits
+from tests.jobs_for_processes import (
+    process_add,
+    process_blocks_a_thread,
+    process_page_waits,
+    process_pid,
+    process_waits,
+)
 from tests.workers import DEADLINE_S
 
 TESTS = Path(__file__).parent
@@ -69,7 +75,7 @@ class WorkerProcess:
 async def worker_process(settings: CplaneSettings, **more: str) -> AsyncGenerator[WorkerProcess]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "arq", "cplane.worker.Settings",
-        env=environment(settings, **more), cwd=TESTS, stderr=asyncio.subprocess.PIPE,
+        env=environment(settings, **more), cwd=TESTS, stderr=asyncio.subprocess.PIPE, process_group=0,
     )  # fmt: skip
     worker = WorkerProcess(process)
     try:
@@ -181,6 +187,50 @@ async def test_a_thread_that_cannot_be_stopped_does_not_hold_the_worker(
         await started(tmp_path, attempt=1)
         worker.process.terminate()
         assert await worker.ended() == 0
+
+
+async def test_ctrl_c_lets_a_browser_job_end_with_its_page(
+    settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with worker_process(settings, CPLANE_QUEUES="browser:1") as worker:
+        handle = await process_page_waits.submit(str(tmp_path))
+        await started(tmp_path, attempt=1)
+        os.killpg(worker.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        await worker.says("draining")
+        (tmp_path / "go").touch()
+        assert await worker.ended() == 0
+    record = await plane.record(handle.id)
+    assert (record.state, record.result, record.attempt) == (State.SUCCEEDED, "still here", 1)
+
+
+async def test_a_worker_that_stops_while_its_browser_starts_leaves_nothing(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with worker_process(settings, CPLANE_QUEUES="browser:1") as worker:
+        worker.process.terminate()
+        assert await worker.ended() == 0
+        assert await processes_of_group(worker.pid) == []
+
+
+async def processes_of_group(group: int) -> list[str]:
+    """What is left of a worker's process group, zombies aside, once there was time to end."""
+    async with asyncio.timeout(DEADLINE_S):
+        while left := [
+            stat.partition(")")[0]
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if (stat := read(path))
+            and stat.rpartition(")")[2].split()[2] == str(group)
+            and stat.rpartition(")")[2].split()[0] != "Z"
+        ]:
+            await asyncio.sleep(0.05)
+        return left
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has just ended
+        return ""
 
 
 async def test_a_second_signal_leaves_at_once(settings: CplaneSettings, plane: ControlPlane, tmp_path: Path) -> None:

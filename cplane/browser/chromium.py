@@ -66,7 +66,14 @@ class Chromium:
             async with asyncio.timeout(LAUNCH_S):
                 playwright = await driver.start()
                 browser = await playwright.chromium.launch(
-                    executable_path=executable.path, headless=True, chromium_sandbox=sandbox, timeout=LAUNCH_S * 1000
+                    executable_path=executable.path,
+                    headless=True,
+                    chromium_sandbox=sandbox,
+                    timeout=LAUNCH_S * 1000,
+                    # Ctrl-C reaches the driver too: the browser must outlive it until the worker has drained
+                    handle_sigint=False,
+                    handle_sigterm=False,
+                    handle_sighup=False,
                 )
                 session = await browser.new_browser_cdp_session()
                 process = await _find_process(session)

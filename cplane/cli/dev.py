@@ -42,24 +42,23 @@ async def _dev(imports: list[str], host: str, port: int, started: float) -> None
     with StoppedBySignals():
         async with LocalPlane(Path.cwd(), host=host, port=port, imports=imports) as local:
             took_s = time.perf_counter() - started
-            stderr.print(banner(local, imports, took_s), soft_wrap=True)
+            stderr.print(banner(local, took_s), soft_wrap=True)
             raise await local.ended()
     stderr.print("stopped")
 
 
-def banner(local: "LocalPlane", imports: list[str], took_s: float) -> "RenderableType":
+def banner(local: "LocalPlane", took_s: float) -> "RenderableType":
     """Where everything is, and what to type next."""
     from rich.table import Table
     from rich.text import Text
 
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in local.took_s.items())
-    module = f" --imports {','.join(imports)}" if imports else ""
     grid = Table.grid(padding=(0, 2))
     grid.add_row("", Text("cplane is ready", "bold green"), Text(f"in {took_s:.1f} s ({parts})", "dim"))
     grid.add_row("", "API", Text(f"{local.api_url}/api/v1/jobs", "cyan"))
     grid.add_row("", "docs", Text(f"{local.api_url}/docs", "cyan"))
     grid.add_row("", "jobs", Text(", ".join(local.job_names)))
-    grid.add_row("", "submit", Text(f"cplane submit{module} screenshot url=https://example.com --save ."))
+    grid.add_row("", "submit", Text("cplane submit screenshot url=https://example.com --save ."))
     grid.add_row("", "browser", _browser(local))
     grid.add_row("", "data", Text(local.data))
     grid.add_row("", "stop", "Ctrl-C")

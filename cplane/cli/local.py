@@ -81,7 +81,7 @@ class LocalPlane:
             with self._timed("worker"):
                 self._working = await opening.enter_async_context(_working(self.settings))
             if self._stack is not None:
-                self._stack.announce(self.api_url)
+                self._stack.announce(self.api_url, self.settings.imports)
             self._open = opening.pop_all()
         return self
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +63,8 @@ class DevStack:
     ) -> None:
         await self._resources.aclose()
 
-    def announce(self, api_url: str | None) -> None:
-        """Write stack.json, with where the HTTP API listens."""
+    def announce(self, api_url: str | None, imports: Sequence[str] = ()) -> None:
+        """Write stack.json, with where the HTTP API listens and which modules define jobs."""
         self._api_url = api_url
         addresses = {
             "pid": os.getpid(),
@@ -71,6 +72,7 @@ class DevStack:
             "redis_url": self.redis_url,
             "artifacts_url": self.artifacts_url,
             "api_url": api_url,
+            "imports": ",".join(imports) or None,
         }
         unfinished = self._announcement.with_suffix(".new")
         unfinished.write_text(json.dumps(addresses, indent=2) + "\n")
