@@ -16,12 +16,12 @@ import structlog
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.context import Artifact, Context, Progress
-from cplane.errors import InvalidArguments, JobTimeout, OutsideError, ResultNotSerializable, Retry
+from cplane.errors import InvalidArguments, JobTimeout, OutsideError, PageCrashed, ResultNotSerializable, Retry
 from cplane.events import Event
 from cplane.jobs import AnyJob, Resources
 from cplane.queue import Action, Grant, Return
 from cplane.retry import RetryPolicy
-from cplane.states import MAX_INTERRUPTIONS, AttemptState, Cause, State
+from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.store import Error, Fence, Finish, Started, Store
 from cplane.transaction import JobTransaction
 
@@ -167,7 +167,8 @@ def decide(error: BaseException, policy: RetryPolicy, started: Started) -> Outco
     described = describe(error)
     failures = started.failures + 1
     if isinstance(error, OutsideError):
-        if started.interruptions < MAX_INTERRUPTIONS:
+        most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
+        if started.interruptions < most:
             return Outcome(
                 state=State.QUEUED,
                 attempt_state=AttemptState.INTERRUPTED,

@@ -26,6 +26,7 @@
         ├── ArtifactNotFound
         ├── IllegalMove          the record's state does not allow it
         ├── IdempotencyConflict
+        │   └── KeyInUse
         ├── SchemaMismatch       the database needs `cplane db upgrade`
         └── NoControlPlane       submit outside `async with ControlPlane()`
 
@@ -169,6 +170,10 @@ class IllegalMove(UsageError):
 
 class IdempotencyConflict(UsageError):
     """The idempotency key was used before, for something else."""
+
+
+class KeyInUse(IdempotencyConflict):
+    """Another request with this idempotency key is under way."""
 
 
 class SchemaMismatch(UsageError):

@@ -68,3 +68,4 @@ class Pages:
                 await asyncio.Event().wait()
             finally:
                 self._pool = None
+                self._opened.clear()

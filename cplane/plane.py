@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from types import TracebackType
@@ -26,9 +26,10 @@ from cplane.errors import (
     InvalidArguments,
     JobCancelled,
     JobFailed,
+    OutsideError,
     QueueUnavailable,
 )
-from cplane.events import CONTROL, Event, Events
+from cplane.events import CONTROL, EVENTS, Event, Events
 from cplane.handle import Handle
 from cplane.jobs import Registry, Submission
 from cplane.queue import Push, Queue
@@ -42,6 +43,12 @@ from cplane.waiters import Waiters
 
 PUSH_WAIT_S = 1.0
 """How long a submit waits for Redis before it answers: the record is the truth, the reconciler pushes what Redis missed."""
+
+CHECK_S = 2.5
+"""How long `ready` waits for each server."""
+
+LARGE = 10_000
+"""Arguments with a text, list or object of so many parts are validated in a thread: they would hold the loop."""
 
 PUSH_PAUSE_S = 1.0
 """After Redis failed, pushes pause so long: callers do not queue up behind a dead server."""
@@ -146,7 +153,8 @@ class ControlPlane:
         """
         job = self.catalog.get(name)
         call = job.using(delay=delay, at=at, key=key, queue=queue)
-        return await self.submit(call.submission(job.encode_json(args)))
+        args_json = await asyncio.to_thread(job.encode_json, args) if _is_large(args) else job.encode_json(args)
+        return await self.submit(call.submission(args_json))
 
     @property
     def catalog(self) -> Registry:
@@ -253,7 +261,15 @@ class ControlPlane:
 
     async def ready(self) -> dict[str, str | None]:
         """What this plane depends on: name → what is wrong with it, or None."""
-        checks = {"database": migrations.check(self.database), "redis": self.queue.ping()}
+
+        async def within(check: Coroutine[Any, Any, None]) -> None:
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await check
+            except TimeoutError:
+                raise OutsideError(f"no answer within {CHECK_S:g} s") from None
+
+        checks = {"database": within(migrations.check(self.database)), "redis": within(self.queue.ping())}
         answers = await asyncio.gather(*checks.values(), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, CplaneError):
@@ -272,11 +288,9 @@ class ControlPlane:
         state = await self.store.cancel(record_id)
         event = Event(record_id, state)
         try:
-            if state is State.RUNNING:
-                await self.events.publish([event], CONTROL)
-            else:
-                await self.events.publish([event])
-        except QueueUnavailable:
+            async with asyncio.timeout(PUSH_WAIT_S):
+                await self.events.publish([event], CONTROL if state is State.RUNNING else EVENTS)
+        except (QueueUnavailable, TimeoutError):
             log.warning("the cancel is recorded; a worker hears of it when it renews its lease", record=str(record_id))
         return state
 
@@ -285,6 +299,11 @@ class ControlPlane:
         standing = await self.store.replay(record_id)
         push = Push.of_record(standing.queue, standing.id, standing.job, 0)
         await asyncio.wait([self._schedule.put(push)], timeout=PUSH_WAIT_S)
+
+
+def _is_large(args: Mapping[str, JsonValue]) -> bool:
+    """Whether validating takes so long that the loop should not wait for it."""
+    return any(len(value) > LARGE for value in args.values() if isinstance(value, str | list | dict))
 
 
 def _request_hash(submission: Submission) -> bytes:

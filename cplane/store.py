@@ -19,7 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.context import Artifact, Progress
 from cplane.database import Database
-from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
+from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 
@@ -322,7 +322,7 @@ def _submitted(record: NewRecord, row: Row[Any] | None, earlier: Row[Any] | None
         return Submitted(record.id, created=True, delay_ms=row.due_in_ms, state=State.QUEUED)
     if earlier is None:
         # the key was taken by a transaction that has not committed, or its record was deleted a moment ago
-        return IdempotencyConflict("another request with this idempotency key is under way", hint="send it again")
+        return KeyInUse("another request with this idempotency key is under way", hint="send it again")
     if earlier.request_hash != record.request_hash:
         return IdempotencyConflict(
             f"the idempotency key was used for another call, job {earlier.id}", hint="use a new key for a new call"

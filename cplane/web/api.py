@@ -34,7 +34,13 @@ OPERATIONS = (
         },
         problems=(
             *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
-            *(problems.UNKNOWN_JOB, problems.INVALID_ARGUMENTS, problems.KEY_REUSED, problems.DATABASE),
+            *(
+                problems.UNKNOWN_JOB,
+                problems.INVALID_ARGUMENTS,
+                problems.KEY_REUSED,
+                problems.KEY_IN_USE,
+                problems.DATABASE,
+            ),
         ),
     ),
     Operation(

@@ -18,6 +18,7 @@ from cplane.errors import (
     IdempotencyConflict,
     IllegalMove,
     InvalidArguments,
+    KeyInUse,
     QueueUnavailable,
     RecordNotFound,
     SchemaMismatch,
@@ -72,6 +73,12 @@ ILLEGAL_MOVE = Kind(
     409,
     "The job's state does not allow this",
     "Queued and running jobs can be cancelled; failed and cancelled ones can be retried.",
+)
+KEY_IN_USE = Kind(
+    "idempotency-key-in-use",
+    409,
+    "A request with this idempotency key is under way",
+    "Send it again in a moment: the answer is then that of the first.",
 )
 TOO_LARGE = Kind(
     "too-large", 413, "The body is too large", "CPLANE_MAX_BODY_BYTES sets the limit; pass large data by reference."
@@ -133,6 +140,7 @@ KINDS: Mapping[type[CplaneError], Kind] = {
     UnknownJob: UNKNOWN_JOB,
     InvalidArguments: INVALID_ARGUMENTS,
     IdempotencyConflict: KEY_REUSED,
+    KeyInUse: KEY_IN_USE,
     RecordNotFound: UNKNOWN_ID,
     ArtifactNotFound: UNKNOWN_ARTIFACT,
     IllegalMove: ILLEGAL_MOVE,

@@ -124,9 +124,11 @@ async def test_the_announcement_is_there_while_the_stack_runs(used: Path) -> Non
             "redis_url": stack.redis_url,
             "artifacts_url": (used / ".cplane/artifacts").as_uri(),
             "api_url": None,
+            "imports": None,
         }
-        stack.announce("http://127.0.0.1:8000")
+        stack.announce("http://127.0.0.1:8000", ["app", "more.jobs"])
         assert announcement(used)["api_url"] == "http://127.0.0.1:8000"
+        assert announcement(used)["imports"] == "app,more.jobs"
     assert not (used / ".cplane/stack.json").exists()
 
 
