@@ -60,8 +60,6 @@ def test_the_files_mark_errors() -> None:
 def test_mypy_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"  # the project's own leaves these files out
     config.write_text(CONFIG)
-        "[mypy]\npython_version = 3.11\nplugins = pydantic.mypy\nfollow_imports = silent\n[mypy-asyncpg.*]\nignore_missing_imports = True\n"
-    )
     options = ["--strict", "--output", "json", "--config-file", str(config), "--cache-dir", str(CACHE)]
     answer = run("mypy", *options, *map(str, FILES))
     errors: list[dict[str, Any]] = [json.loads(line) for line in answer.splitlines() if line.startswith("{")]
