@@ -98,7 +98,7 @@ class Database:
 
 
 class translated:  # noqa: N801  used like the functions of contextlib
-    """Errors of the driver become ours; errors of the block itself pass."""
+    """Errors of the driver and of the network become ours; every other error of the block passes."""
 
     def __enter__(self) -> None:
         return None

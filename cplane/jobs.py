@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import re
 import sys
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
@@ -23,11 +22,13 @@ from typing import (
 from pydantic import (
     JsonValue,
 )
+from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import PydanticSerializationError
 from typing_extensions import ParamSpec, TypeVar
 
 from cplane.errors import InvalidArguments, InvalidJob, NoControlPlane, Problem, ResultNotSerializable, UnknownJob
 from cplane.handle import Handle
+from cplane.names import JOB_NAME, QUEUE_NAME
 from cplane.retry import RetryPolicy
 from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
 
@@ -50,8 +51,6 @@ CallR = TypeVar("CallR", default=Any)
 DEFAULT_QUEUE = "default"
 BROWSER_QUEUE = "browser"
 DEFAULT_TIMEOUT_S = 300.0
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
-QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 OPTIONS = ("name", "queue", "timeout", "retries", "record", "result_ttl", "browser", "check")
 
 Arguments = Mapping[str, Any]
@@ -198,8 +197,16 @@ class Job(Generic[P, R, CallP, CallR]):
         return args_json
 
     def decode_result(self, result_json: bytes, /) -> R:
-        """The typed result from its JSON."""
-        return cast("R", self.signature.result.validate_json(result_json))
+        """The typed result from its JSON.
+
+        Raises:
+            ResultNotSerializable: it does not fit the return type any more.
+        """
+        try:
+            return cast("R", self.signature.result.validate_json(result_json))
+        except PydanticValidationError as error:
+            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise ResultNotSerializable(f"the result of '{self.name}' does not fit its return type: {reason}") from None
 
     def encode_result(self, result: object) -> bytes:
         """The JSON of what the job returned.
@@ -463,6 +470,8 @@ def make_job(fn: Callable[..., Any], names: Mapping[str, object], options: Mappi
         raise InvalidJob(f"'{cast('AnyJob', fn).name}' is a job already", hint="use @job once")
     if not inspect.isfunction(fn):
         raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="put it directly above `async def`")
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise InvalidJob(f"job '{fn.__name__}' ({place(fn)}) is a generator", hint="return a list instead of yielding")
     signature = read_signature(fn, names)
     built: AnyJob = Job(fn, check_options(fn, signature, options), signature)
     registry.add(built)
@@ -476,7 +485,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     needs_page = signature.wants("page") or signature.wants("browser_context")
     queue = given.get("queue", BROWSER_QUEUE if needs_page else DEFAULT_QUEUE)
     where = f"job '{name}' ({place(fn)})"
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
         raise InvalidJob(
             f"'{name}' is not a job name",
             hint="a letter, then letters, digits, '_', '.', ':', '-', at most 200: @job(name=…)",

@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -309,5 +309,6 @@ def _is_large(args: Mapping[str, JsonValue]) -> bool:
 def _request_hash(submission: Submission) -> bytes:
     """What makes two calls the same: the job, its arguments in canonical order, and its options."""
     args = msgspec.json.decode(submission.args_json)
-    same = [submission.job.name, args, submission.queue, submission.delay_s, submission.run_at]
+    at = None if submission.run_at is None else submission.run_at.astimezone(UTC)
+    same = [submission.job.name, args, submission.queue, submission.delay_s, at]
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).digest()

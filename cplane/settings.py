@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cplane.errors import InvalidSettings
+from cplane.names import QUEUE_NAME
 
 STACK_FILE = Path(".cplane") / "stack.json"
 """Where `cplane dev` leaves its addresses, below the folder it runs in."""
@@ -68,6 +69,8 @@ class CplaneSettings(BaseSettings):
             name, _, concurrency = part.partition(":")
             if not concurrency.isdigit() or int(concurrency) < 1:
                 raise ValueError(f"'{part}' is not NAME:CONCURRENCY; write for example default:10,browser:4")
+            if not QUEUE_NAME.fullmatch(name):
+                raise ValueError(f"'{name}' is not a queue name; use letters, digits, '_', '.', '-', at most 100")
             queues[name] = int(concurrency)
         return queues
 

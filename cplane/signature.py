@@ -118,6 +118,7 @@ class Signature:
             raise InvalidArguments(
                 f"the arguments of '{name}' contain the character NUL", hint="Postgres cannot store it in JSON"
             )
+        self.decode(name, args_json)  # what could not be read back must not be accepted
         return args_json
 
 
@@ -203,12 +204,17 @@ def _arguments_model(where: str, name: str, parameters: list[inspect.Parameter])
         # generic field names: a parameter may be called `schema` or `_x`, which a model's field may not
         fields[f"field_{number}"] = (Annotated[parameter.annotation, Field(alias=parameter.name)], default)
     try:
-        return create_model(name, __config__=MODEL_CONFIG, **fields)
+        model: type[BaseModel] = create_model(name, __config__=MODEL_CONFIG, **fields)
+        schema_json = to_json(model.model_json_schema(schema_generator=ArgumentsSchema), fallback=str)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise InvalidJob(
             f"{where}: an argument cannot be validated or stored as JSON: {_first_line(error)}",
             hint="use JSON types, dataclasses or pydantic models",
         ) from None
+    if b'"writeOnly":true' in schema_json:
+        hint = "pass a reference to it, such as the name of an environment variable"
+        raise InvalidJob(f"{where}: an argument is a secret, and arguments are stored in plain text", hint=hint)
+    return model
 
 
 def _result_adapter(where: str, annotation: Any) -> TypeAdapter[Any]:

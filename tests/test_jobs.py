@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator as _Draft202012Validator  # type: ignore[import-untyped]  # it ships no types
 from playwright.async_api import BrowserContext, Page
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, Json, JsonValue, TypeAdapter, computed_field
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, Json, JsonValue, SecretStr, TypeAdapter, computed_field
 from typing_extensions import TypedDict
 
 from cplane import Context, RetryPolicy, job
@@ -788,3 +788,46 @@ async def test_one_key_cannot_stand_for_a_batch() -> None:
     made = job(noop)
     with pytest.raises(InvalidArguments, match="one key cannot stand for many jobs"):
         await made.using(key="k").submit_many([{}])
+
+
+def test_a_secret_argument_is_refused_at_import() -> None:
+    async def signs_in(user: str, password: SecretStr | None = None) -> None: ...
+
+    with pytest.raises(
+        InvalidJob, match=r"an argument is a secret, and arguments are stored in plain text \(pass a ref"
+    ):
+        job(signs_in)
+
+
+def test_generators_are_no_jobs() -> None:
+    def yields() -> Iterator[int]:
+        yield 1
+
+    async def yields_async() -> AsyncIterator[int]:
+        yield 1
+
+    for generator in (yields, yields_async):
+        with pytest.raises(InvalidJob, match="is a generator"):
+            job(generator)
+
+
+def test_arguments_that_could_not_be_read_back_are_refused_at_submit() -> None:
+    class Weight(BaseModel):
+        grams: float
+
+    @job
+    async def weighs(weight: Weight) -> None: ...
+
+    with pytest.raises(InvalidArguments, match="weight/grams: Input should be a valid number"):
+        weighs.encode((), {"weight": Weight(grams=float("inf"))})
+
+
+def test_a_result_that_no_longer_fits_is_one_clear_error() -> None:
+    @job
+    async def counts() -> int:
+        return 1
+
+    with pytest.raises(
+        ResultNotSerializable, match="the result of 'counts' does not fit its return type: Input should be"
+    ):
+        counts.decode_result(b'"many"')

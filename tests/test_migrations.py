@@ -84,7 +84,7 @@ async def test_tables_newer_than_this_version_are_refused_and_left_alone(databas
     with pytest.raises(SchemaMismatch, match=r"at revision 9999, which this cplane does not know .*upgrade cplane"):
         await upgrade(database_url)
     assert await run(database, "SELECT version_num FROM cplane.alembic_version") == [("9999",)]
-    with pytest.raises(SchemaMismatch, match=f"the tables are at revision 9999, this cplane needs {head()}") as caught:
+    with pytest.raises(SchemaMismatch, match="the tables are at revision 9999, newer than this cplane") as caught:
         await check(database)
     assert caught.value.hint
 

@@ -91,7 +91,7 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: 
         ("QUEUES", "default:-1", "is not NAME:CONCURRENCY"),
         ("QUEUES", "default:1:2", "is not NAME:CONCURRENCY"),
         ("QUEUES", ",", "at least one queue"),
-        ("QUEUES", ":3", "at least one queue"),
+        ("QUEUES", ":3", "is not a queue name"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("LOG_FORMAT", "xml", "'console' or 'json'"),
         ("BROWSER_SANDBOX", "perhaps", "Input should be a valid boolean"),

@@ -1,6 +1,8 @@
 """Where the command line prints: results to stdout, everything else to stderr."""
 
 import sys
+from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, TextIO
 
 from cplane.errors import CplaneError
@@ -34,6 +36,16 @@ def print_error(error: CplaneError) -> None:
     stderr.print(Text.assemble(("error: ", "bold red"), (error.message, "red")), soft_wrap=True)
     if error.hint:
         stderr.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+
+
+def typed() -> str:
+    """How this command was typed: `cplane`, or its path where the shell would not find it, as in `.venv/bin/cplane`."""
+    program = Path(sys.argv[0])
+    found = which("cplane")
+    if program.name != "cplane" or (found and Path(found).resolve() == program.resolve()):
+        return "cplane"
+    here = Path.cwd()
+    return str(program.relative_to(here) if program.is_relative_to(here) else program)
 
 
 def _width(stream: TextIO) -> int | None:

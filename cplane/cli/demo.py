@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cplane.cli.console import console, notes
+from cplane.cli.console import console, notes, typed
 from cplane.cli.loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.web import Port
@@ -177,11 +177,11 @@ def _invite(shown: "Console", target: Target) -> None:
     """What to type next."""
     from rich.table import Table
 
-    grid = Table.grid(padding=(0, 2))
+    grid, me = Table.grid(padding=(0, 2)), typed()
     if target.local is not None:
-        grid.add_row("", "[bold]cplane dev[/]", "everything again, with these jobs: http://127.0.0.1:8000/docs")
+        grid.add_row("", f"[bold]{me} dev[/]", "everything again, with these jobs: http://127.0.0.1:8000/docs")
     else:
         grid.add_row("", f"[bold]{target.url}/docs[/]", "the API, with these jobs")
-    grid.add_row("", "[bold]cplane jobs list[/]", "in a second terminal, while it runs")
-    grid.add_row("", "[bold]cplane submit screenshot url=https://example.com --save .[/]", "a page of your own")
+    grid.add_row("", f"[bold]{me} jobs list[/]", "in a second terminal, while it runs")
+    grid.add_row("", f"[bold]{me} submit screenshot url=https://example.com --save .[/]", "a page of your own")
     shown.print("\nnext", grid)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cplane.cli.console import notes
+from cplane.cli.console import notes, typed
 from cplane.cli.loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.target import module_of
@@ -58,7 +58,7 @@ def banner(local: "LocalPlane", took_s: float) -> "RenderableType":
     grid.add_row("", "API", Text(f"{local.api_url}/api/v1/jobs", "cyan"))
     grid.add_row("", "docs", Text(f"{local.api_url}/docs", "cyan"))
     grid.add_row("", "jobs", Text(", ".join(local.job_names)))
-    grid.add_row("", "submit", Text("cplane submit screenshot url=https://example.com --save ."))
+    grid.add_row("", "submit", Text(f"{typed()} submit screenshot url=https://example.com --save ."))
     grid.add_row("", "browser", _browser(local))
     grid.add_row("", "data", Text(local.data))
     grid.add_row("", "stop", "Ctrl-C")

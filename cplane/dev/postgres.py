@@ -43,8 +43,8 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The address, such as postgresql://cplane@/cplane?host=/run/user/1000/cplane-3f2a&port=5432."""
-        return f"postgresql://cplane@/cplane?host={quote(str(self._sockets))}&port={PORT}"
+        """The address, such as postgresql://app@/cplane?host=/run/user/1000/cplane-3f2a&port=5432."""
+        return f"postgresql://app@/cplane?host={quote(str(self._sockets))}&port={PORT}"
 
     async def __aenter__(self) -> Self:
         check_length(self._sockets / f".s.PGSQL.{PORT}.lock")
@@ -133,7 +133,7 @@ class EmbeddedPostgres:
 
 
 def _initdb_options(major: int) -> list[str]:
-    options = ["--username=cplane", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    options = ["--username=app", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
     if major >= 17:  # sorts and folds case alike on every system
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return options

@@ -43,6 +43,8 @@ async def check(database: Database) -> None:
         return
     if found is None:
         raise SchemaMismatch("the database has no cplane tables yet", hint="run `cplane db upgrade`")
+    if found not in _known():
+        raise SchemaMismatch(f"the tables are at revision {found}, newer than this cplane", hint="upgrade cplane")
     raise SchemaMismatch(
         f"the tables are at revision {found}, this cplane needs {head()}", hint="run `cplane db upgrade`"
     )

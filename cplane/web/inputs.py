@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from cplane.jobs import NAME, QUEUE_NAME
+from cplane.names import JOB_NAME, QUEUE_NAME
 from cplane.states import State
 
 MAX_WAIT_S = 60.0
@@ -60,7 +60,7 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     state: State | None = Field(default=None, description="only records in this state")
-    job: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None = Field(
+    job: Annotated[str, Field(pattern=f"^{JOB_NAME.pattern}$")] | None = Field(
         default=None, description="only records of this job"
     )
     queue: QueueName | None = Field(default=None, description="only records in this queue")

@@ -1,0 +1,6 @@
+"""What jobs and queues may be called: names that are safe in keys, paths, URLs and logs."""
+
+import re
+
+JOB_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
