@@ -1,7 +1,7 @@
-"""Ending tasks for certain."""
+"""Waiting for tasks, and ending them for certain."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 AGAIN_S = 0.2
@@ -22,3 +22,15 @@ async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S) -> N
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=again_s)
+
+
+async def first(*waiting: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first of several; the others are cancelled, and an error of any that has ended is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()

@@ -329,6 +329,10 @@ class Registry:
             )
         self.jobs[job.name] = job
 
+    def needs_pages(self, queue: str) -> bool:
+        """Whether jobs of this queue ask for pages."""
+        return any(job.needs_page and job.options.queue == queue for job in self.jobs.values())
+
     def get(self, name: str) -> AnyJob:
         """The job of that name."""
         job = self.jobs.get(name)

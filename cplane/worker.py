@@ -6,12 +6,10 @@ import random
 import signal
 import socket
 import sys
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar, cast
-from uuid import UUID
 
 import arq.worker
 import click
@@ -24,6 +22,7 @@ from cplane import migrations
 from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, decide, perform
 from cplane.batch import Batch
 from cplane.catalog import load_jobs
+from cplane.claimer import Claimer, Claims
 from cplane.endings import end
 from cplane.errors import (
     CplaneError,
@@ -39,25 +38,16 @@ from cplane.leases import Leases
 from cplane.logs import configure_logs
 from cplane.pages import Pages
 from cplane.plane import ControlPlane
-from cplane.queue import Action, Grant, Return, decode_envelope, encode_envelope, queue_of
+from cplane.queue import decode_envelope, encode_envelope, queue_of
 from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Ended, Recorder
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import AttemptState, State
-from cplane.store import Started
 from cplane.transaction import JobTransaction
-
-SLOW_POLL_S = 3.0
-"""How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
 
 BROWSER_CLOSE_S = 30.0
 """What the browser gets to close; every step of that has its own deadline."""
 
-UNKNOWN_JOB_S = 15.0
-"""A job that this worker cannot run goes back for so long; another worker may know it."""
-
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
 
 log = structlog.get_logger("cplane")
 
@@ -167,8 +157,6 @@ class Worker(arq.worker.Worker):
         """Set once the worker claims jobs."""
         self._signals = handle_signals
         self._stopping = asyncio.Event()
-        self._room = asyncio.Event()
-        self._running: dict[str, int] = dict.fromkeys(self.queues, 0)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # running and stopping
@@ -206,7 +194,6 @@ class Worker(arq.worker.Worker):
     def stop(self) -> None:
         """Stop claiming, drain, hand back what still runs, leave."""
         self._stopping.set()
-        self._room.set()
 
     async def close(self) -> None:
         """Stop, and wait until everything is closed."""
@@ -241,6 +228,19 @@ class Worker(arq.worker.Worker):
                 tell=self._events.put,
                 pool=self._pages.pool,
             )
+            claims = Claims(
+                worker=self.name,
+                store=self.plane.store,
+                queue=self.plane.queue,
+                jobs=self.jobs,
+                leases=self._leases,
+                pages=self._pages,
+                lease_s=self.settings.lease_s,
+                stopping=self._stopping,
+                begin=self._begin,
+                idle=self._idle,
+            )
+            self._claimers = {queue: Claimer(queue, room, claims) for queue, room in self.queues.items()}
             if self._signals:
                 stack.enter_context(_Signals(self))
             await self._hook(self.on_startup, self.ctx)
@@ -264,8 +264,11 @@ class Worker(arq.worker.Worker):
                 self._every(self.health_check_interval, self._tell_health, "tell health"), name="tell health"
             ),
         ]
-        browser = [asyncio.create_task(self._pages.keep(), name="keep browser")] if self._serves_pages() else []
-        claimers = [asyncio.create_task(self._claim_from(queue), name=f"claim from {queue}") for queue in self.queues]
+        needs_browser = any(map(self.jobs.needs_pages, self.queues))
+        browser = [asyncio.create_task(self._pages.keep(), name="keep browser")] if needs_browser else []
+        claimers = [
+            asyncio.create_task(claimer.run(), name=f"claim from {queue}") for queue, claimer in self._claimers.items()
+        ]
         log.info("worker started", worker=self.name, queues=dict(self.queues), jobs=len(self.jobs.jobs))
         self.ready.set()
         try:
@@ -299,114 +302,12 @@ class Worker(arq.worker.Worker):
             for task in stuck:
                 task.cancel()
 
-    # claiming
-
-    async def _claim_from(self, queue: str) -> None:
-        """Claim as many as there is room for, start them, repeat; sleep while there is nothing."""
-        pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
-            try:
-                room = await self._wait_room(queue)
-                if room and not self._stopping.is_set():
-                    await self._claim(queue, room)
-                pause_s = FIRST_PAUSE_S
-            except (OutsideError, SchemaMismatch) as error:
-                log.warning("jobs cannot be claimed; trying again", queue=queue, reason=str(error))
-                await self._unless_stopping(asyncio.sleep(pause_s))
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-
-    async def _claim(self, queue: str, room: int) -> None:
-        sent = time.monotonic()
-        claim = await self.plane.queue.claim(queue, room, self.settings.lease_s)
-        if claim.grants:
-            await self._start(queue, claim.grants, sent)
-        elif self.burst and await self._all_done():
-            self.stop()
-        elif not claim.missing and claim.wait_s != 0:
-            longest_s = SLOW_POLL_S if claim.wait_s is None else min(claim.wait_s, SLOW_POLL_S)
-            await self._unless_stopping(self.plane.queue.sleep(queue, longest_s))
-
-    async def _wait_room(self, queue: str) -> int:
-        """How many more jobs fit; waits until one does."""
-        while not self._stopping.is_set():
-            self._room.clear()
-            room = self.queues[queue] - self._running[queue]
-            if room > 0 and not self._is_for_pages(queue):
-                return room
-            pages = self._pages.free - sum(attempt.waits_for_page for attempt in self._leases)
-            if min(room, pages) > 0:
-                return min(room, pages)
-            waiting: list[Coroutine[Any, Any, object]] = [self._room.wait(), self._stopping.wait()]
-            if room > 0 and self._pages.free == 0:
-                waiting.append(self._pages.wait_free())
-            await _first(waiting)
-        return 0
-
-    async def _start(self, queue: str, grants: Sequence[Grant], sent: float) -> None:
-        """Start the records of grants, and a task for each that is ours; the others are settled with Redis."""
-        known, refused = self._sort(queue, grants)
-        started = await self._start_records(queue, known) if known else []
-        for record in started:
-            grant = known[record.id]
-            attempt = Attempt(record, grant, queue, self.jobs.get(record.job), self._leases.trusted_until(sent))
-            self._leases.add(attempt)
-            self._running[queue] += 1
-            attempt.task = asyncio.create_task(self._run(attempt), name=f"attempt {record.id}")
-            self._tasks.add(attempt.task)
-            attempt.task.add_done_callback(self._tasks.discard)
-        ours = {record.id for record in started}
-        if unstarted := [record_id for record_id in known if record_id not in ours]:
-            refused += await self._settle(queue, {record_id: known[record_id] for record_id in unstarted})
-        if refused:
-            await self.plane.queue.finish(refused)
-
-    def _sort(self, queue: str, grants: Sequence[Grant]) -> tuple[dict[UUID, Grant], list[Return]]:
-        """Grants of records whose job we know, and the others on their way back; nothing is ever deleted for being unknown."""
-        known: dict[UUID, Grant] = {}
-        refused: list[Return] = []
-        for grant in grants:
-            try:
-                self.jobs.get(str(decode_envelope(grant.payload)["f"]))
-                known[UUID(grant.id)] = grant
-            except (ValueError, CplaneError) as error:
-                log.warning(
-                    "a queued job cannot be run here; it goes back", id=grant.id[:100], queue=queue, reason=str(error)
-                )
-                refused.append(Return(queue, grant.id, grant.token, Action.RETRY, int(UNKNOWN_JOB_S * 1000)))
-        return known, refused
-
-    async def _start_records(self, queue: str, grants: Mapping[UUID, Grant]) -> list[Started]:
-        """Start in Postgres; a lost reply is answered by asking again with the same tokens, until the leases are half over."""
-        until = time.monotonic() + self.settings.lease_s / 2
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                tokens = [(record_id, grant.token) for record_id, grant in grants.items()]
-                return await self.plane.store.start(self.name, tokens, self.settings.lease_s)
-            except (DatabaseUnavailable, SchemaMismatch):
-                if time.monotonic() + pause_s > until or self._stopping.is_set():
-                    back = [
-                        Return(queue, grant.id, grant.token, Action.RELEASE, grant.due_ms) for grant in grants.values()
-                    ]
-                    await self.plane.queue.finish(back)
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-
-    async def _settle(self, queue: str, grants: Mapping[UUID, Grant]) -> list[Return]:
-        """What Redis is told of ids whose record could not be started: final ones leave it, the others come back when due."""
-        standings = await self.plane.store.standing(list(grants))
-        returns: list[Return] = []
-        for record_id, grant in grants.items():
-            standing = standings.get(record_id)
-            if standing is None or standing.state.final:
-                returns.append(Return(queue, grant.id, grant.token, Action.DONE))
-            else:  # not due yet, or running elsewhere: a second after its lease has ended the reconciler has seen it
-                wait_ms = standing.due_in_ms + (1000 if standing.state is State.RUNNING else 1)
-                returns.append(Return(queue, grant.id, grant.token, Action.RETRY, wait_ms))
-        return returns
-
     # one attempt
+
+    def _begin(self, attempt: Attempt) -> None:
+        attempt.task = asyncio.create_task(self._run(attempt), name=f"attempt {attempt.started.id}")
+        self._tasks.add(attempt.task)
+        attempt.task.add_done_callback(self._tasks.discard)
 
     async def _run(self, attempt: Attempt) -> None:
         """Perform, record, tell. Whatever happens, the attempt's room is given back."""
@@ -421,8 +322,7 @@ class Worker(arq.worker.Worker):
             attempt.log.error("the outcome is unknown; the lease ends by itself", exc_info=error)
         finally:
             self._leases.remove(attempt)
-            self._running[attempt.queue] -= 1
-            self._room.set()
+            self._claimers[attempt.queue].leave()
 
     async def _perform(self, attempt: Attempt) -> Ended | None:
         """The outcome; None when the lease was lost, for then nothing it did counts."""
@@ -467,15 +367,13 @@ class Worker(arq.worker.Worker):
 
     # helpers
 
-    def _is_for_pages(self, queue: str) -> bool:
-        return any(job.needs_page and job.options.queue == queue for job in self.jobs.jobs.values())
-
-    def _serves_pages(self) -> bool:
-        return any(job.needs_page for job in self.jobs.jobs.values()) and any(map(self._is_for_pages, self.queues))
-
-    async def _all_done(self) -> bool:
+    async def _idle(self) -> None:
+        """A burst worker leaves when nothing is queued and nothing runs."""
+        if not self.burst or self._tasks:
+            return
         depths = [await self.plane.queue.depth(queue) for queue in self.queues]
-        return not any(depths) and not self._tasks
+        if not any(depths):
+            self.stop()
 
     async def _publish(self, events: list[Event]) -> list[None]:
         try:
@@ -515,9 +413,6 @@ class Worker(arq.worker.Worker):
             except (OutsideError, SchemaMismatch) as error:
                 log.warning("a side task failed; trying again", task=name, reason=str(error))
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-
-    async def _unless_stopping(self, work: Coroutine[Any, Any, object]) -> None:
-        await _first([work, self._stopping.wait()])
 
     def _threads_busy(self) -> bool:
         threads = getattr(self, "_threads", None)
@@ -573,18 +468,6 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-async def _first(waiting: Sequence[Coroutine[Any, Any, object]]) -> None:
-    """Wait for the first of several; the others are cancelled, an error of any that ended passes."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
 
 
 def _serialize(envelope: dict[str, Any]) -> bytes:
