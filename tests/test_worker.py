@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane import Context, ControlPlane, CplaneSettings, Job, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
+from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
 from cplane.errors import BrowserGone, IllegalMove, InvalidArguments
-from cplane.jobs import registry
+from cplane.jobs import AnyJob, registry
 from cplane.queue import Push, encode_envelope
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
@@ -242,7 +242,7 @@ async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, p
     ],
 )
 async def test_a_job_that_misbehaves_fails_and_the_worker_goes_on(
-    settings: CplaneSettings, plane: ControlPlane, broken: Job[[], Any], message: str
+    settings: CplaneSettings, plane: ControlPlane, broken: AnyJob, message: str
 ) -> None:
     async with running(settings):
         handle = await broken.submit()
