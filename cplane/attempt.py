@@ -205,10 +205,10 @@ def describe(error: BaseException) -> Error:
         else f"{kind.__module__}.{kind.__qualname__}"
     )
     told = traceback.TracebackException.from_exception(error)
-    first = next(
-        (n for n, frame in enumerate(told.stack) if not frame.filename.startswith(OURS) or "/tasks/" in frame.filename),
-        0,
+    theirs = (
+        n for n, frame in enumerate(told.stack) if not frame.filename.startswith(OURS) or "/tasks/" in frame.filename
     )
+    first = next(theirs, len(told.stack))  # an error of ours alone needs no traceback: its message says it all
     del told.stack[:first]
     text = "".join(told.format())
     if len(text) > TRACEBACK_CHARS:

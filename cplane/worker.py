@@ -396,12 +396,12 @@ class Worker(arq.worker.Worker):
             log.error("a hook failed", hook=getattr(hook, "__name__", repr(hook)), exc_info=error)
 
     async def _every(self, every_s: float, step: Callable[[], Awaitable[None]], name: str) -> None:
-        """Do a step now and then, for ever; the jitter keeps workers apart."""
+        """Do a step at least every `every_s` seconds, for ever; the jitter keeps workers apart."""
 
         async def steps() -> None:
             while True:
                 await step()
-                await asyncio.sleep(every_s * random.uniform(0.8, 1.2))  # noqa: S311  spreading load, not keeping a secret
+                await asyncio.sleep(every_s * random.uniform(0.6, 0.9))  # noqa: S311  spreading load, not keeping a secret
 
         await self._persist(steps, name)
 

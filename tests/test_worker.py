@@ -14,7 +14,18 @@ from pydantic import BaseModel
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, Retry, RetryPolicy, State, job
+from cplane import (
+    Context,
+    ControlPlane,
+    CplaneError,
+    CplaneSettings,
+    JobCancelled,
+    JobFailed,
+    Retry,
+    RetryPolicy,
+    State,
+    job,
+)
 from cplane.errors import BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import AnyJob, registry
 from cplane.queue import Push, encode_envelope
@@ -257,6 +268,7 @@ async def test_a_broken_browser_costs_no_retry(settings: CplaneSettings, plane: 
         assert await handle.result() == 2
     record = await plane.record(handle.id)
     assert (record.failures, record.interruptions) == (0, 1)
+    assert "cplane/attempt.py" not in str((await attempts_of(plane, handle.id))[0].error_traceback)
     attempts = await attempts_of(plane, handle.id)
     assert [(attempt.cause, attempt.state) for attempt in attempts] == [
         (Cause.SUBMIT, AttemptState.INTERRUPTED),
@@ -520,3 +532,19 @@ async def until_queue_empty(plane: ControlPlane) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while await plane.queue.depth("default"):
             await asyncio.sleep(0.01)
+
+
+def test_an_error_of_ours_alone_is_described_without_our_frames() -> None:
+    from cplane.attempt import describe
+    from cplane.pages import Pages
+    from cplane.settings import load_settings
+
+    pages = Pages(load_settings(database_url="postgresql:///x", redis_url="unix:///x"))
+    try:
+        pages.pool()
+    except CplaneError as error:
+        error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None  # without this test's frame
+        described = describe(error)
+    assert described.type == "BrowserError"
+    assert described.message == "the browser is starting"
+    assert described.traceback == "cplane.errors.BrowserError: the browser is starting\n"
