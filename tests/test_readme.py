@@ -1,8 +1,10 @@
 """What the README shows is run as it stands there."""
 
 import asyncio
+import json
 import os
 import re
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -98,3 +100,46 @@ def test_its_table_names_every_setting() -> None:
 def test_the_hello_world_is_ten_lines_of_code() -> None:
     lines = [line for line in PROGRAMS["hello.py"].splitlines() if line.strip()]
     assert len(lines) <= 11
+
+
+async def test_its_curl_command_answers_with_the_headline(settings: CplaneSettings, programs: Path) -> None:
+    (command,) = re.findall(r"^\$ (curl .*)$", README, re.MULTILINE)
+    env = environment(settings)
+    async with worker(env, programs), web(env, programs) as port:
+        curl = await asyncio.create_subprocess_shell(
+            command.replace("localhost:8000", f"127.0.0.1:{port}"), stdout=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(DEADLINE_S * 2):
+            answer, _ = await curl.communicate()
+    record = json.loads(answer)
+    assert (record["job"], record["state"]) == ("headline", "succeeded"), record
+    assert "cplane" in record["result"]
+
+
+@asynccontextmanager
+async def web(env: dict[str, str], cwd: Path) -> AsyncGenerator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cplane", "web", "--port", str(port), env=env, cwd=cwd, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not await listens(port):
+                await asyncio.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        async with asyncio.timeout(DEADLINE_S):
+            await process.wait()
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
