@@ -17,7 +17,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from cplane import (
     Context,
     ControlPlane,
-    CplaneError,
     CplaneSettings,
     JobCancelled,
     JobFailed,
@@ -26,7 +25,7 @@ from cplane import (
     State,
     job,
 )
-from cplane.errors import BrowserGone, IllegalMove, InvalidArguments
+from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import AnyJob, registry
 from cplane.queue import Push, encode_envelope
 from cplane.records import AttemptRecord
@@ -534,17 +533,14 @@ async def until_queue_empty(plane: ControlPlane) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_an_error_of_ours_alone_is_described_without_our_frames() -> None:
+def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:
     from cplane.attempt import describe
     from cplane.pages import Pages
-    from cplane.settings import load_settings
 
-    pages = Pages(load_settings(database_url="postgresql:///x", redis_url="unix:///x"))
-    try:
-        pages.pool()
-    except CplaneError as error:
-        error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None  # without this test's frame
-        described = describe(error)
-    assert described.type == "BrowserError"
-    assert described.message == "the browser is starting"
+    with pytest.raises(BrowserError) as caught:
+        Pages(settings).pool()
+    error = caught.value
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this test's own frame
+    described = describe(error)
+    assert (described.type, described.message) == ("BrowserError", "the browser is starting")
     assert described.traceback == "cplane.errors.BrowserError: the browser is starting\n"
