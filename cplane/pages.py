@@ -6,11 +6,14 @@ from contextlib import AsyncExitStack
 import structlog
 
 from cplane.browser import BrowserPool
-from cplane.errors import BrowserError
+from cplane.errors import BrowserError, BrowserNotFound
 from cplane.settings import CplaneSettings
 
 AGAIN_S = 10.0
 """How often a worker without a browser looks for one."""
+
+LAUNCH_AGAIN_S = 1.0
+"""How soon a browser that is there, but did not start, is started again."""
 
 log = structlog.get_logger("cplane")
 
@@ -62,7 +65,7 @@ class Pages:
                     if str(error) != str(self._trouble):
                         log.error("no browser: jobs that ask for a page wait", reason=str(error))
                     self._trouble = error
-                    await asyncio.sleep(AGAIN_S)
+                    await asyncio.sleep(AGAIN_S if isinstance(error, BrowserNotFound) else LAUNCH_AGAIN_S)
             self._opened.set()
             try:
                 await asyncio.Event().wait()

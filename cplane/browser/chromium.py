@@ -19,7 +19,7 @@ from cplane.browser.options import PageOptions
 from cplane.browser.process import Process
 from cplane.errors import BrowserError, BrowserGone, BrowserNotFound, InvalidArguments, PoolTimeout
 
-LAUNCH_S = 30.0
+LAUNCH_S = 15.0
 OPEN_S = 15.0
 CLOSE_S = 5.0
 ANSWER_S = 20.0
@@ -55,7 +55,7 @@ class Chromium:
 
     @classmethod
     async def launch(cls, executable: Executable, *, sandbox: bool) -> Self:
-        """Start a driver and a browser, within 30 s.
+        """Start a driver and a browser, within 15 s.
 
         Raises:
             BrowserNotFound: the executable is not there any more.

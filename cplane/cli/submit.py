@@ -11,6 +11,7 @@ from cplane.cli.console import notes
 from cplane.cli.jobs import print_json, record_json
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
+from cplane.endings import end
 from cplane.errors import CplaneError, JobCancelled, JobFailed
 from cplane.states import State
 
@@ -109,9 +110,7 @@ async def _wait(plane: "ControlPlane", record_id: UUID, name: str, timeout_s: fl
             )
             raise
         finally:
-            shown.cancel()
-            hint.cancel()
-            await asyncio.wait([shown, hint])
+            await end([shown, hint])
 
 
 async def _show(plane: "ControlPlane", record_id: UUID, progress: "Progress", line: "TaskID") -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cplane.demo.api import Api
 from cplane.demo.visits import Visit
+from cplane.endings import end
 
 AT_ONCE = 16
 """Requests under way at the same time."""
@@ -55,9 +56,7 @@ async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator
         for done in asyncio.as_completed(tasks):
             yield await done
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def _go(api: Api, visit: Visit, folder: Path, gate: asyncio.Semaphore) -> Souvenir:

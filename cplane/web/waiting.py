@@ -6,6 +6,7 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
+from cplane.endings import end
 from cplane.records import JobRecord
 from cplane.web.request import ApiRequest
 
@@ -40,9 +41,7 @@ async def _final(request: ApiRequest, record_id: UUID, wait_s: float) -> JobReco
             raise ClientDisconnect
         return None
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 async def _gone(request: ApiRequest) -> None:

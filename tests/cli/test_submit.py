@@ -1,7 +1,10 @@
+import asyncio
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -13,6 +16,25 @@ if TYPE_CHECKING:
 def addresses(addresses: dict[str, str], app: Path) -> dict[str, str]:
     """With the jobs of app.py."""
     return {**addresses, "CPLANE_IMPORTS": "app"}
+
+
+async def test_a_display_that_loses_its_cancellation_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Python 3.12 a cancellation can get lost while a driver connects."""
+    from cplane.cli import submit
+
+    class Plane:
+        async def wait(self, record_id: UUID, timeout_s: float | None) -> str:
+            await asyncio.sleep(0)
+            return "the record"
+
+    async def show(*_: object) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(submit, "_show", show)
+    async with asyncio.timeout(10):
+        assert await cast("Any", submit)._wait(Plane(), UUID(int=1), "add", None) == "the record"
 
 
 async def test_the_result_is_printed_as_json(cplane: "Cplane", addresses: dict[str, str], worker: "Running") -> None:
