@@ -1,26 +1,37 @@
-"""One run of one record: open what the job asks for, run it under its deadline, decide once what came of it."""
+"""One run of one job: open what it asks for, run it under its deadline, decide once what came of it."""
 
 import asyncio
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self, cast
+from uuid import NAMESPACE_OID, UUID, uuid5
 
+import msgspec
 import structlog
 
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.context import Artifact, Context, Progress
-from cplane.errors import InvalidArguments, JobTimeout, OutsideError, PageCrashed, ResultNotSerializable, Retry
+from cplane.envelope import Envelope, now_ms
+from cplane.errors import (
+    BrowserGone,
+    InvalidArguments,
+    JobTimeout,
+    OutsideError,
+    PageCrashed,
+    ResultNotSerializable,
+    Retry,
+)
 from cplane.events import Event
+from cplane.functions import PlainFunction
 from cplane.jobs import AnyJob, Resources
-from cplane.queue import Action, Grant, Return
-from cplane.retry import RetryPolicy
+from cplane.queue import Grant
 from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.store import Error, Fence, Finish, Started, Store
 from cplane.transaction import JobTransaction
@@ -47,22 +58,29 @@ class Stop(StrEnum):
     """The record's owner wants it."""
     RELEASE = "release"
     """The worker is going; another may run it."""
+    TIMEOUT = "timeout"
+    """It ran longer than it may."""
+    PAGE_LOST = "page lost"
+    """Its page or browser died under it."""
     LEASE_LOST = "lease lost"
     """It may be running elsewhere: nothing it does counts any more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an attempt, decided once."""
 
     state: State
     attempt_state: AttemptState
     result_json: bytes | None = None
+    value: Any = None
+    """What a plain function returned."""
     error: Error | None = None
     delay_s: float = 0.0
     cause: Cause = Cause.SUBMIT
     failures: int = 0
     interruptions: int = 0
+    recorded: bool = False
+    """The job's own transaction has told Postgres already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +93,43 @@ class Tools:
     tell: Callable[[Event], object]
     pool: Callable[[], BrowserPool]
     """Raises BrowserError while there is no browser."""
+    settle: "Callable[[Attempt, Outcome | None], None]"
+    """Takes what came of an attempt, once; None: its lease was lost, and nothing it did counts."""
+    ctx: dict[Any, Any]
+    """What plain arq functions share."""
 
 
 class Attempt:
-    """A started record on this worker: its fence, its trust in its lease, and its task."""
+    """A granted job on this worker: its fence, its trust in its lease, and its task."""
 
-    def __init__(self, started: Started, grant: Grant, queue: str, job: AnyJob, trusted_until: float) -> None:
-        self.started = started
+    def __init__(
+        self,
+        grant: Grant,
+        job: AnyJob | PlainFunction,
+        tools: Tools,
+        trusted_until: float,
+        *,
+        number: int,
+        args: bytes | Envelope,
+        record_id: UUID | None = None,
+        failures: int = 0,
+        interruptions: int = 0,
+    ) -> None:
         self.grant = grant
-        self.queue = queue
         self.job = job
+        self.tools = tools
         self.trusted_until = trusted_until
         """Monotonic seconds: past it the lease may be someone else's, and the worker stops the attempt itself."""
+        self.number = number
+        self.args = args
+        """The arguments: JSON from the record, or the envelope of a transient job."""
+        self.record_id = record_id
+        """None: a transient job."""
+        self.failures = failures
+        self.interruptions = interruptions
+        # what sets this attempt apart from every other
+        self.fence: Fence | str = grant.token if record_id is None else (record_id, number)
+        self.began_ms = 0 if record_id is not None else now_ms()
         self.progress: Progress | None = None
         self.progress_told = True
         self.waits_for_page = job.needs_page
@@ -94,106 +137,250 @@ class Attempt:
         self.over = False
         """The job has ended; its outcome is being recorded, and nothing stops it any more."""
         self.task: asyncio.Task[None] | None = None
-        self.log = log.bind(record=str(started.id), job=started.job, attempt=started.attempt)
+        self.lease: PageLease | None = None
+        self.transaction: JobTransaction | None = None
+        self._log: FilteringBoundLogger | None = None
         self._progress_due = 0.0
+        self._timers: list[asyncio.TimerHandle] = []
+
+    @classmethod
+    def of_record(cls, started: Started, grant: Grant, job: AnyJob, tools: Tools, trusted_until: float) -> Self:
+        """The attempt of a record that has been started."""
+        return cls(
+            grant, job, tools, trusted_until, number=started.attempt, args=started.args_json,
+            record_id=started.id, failures=started.failures, interruptions=started.interruptions,
+        )  # fmt: skip
+
+    @classmethod
+    def of_envelope(
+        cls, envelope: Envelope, grant: Grant, job: AnyJob | PlainFunction, tools: Tools, trusted_until: float
+    ) -> Self:
+        """The attempt of a transient job."""
+        return cls(
+            grant, job, tools, trusted_until, number=max(grant.tries, envelope.t or 1), args=envelope,
+            failures=envelope.failures, interruptions=envelope.interruptions,
+        )  # fmt: skip
 
     @property
-    def fence(self) -> Fence:
-        """What sets this attempt apart from every other."""
-        return self.started.id, self.started.attempt
+    def log(self) -> "FilteringBoundLogger":
+        """A log that names the attempt."""
+        if self._log is None:
+            self._log = log.bind(record=self.grant.id, job=self.job.name, attempt=self.number)
+        return self._log
+
+    @property
+    def uuid(self) -> UUID:
+        """The id as a UUID: ids of arq's clients may be any text."""
+        if self.record_id is not None:
+            return self.record_id
+        try:
+            return UUID(self.grant.id)
+        except ValueError:
+            return uuid5(NAMESPACE_OID, self.grant.id)
+
+    def arm(self) -> None:
+        """The deadline begins. A job that has ended already needs none, and waiting for a page is not run time."""
+        if not self.over and not self.waits_for_page and not self._timers:
+            self._timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
 
     def stop(self, why: Stop) -> None:
-        """Stop the run; the first reason stands, but a lost lease outranks every other."""
+        """Stop the run; the first reason stands, but a lost lease outranks every other.
+
+        The job's own `finally` gets CLEANUP_S; a job that ignores that it was stopped is left behind after it.
+        """
         if self.over:
             return
-        if self.stopped is None or why is Stop.LEASE_LOST:
+        first = self.stopped is None
+        if first or why is Stop.LEASE_LOST:
             self.stopped = why
+        if first and self.task is not None:
+            self.task.cancel()
+            self._timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
+
+    def seal(self) -> bool:
+        """From now on nothing stops the attempt; answers whether that is news."""
+        if self.over:
+            return False
+        self.over = True
+        for timer in self._timers:
+            timer.cancel()
+        return True
+
+    def _abandon(self) -> None:
+        """What came of a job that ignores that it was stopped is decided without it."""
+        if not self.seal():
+            return
+        self.log.error("the job ignores that it was stopped and is left behind", after_s=CLEANUP_S)
+        if self.lease is not None:
+            self.lease.release()
         if self.task is not None:
             self.task.cancel()
+        self.tools.settle(self, stopped_outcome(self))
 
-    def note(self, progress: Progress, tell: Callable[[Event], object]) -> None:
+    def note(self, progress: Progress) -> None:
         """Keep progress, and tell it unless that happened a moment ago."""
         self.progress, self.progress_told = progress, False
         if (now := time.monotonic()) >= self._progress_due:
             self._progress_due = now + PROGRESS_EVERY_S
             data = {"done": progress.done, "total": progress.total, "note": progress.note}
-            tell(Event(self.started.id, State.RUNNING, self.started.attempt, data))
-
-    def finish(self, outcome: Outcome) -> Finish:
-        """What to record."""
-        return Finish(
-            id=self.started.id,
-            attempt=self.started.attempt,
-            token=self.started.token,
-            state=outcome.state,
-            attempt_state=outcome.attempt_state,
-            result_json=outcome.result_json,
-            error=outcome.error,
-            delay_s=outcome.delay_s,
-            cause=outcome.cause,
-            failures=outcome.failures,
-            interruptions=outcome.interruptions,
-            progress=self.progress,
-        )
-
-    def give_back(self, state: State, outcome: Outcome) -> Return:
-        """How the lease leaves Redis, once the record says `state`."""
-        lease = self.queue, self.grant.id, self.grant.token
-        if state is not State.QUEUED:
-            return Return(*lease, Action.DONE)
-        if outcome.attempt_state is AttemptState.RELEASED:
-            return Return(*lease, Action.RELEASE, self.grant.due_ms)
-        return Return(*lease, Action.RETRY, int(outcome.delay_s * 1000))
+            self.tools.tell(Event(self.uuid, State.RUNNING, self.number, data))
 
 
-async def perform(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> Outcome:
-    """Run the job and decide what came of it. Errors of the job end here; only the loss of the lease is no outcome."""
-    job, started = attempt.job, attempt.started
+async def run(attempt: Attempt) -> None:
+    """The attempt's task: perform, commit what the job wrote, hand over what came of it. What was opened is closed."""
     try:
-        result = await _run(attempt, tools, transaction)
-        if attempt.stopped is Stop.CANCEL:
+        outcome = await _perform(attempt)
+        if not attempt.seal():
+            return  # it was left behind, and something was decided without it
+        if attempt.transaction is not None and attempt.transaction.begun:
+            outcome = await _commit(attempt, attempt.transaction, outcome)
+        attempt.tools.settle(attempt, outcome)
+    finally:
+        if attempt.lease is not None:
+            attempt.lease.release()
+        if attempt.transaction is not None:
+            await attempt.transaction.rollback()
+
+
+async def _perform(attempt: Attempt) -> Outcome | None:
+    """Run the job and decide what came of it. Errors of the job end here; only the loss of the lease is no outcome."""
+    job, tools = attempt.job, attempt.tools
+    try:
+        if isinstance(job, PlainFunction):
+            return _succeeded(attempt, value=await job.call(attempt.args, attempt.grant, attempt.number, tools.ctx))
+        args = attempt.args
+        arguments = job.decode(args) if isinstance(args, bytes) else job.decode_call(args.a, args.k)
+        resources = await _open(attempt, job, arguments) if job.signature.injected else NOTHING
+        if attempt.stopped:  # a cancellation can get lost on the way (see endings.py)
+            raise asyncio.CancelledError
+        result = await job.call(arguments, resources, tools.threads)
+        return _succeeded(attempt, result_json=job.encode_result(result))
+    except GeneratorExit:  # the loop is closed under the job: there is nobody left to tell
+        raise
+    except BaseException as error:
+        await _absorb_cancels()
+        return stopped_outcome(attempt) if attempt.stopped else decide(await _cause(attempt, error), attempt)
+
+
+async def _absorb_cancels() -> None:
+    """Cancellations of the job's run end with it: what follows must happen."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        return
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    while task.uncancel():
+        pass
+
+
+def _succeeded(attempt: Attempt, *, result_json: bytes | None = None, value: object = None) -> Outcome | None:
+    if attempt.stopped and attempt.stopped is not Stop.RELEASE:
+        return stopped_outcome(attempt)
+    if result_json == b"null" and value is None:
+        return _NOTHING_RETURNED
+    return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json, value=value)
+
+
+async def _commit(attempt: Attempt, transaction: JobTransaction, outcome: Outcome | None) -> Outcome | None:
+    """What the job wrote commits with its success, or not at all."""
+    if outcome is None or outcome.state is not State.SUCCEEDED:
+        return outcome
+    try:
+        owned = await transaction.commit(finish_of(attempt, outcome) if attempt.record_id is not None else None)
+    except OutsideError as error:  # if it did commit, the record refuses to be queued again
+        return decide(error, attempt)
+    if not owned:
+        attempt.log.warning("the record was no longer this attempt's; its writes are rolled back")
+        return None
+    return msgspec.structs.replace(outcome, recorded=attempt.record_id is not None)
+
+
+def stopped_outcome(attempt: Attempt) -> Outcome | None:
+    """What it means that an attempt was stopped."""
+    match attempt.stopped:
+        case Stop.CANCEL:
             return Outcome(state=State.CANCELLED, attempt_state=AttemptState.CANCELLED)
-        return Outcome(
-            state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=job.encode_result(result)
-        )
-    except asyncio.CancelledError as error:
-        return _stopped(attempt) if attempt.stopped else decide(error, job.options.retry, started)
-    except Exception as error:
-        return _stopped(attempt) if attempt.stopped else decide(error, job.options.retry, started)
-
-
-def decide(error: BaseException, policy: RetryPolicy, started: Started) -> Outcome:
-    """What an error means: again later, again without spending a retry, or failed."""
-    described = describe(error)
-    failures = started.failures + 1
-    if isinstance(error, OutsideError):
-        most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
-        if started.interruptions < most:
-            return Outcome(
-                state=State.QUEUED,
-                attempt_state=AttemptState.INTERRUPTED,
-                error=described,
-                cause=Cause.INFRASTRUCTURE,
-                delay_s=min(0.5 * 2**started.interruptions, 60.0),
-                interruptions=1,
+        case Stop.RELEASE:
+            return Outcome(state=State.QUEUED, attempt_state=AttemptState.RELEASED, cause=Cause.RELEASE)
+        case Stop.TIMEOUT:
+            name, timeout_s = attempt.job.name, attempt.job.timeout_s
+            error: BaseException = JobTimeout(
+                f"'{name}' ran longer than {timeout_s:g} s", hint="raise it with @job(timeout=…)"
             )
-        return Outcome(state=State.FAILED, attempt_state=AttemptState.INTERRUPTED, error=described, interruptions=1)
+            return decide(error, attempt)
+        case Stop.PAGE_LOST:
+            return decide(
+                attempt.lease.loss if attempt.lease and attempt.lease.loss else BrowserGone("the page was lost"),
+                attempt,
+            )
+        case _:
+            return None
+
+
+def decide(error: BaseException, attempt: Attempt) -> Outcome:
+    """What an error means: again later, again without spending a retry, or failed."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        error = RuntimeError(f"the job raised {error!r}")  # it fails; it does not take the worker along
+    described = describe(error)
+    if isinstance(error, OutsideError):
+        return _interrupted(error, described, attempt.interruptions)
     attempt_state = AttemptState.TIMED_OUT if isinstance(error, JobTimeout) else AttemptState.FAILED
-    hopeless = isinstance(error, InvalidArguments | ResultNotSerializable)
-    wanted = isinstance(error, Retry) and failures <= policy.retries
-    if not hopeless and (wanted or policy.allows(error, failures)):
-        delay_s = policy.delay_s(failures)
-        if isinstance(error, Retry) and error.delay is not None:
-            delay_s = max(0.0, error.delay)
-        return Outcome(
-            state=State.QUEUED,
-            attempt_state=attempt_state,
-            error=described,
-            cause=Cause.RETRY,
-            delay_s=delay_s,
-            failures=1,
-        )
-    return Outcome(state=State.FAILED, attempt_state=attempt_state, error=described, failures=1)
+    delay_s = _retry_in_s(error, attempt)
+    if delay_s is None:
+        return Outcome(state=State.FAILED, attempt_state=attempt_state, error=described, failures=1)
+    return Outcome(
+        state=State.QUEUED,
+        attempt_state=attempt_state,
+        error=described,
+        cause=Cause.RETRY,
+        delay_s=delay_s,
+        failures=1,
+    )
+
+
+def _interrupted(error: OutsideError, described: Error, interruptions: int) -> Outcome:
+    """What the job depends on failed: it runs again without spending a retry, but not for ever."""
+    most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
+    if interruptions >= most:
+        return Outcome(state=State.FAILED, attempt_state=AttemptState.INTERRUPTED, error=described, interruptions=1)
+    return Outcome(
+        state=State.QUEUED,
+        attempt_state=AttemptState.INTERRUPTED,
+        error=described,
+        cause=Cause.INFRASTRUCTURE,
+        delay_s=min(0.5 * 2**interruptions, 60.0),
+        interruptions=1,
+    )
+
+
+def _retry_in_s(error: BaseException, attempt: Attempt) -> float | None:
+    """Seconds until the job runs again after its own failure; None: it has failed for good."""
+    if isinstance(attempt.job, PlainFunction):
+        return attempt.job.retry_in_s(error, attempt.number)
+    policy, failures = attempt.job.options.retry, attempt.failures + 1
+    if isinstance(error, InvalidArguments | ResultNotSerializable):
+        return None
+    if isinstance(error, Retry) and failures <= policy.retries:
+        return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
+    return policy.delay_s(failures) if policy.allows(error, failures) else None
+
+
+def finish_of(attempt: Attempt, outcome: Outcome) -> Finish:
+    """What to record."""
+    return Finish(
+        id=cast("UUID", attempt.record_id),
+        attempt=attempt.number,
+        token=attempt.grant.token,
+        state=outcome.state,
+        attempt_state=outcome.attempt_state,
+        result_json=outcome.result_json,
+        error=outcome.error,
+        delay_s=outcome.delay_s,
+        cause=outcome.cause,
+        failures=outcome.failures,
+        interruptions=outcome.interruptions,
+        progress=attempt.progress,
+    )
 
 
 def describe(error: BaseException) -> Error:
@@ -220,96 +407,56 @@ def describe(error: BaseException) -> Error:
     return Error(name, message[:TRACEBACK_CHARS], text)
 
 
-async def _run(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> object:
-    job = attempt.job
-    arguments = job.decode(attempt.started.args_json)
-    async with AsyncExitStack() as stack:
-        lease = (
-            await _acquire_page(attempt, tools, PageOptions.read(job.page_options(arguments)))
-            if job.needs_page
-            else None
-        )
-        if lease is not None:
-            stack.callback(lease.release)
-        resources = Resources(
-            context=_context(attempt, tools, transaction),
-            page=lease and lease.page,
-            browser_context=lease and lease.context,
-            session=await transaction.begin() if job.signature.wants("session") else None,
-        )
-        if attempt.stopped:  # a cancellation can get lost on the way (see endings.py)
-            raise asyncio.CancelledError
+async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> Resources:
+    """What the job asks for by type. Waiting for a page is not run time: the deadline begins when it is there."""
+    tools = attempt.tools
+    attempt.transaction = transaction = JobTransaction(tools.store)
+    if job.needs_page:
         try:
-            return await _supervise(attempt, job.call(arguments, resources, tools.threads), lease)
-        except Exception as error:
-            cause = transaction.cause(error) if lease is None else await lease.cause(error)
-            if cause is error:
-                raise
-            raise cause from error
+            attempt.lease = await tools.pool().acquire_page(PageOptions.read(job.page_options(arguments)))
+        finally:
+            attempt.waits_for_page = False
+        attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
+        attempt.arm()
+    return Resources(
+        context=_context(attempt, transaction),
+        page=attempt.lease and attempt.lease.page,
+        browser_context=attempt.lease and attempt.lease.context,
+        session=await transaction.begin() if job.signature.wants("session") else None,
+    )
 
 
-async def _acquire_page(attempt: Attempt, tools: Tools, options: PageOptions) -> PageLease:
-    """A page of the pool: waiting for it is not run time."""
-    try:
-        return await tools.pool().acquire_page(options)
-    finally:
-        attempt.waits_for_page = False
+async def _cause(attempt: Attempt, error: BaseException) -> BaseException:
+    """What really happened when the job raised `error`: the loss of its page or connection, or the error itself."""
+    cause = error
+    if isinstance(error, Exception):
+        if attempt.transaction is not None:
+            cause = attempt.transaction.cause(error)
+        if attempt.lease is not None:
+            cause = await attempt.lease.cause(error)
+    if cause is not error:
+        cause.__cause__ = error
+    return cause
 
 
-async def _supervise(attempt: Attempt, run: Awaitable[object], lease: PageLease | None) -> object:
-    """Wait for the job, its deadline or the loss of its page, whichever comes first."""
-    work = asyncio.create_task(_guard(run), name=f"job {attempt.job.name} {attempt.started.id}")
-    watched: set[asyncio.Future[object]] = {work}
-    if lease is not None:
-        watched.add(lease.broken)  # type: ignore[arg-type]  # Future is invariant; nothing reads its result
-    timeout_s = attempt.job.options.timeout_s
-    try:
-        done, _ = await asyncio.wait(watched, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        await _end(work, attempt)
-        if attempt.stopped is Stop.RELEASE and not work.cancelled() and work.done() and work.exception() is None:
-            return work.result()
-        raise
-    if work in done:
-        return work.result()
-    await _end(work, attempt)
-    if lease is not None and lease.broken in done:
-        lease.broken.result()
-    raise JobTimeout(f"'{attempt.job.name}' ran longer than {timeout_s:g} s", hint="raise it with @job(timeout=…)")
-
-
-async def _guard(run: Awaitable[object]) -> object:
-    """A job that calls sys.exit() fails; it does not take the worker along."""
-    try:
-        return await run
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"the job raised {error!r}") from error
-
-
-async def _end(work: "asyncio.Task[object]", attempt: Attempt) -> None:
-    """Cancel the job's task and give its `finally` a moment; what ignores that is left behind."""
-    work.cancel()
-    await asyncio.wait([work], timeout=CLEANUP_S)
-    if not work.done():
-        attempt.log.error("the job ignores that it was stopped and is left behind", after_s=CLEANUP_S)
-    work.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-
-def _context(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> Context:
-    started = attempt.started
+def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
+    tools, record_id = attempt.tools, attempt.record_id
 
     async def tell_progress(progress: Progress) -> None:
-        attempt.note(progress, tools.tell)
+        attempt.note(progress)
 
     async def keep_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
-        artifact, path = await tools.artifacts.put(started.id, started.attempt, name, data, media_type)
-        await tools.store.add_artifact(started.id, started.attempt, artifact, path)
+        if record_id is None:
+            raise InvalidArguments("a job without a record keeps no files", hint="leave out record=False")
+        artifact, path = await tools.artifacts.put(record_id, attempt.number, name, data, media_type)
+        await tools.store.add_artifact(record_id, attempt.number, artifact, path)
         return artifact
 
     return Context(
-        id=started.id,
-        job=started.job,
-        attempt=started.attempt,
+        id=attempt.uuid,
+        key=attempt.grant.id,
+        job=attempt.job.name,
+        attempt=attempt.number,
         log=attempt.log,
         tell_progress=tell_progress,
         keep_artifact=keep_artifact,
@@ -317,7 +464,5 @@ def _context(attempt: Attempt, tools: Tools, transaction: JobTransaction) -> Con
     )
 
 
-def _stopped(attempt: Attempt) -> Outcome:
-    if attempt.stopped is Stop.CANCEL:
-        return Outcome(state=State.CANCELLED, attempt_state=AttemptState.CANCELLED)
-    return Outcome(state=State.QUEUED, attempt_state=AttemptState.RELEASED, cause=Cause.RELEASE)
+NOTHING = Resources()
+_NOTHING_RETURNED = Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=b"null")

@@ -5,8 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import structlog
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+log = structlog.get_logger("cplane")
 
 
 class Batch(Generic[Item, Answer]):
@@ -22,7 +26,7 @@ class Batch(Generic[Item, Answer]):
         self._send = send
         self._name = name
         self._limit = limit
-        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Item, asyncio.Future[Answer] | None]] = []
         self._gathered = asyncio.Event()
         self._closing = False
         self._sender: asyncio.Task[None] | None = None
@@ -39,18 +43,29 @@ class Batch(Generic[Item, Answer]):
         if self._sender is not None:
             await asyncio.shield(self._sender)
 
+    def __len__(self) -> int:
+        """How many items wait to be sent."""
+        return len(self._waiting)
+
     async def __call__(self, item: Item) -> Answer:
         """Send `item` with the next group and wait for its answer."""
         return await self.put(item)
 
     def put(self, item: Item) -> asyncio.Future[Answer]:
         """Send `item` with the next group; the future carries its answer."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._add(item, future)
+        return future
+
+    def post(self, item: Item) -> None:
+        """Send `item` with the next group; nobody waits for its answer."""
+        self._add(item, None)
+
+    def _add(self, item: Item, future: asyncio.Future[Answer] | None) -> None:
         if self._closing:
             raise RuntimeError(f"{self._name} is closed")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._gathered.set()
-        return future
 
     async def _run(self) -> None:
         while not (self._closing and not self._waiting):
@@ -60,15 +75,17 @@ class Batch(Generic[Item, Answer]):
                 group, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 await self._send_group(group)
 
-    async def _send_group(self, group: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+    async def _send_group(self, group: list[tuple[Item, asyncio.Future[Answer] | None]]) -> None:
         try:
             answers = list(zip(group, await self._send([item for item, _ in group]), strict=True))
         except Exception as error:
+            if any(future is None for _, future in group):
+                log.error("a group could not be sent", task=self._name, count=len(group), exc_info=error)
             for _, future in group:
-                if not future.done():
+                if future is not None and not future.done():
                     future.set_exception(error)
                     future.exception()  # a caller that stopped waiting must not leave "never retrieved" in the log
             return
         for (_, future), answer in answers:
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(answer)

@@ -1,4 +1,8 @@
-"""Claiming: takes as many jobs of one queue as there is room for, starts their records, and hands each on as an attempt."""
+"""Claiming: takes as many jobs of one queue as there is room for, starts their records, and hands each on as an attempt.
+
+While one claim's records are started in Postgres the next claim is under way in Redis; a queue's room is claimed in two portions, so
+that one runs while the other comes.
+"""
 
 import asyncio
 import time
@@ -8,21 +12,29 @@ from uuid import UUID
 
 import structlog
 
-from cplane.attempt import Attempt
+from cplane.attempt import Attempt, Outcome, Tools
 from cplane.endings import first
-from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, SchemaMismatch
+from cplane.envelope import Envelope, decode_envelope
+from cplane.errors import DatabaseUnavailable, OutsideError, SchemaMismatch, UnknownJob
+from cplane.functions import PlainFunction
 from cplane.jobs import Registry
 from cplane.leases import Leases
 from cplane.pages import Pages
-from cplane.queue import Action, Grant, Queue, Return, decode_envelope
-from cplane.states import State
-from cplane.store import Started, Store
+from cplane.queue import Action, Claim, Grant, Id, Queue, Return
+from cplane.states import MAX_CRASHES, AttemptState, Cause, State
+from cplane.store import Error, Finish, Started, Store
 
 SLOW_POLL_S = 3.0
 """How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
 
+BURST_POLL_S = 0.05
+"""The same for a worker that is to leave as soon as nothing is left."""
+
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""
+
+MOST_UNRECORDED = 1000
+"""Outcomes of one queue that may wait to be recorded before claiming pauses."""
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -38,12 +50,17 @@ class Claims:
     store: Store
     queue: Queue
     jobs: Registry
+    functions: Mapping[str, PlainFunction]
     leases: Leases
     pages: Pages
+    tools: Tools
     lease_s: float
+    burst: bool
     stopping: asyncio.Event
-    begin: Callable[[Attempt], None]
-    """Runs an attempt; `Claimer.leave` is called when it is over."""
+    begin: Callable[[Sequence[Attempt]], None]
+    """Runs attempts; `Claimer.leave` is called when one is over, `Claimer.recorded` when its outcome is recorded."""
+    restore: Callable[[Sequence[Id]], Awaitable[None]]
+    """Schedules again what Redis lost."""
     idle: Callable[[], Awaitable[None]]
     """Called when a queue had nothing to claim."""
 
@@ -54,9 +71,12 @@ class Claimer:
     def __init__(self, queue: str, concurrency: int, claims: Claims) -> None:
         self._queue = queue
         self._concurrency = concurrency
+        self._portion = (concurrency + 1) // 2
         self._shared = claims
         self._running = 0
+        self._unrecorded = 0
         self._left = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Claim, start, repeat, until stopped; sleep while there is nothing. No outage ends it."""
@@ -65,16 +85,25 @@ class Claimer:
             try:
                 room = await self._wait_room()
                 if room and not self._shared.stopping.is_set():
-                    await self._claim(room)
+                    await self._claim(min(room, self._portion))
                 pause_s = FIRST_PAUSE_S
             except (OutsideError, SchemaMismatch) as error:
                 log.warning("jobs cannot be claimed; trying again", queue=self._queue, reason=str(error))
                 await first(asyncio.sleep(pause_s), self._shared.stopping.wait())
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        try:
+            await self._started()
+        except (OutsideError, SchemaMismatch) as error:
+            log.warning("the last claim could not be started", queue=self._queue, reason=str(error))
 
     def leave(self) -> None:
         """An attempt is over: there is room for another."""
         self._running -= 1
+        self._left.set()
+
+    def recorded(self) -> None:
+        """The outcome of an attempt is recorded."""
+        self._unrecorded -= 1
         self._left.set()
 
     async def _wait_room(self) -> int:
@@ -82,7 +111,7 @@ class Claimer:
         shared = self._shared
         while not shared.stopping.is_set():
             self._left.clear()
-            room = self._concurrency - self._running
+            room = min(self._concurrency - self._running, MOST_UNRECORDED + self._concurrency - self._unrecorded)
             if room > 0 and not shared.jobs.needs_pages(self._queue):
                 return room
             pages = shared.pages.free - sum(attempt.waits_for_page for attempt in shared.leases)
@@ -96,45 +125,108 @@ class Claimer:
         return 0
 
     async def _claim(self, room: int) -> None:
+        """One claim; its start goes on while the next claim is under way, but not while the one after it is."""
         shared = self._shared
         sent = time.monotonic()
         claim = await shared.queue.claim(self._queue, room, shared.lease_s)
-        if claim.grants:
-            await self._start(claim.grants, sent)
+        if claim.grants or claim.missing or claim.odd:
+            self._running += len(claim.grants)
+            self._unrecorded += len(claim.grants)
+            before, self._starting = self._starting, asyncio.create_task(
+                self._take(claim, sent), name=f"start jobs of {self._queue}"
+            )  # fmt: skip
+            if before is not None:
+                await before
             return
+        await self._started()
         await shared.idle()
-        if not claim.missing and claim.wait_s != 0:
-            longest_s = SLOW_POLL_S if claim.wait_s is None else min(claim.wait_s, SLOW_POLL_S)
-            await first(shared.queue.sleep(self._queue, longest_s), shared.stopping.wait())
+        if claim.wait_s != 0:
+            longest_s = BURST_POLL_S if shared.burst else SLOW_POLL_S
+            wait_s = longest_s if claim.wait_s is None else min(claim.wait_s, longest_s)
+            await first(shared.queue.sleep(self._queue, wait_s), shared.stopping.wait())
 
-    async def _start(self, grants: Sequence[Grant], sent: float) -> None:
-        """Start the records of grants and begin each that is ours; the others are settled with Redis."""
+    async def _started(self) -> None:
+        """Wait until what was claimed before is started."""
+        before, self._starting = self._starting, None
+        if before is not None:
+            await before
+
+    async def _take(self, claim: Claim, sent: float) -> None:
+        """Begin what was claimed: transient jobs at once, records when Postgres has started them. The others go back."""
         shared = self._shared
-        known, refused = self._sort(grants)
-        started = await self._start_records(known) if known else []
-        for record in started:
-            trusted_until = shared.leases.trusted_until(sent)
-            attempt = Attempt(record, known.pop(record.id), self._queue, shared.jobs.get(record.job), trusted_until)
-            shared.leases.add(attempt)
-            self._running += 1
-            shared.begin(attempt)
-        refused += await self._settle(known) if known else []
-        if refused:
-            await shared.queue.finish(refused)
+        sorted_ = _Sorted()
+        for grant in claim.grants:
+            self._sort(grant, sorted_, sent)
+        for _ in sorted_.refused:
+            self._give_up()
+        shared.begin(sorted_.transient)
+        if sorted_.records:
+            await self._start(sorted_.records, sorted_.refused, sent)
+        if sorted_.refused:
+            await shared.queue.finish(sorted_.refused)
+        if claim.odd:
+            await self._set_aside(claim.odd)
+        if claim.missing:
+            await shared.restore(claim.missing)
 
-    def _sort(self, grants: Sequence[Grant]) -> tuple[dict[UUID, Grant], list[Return]]:
-        """Grants of records whose job we know, and the others on their way back; nothing is deleted for being unknown."""
-        known: dict[UUID, Grant] = {}
-        refused: list[Return] = []
-        for grant in grants:
-            try:
-                self._shared.jobs.get(str(decode_envelope(grant.payload)["f"]))
-                known[UUID(grant.id)] = grant
-            except (ValueError, CplaneError) as error:
-                fields = {"id": grant.id[:100], "queue": self._queue, "reason": str(error)}
-                log.warning("a queued job cannot be run here; it goes back", **fields)
-                refused.append(Return(self._queue, grant.id, grant.token, Action.RETRY, int(UNKNOWN_JOB_S * 1000)))
-        return known, refused
+    def _give_up(self) -> None:
+        """A grant that does not become an attempt gives its room back."""
+        self.leave()
+        self.recorded()
+
+    def _sort(self, grant: Grant, into: "_Sorted", sent: float) -> None:
+        """What a grant is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
+        shared = self._shared
+        try:
+            envelope = decode_envelope(grant.payload)
+            if envelope.record:
+                shared.jobs.get(envelope.f)
+                into.records[_record_id(grant.id)] = grant
+                return
+            job = shared.functions.get(envelope.f) or shared.jobs.get(envelope.f)
+        except UnknownJob as error:
+            log.warning("a queued job cannot be run here; it goes back", id=grant.id[:100], reason=str(error))
+            into.refused.append(Return(grant, Action.RETRY, int(UNKNOWN_JOB_S * 1000)))
+            return
+        except ValueError as error:
+            log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
+            into.refused.append(Return(grant, Action.ASIDE, text=str(error).encode()))
+            return
+        attempt = Attempt.of_envelope(envelope, grant, job, shared.tools, shared.leases.trusted_until(sent))
+        shared.leases.add(attempt)
+        if (outcome := _spent(attempt, envelope)) is not None:
+            attempt.seal()
+            shared.tools.settle(attempt, outcome)
+        else:
+            into.transient.append(attempt)
+
+    async def _start(self, grants: dict[UUID, Grant], refused: list[Return], sent: float) -> None:
+        """Start records and begin each that is ours; `refused` gets what Redis is to be told of the others."""
+        shared = self._shared
+        try:
+            started = await self._start_records(grants)
+        except BaseException:
+            for _ in grants:
+                self._give_up()
+            raise
+        trusted_until = shared.leases.trusted_until(sent)
+        attempts: list[Attempt] = []
+        unknown: list[Started] = []
+        for record in started:
+            job = shared.jobs.jobs.get(record.job)
+            if job is None:
+                unknown.append(record)
+                continue
+            attempt = Attempt.of_record(record, grants.pop(record.id), job, shared.tools, trusted_until)
+            shared.leases.add(attempt)
+            attempts.append(attempt)
+        shared.begin(attempts)
+        for _ in grants:
+            self._give_up()
+        if unknown:
+            await self._hand_back(unknown)
+        if grants:
+            refused += await self._settle(grants)
 
     async def _start_records(self, grants: Mapping[UUID, Grant]) -> list[Started]:
         """Start in Postgres; a lost reply is answered by asking again with the same tokens, until the leases are half over."""
@@ -154,8 +246,21 @@ class Claimer:
 
     async def _release(self, grants: Iterable[Grant]) -> None:
         """Hand grants back to where they stood in the queue."""
-        back = [Return(self._queue, grant.id, grant.token, Action.RELEASE, grant.due_ms) for grant in grants]
-        await self._shared.queue.finish(back)
+        await self._shared.queue.finish([Return(grant, Action.RELEASE, grant.due_ms) for grant in grants])
+
+    async def _hand_back(self, unknown: Sequence[Started]) -> None:
+        """A payload named a job we know, its record another that we do not: the record goes back, and Redis hears it below."""
+        names = sorted({record.job for record in unknown})
+        log.warning("started records cannot be run here; they go back", jobs=names)
+        await self._shared.store.finish(
+            [
+                Finish(
+                    id=record.id, attempt=record.attempt, token=record.token, state=State.QUEUED, delay_s=UNKNOWN_JOB_S,
+                    attempt_state=AttemptState.RELEASED, cause=Cause.RELEASE,
+                )
+                for record in unknown
+            ]
+        )  # fmt: skip
 
     async def _settle(self, grants: Mapping[UUID, Grant]) -> list[Return]:
         """What Redis is told of ids whose record could not be started: final ones leave it, the others come back when due."""
@@ -164,8 +269,50 @@ class Claimer:
         for record_id, grant in grants.items():
             standing = standings.get(record_id)
             if standing is None or standing.state.final:
-                returns.append(Return(self._queue, grant.id, grant.token, Action.DONE))
+                returns.append(Return(grant, Action.DONE))
             else:  # not due yet, or running elsewhere: a second after its lease has ended the reconciler has seen it
                 wait_ms = standing.due_in_ms + (1000 if standing.state is State.RUNNING else 1)
-                returns.append(Return(self._queue, grant.id, grant.token, Action.RETRY, wait_ms))
+                returns.append(Return(grant, Action.RETRY, wait_ms))
         return returns
+
+    async def _set_aside(self, odd: Sequence[tuple[Id, str]]) -> None:
+        log.error(
+            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, _ in odd[:10]]
+        )
+        await self._shared.queue.set_aside(odd)
+
+
+class _Sorted:
+    """What the grants of one claim are."""
+
+    def __init__(self) -> None:
+        self.records: dict[UUID, Grant] = {}
+        self.transient: list[Attempt] = []
+        self.refused: list[Return] = []
+
+
+def _record_id(id_: str) -> UUID:
+    try:
+        record_id = UUID(id_)
+    except ValueError:
+        record_id = None
+    if record_id is None or str(record_id) != id_:
+        raise ValueError(f"'{id_[:100]}' is not the id of a record")
+    return record_id
+
+
+def _spent(attempt: Attempt, envelope: Envelope) -> Outcome | None:
+    """What came of a transient job that is not run any more: it is cancelled, or its budget is spent."""
+    grant, job = attempt.grant, attempt.job
+    if grant.abort_wanted:
+        return Outcome(state=State.CANCELLED, attempt_state=AttemptState.CANCELLED)
+    if isinstance(job, PlainFunction):
+        if attempt.number <= job.max_tries:
+            return None
+        error = Error("JobExecutionFailed", f"max {job.max_tries} retries exceeded")
+        return Outcome(state=State.FAILED, attempt_state=AttemptState.FAILED, error=error)
+    crashes = grant.tries - 1 - envelope.failures - envelope.interruptions
+    if crashes < MAX_CRASHES:
+        return None
+    error = Error("WorkerLost", f"its workers died or lost their leases ({crashes} of {MAX_CRASHES})")
+    return Outcome(state=State.FAILED, attempt_state=AttemptState.LOST, error=error)

@@ -46,6 +46,7 @@ class Context:
         self,
         *,
         id: UUID,  # noqa: A002  the field's word
+        key: str,
         job: str,
         attempt: int,
         log: "FilteringBoundLogger",
@@ -54,6 +55,7 @@ class Context:
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
     ) -> None:
         self.id = id
+        self._key = key
         self.job = job
         self.attempt = attempt
         self.log = log
@@ -64,7 +66,7 @@ class Context:
     @property
     def key(self) -> str:
         """Stable over all attempts of this job: hand it to others as an idempotency key."""
-        return str(self.id)
+        return self._key
 
     async def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Tell how far the job is; never fails, never waits for the network."""

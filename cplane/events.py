@@ -1,15 +1,15 @@
 """What happens, told as it happens: two Redis streams. Losing an event loses no job; whoever waits falls back on the record."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 from redis.asyncio import Redis
 
-from cplane.redis import BLOCK_S, translated
+from cplane.redis import BLOCK_S, script_text, translated
 from cplane.states import State
 
 EVENTS = "cplane:events"
@@ -18,12 +18,14 @@ EVENTS = "cplane:events"
 CONTROL = "cplane:control"
 """What workers are told: cancels."""
 
-KEEP = 10_000
-"""Entries a stream keeps, about."""
+KEEP_S = 60.0
+"""How long an entry is kept, about: whoever follows is never far behind."""
+
+LISTEN_S = 10
+"""Nothing is written while nobody listens: a listener says so, and for how long it counts as one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, array_like=True):
     """One move or step of a record. `data` is JSON-like: progress has done, total, note."""
 
     record_id: UUID
@@ -37,13 +39,13 @@ class Events:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._publish = redis.register_script(script_text("publish"))
 
     async def publish(self, events: Sequence[Event], stream: str = EVENTS) -> None:
-        """Append events in one round trip."""
-        async with translated("publishing events"), self._redis.pipeline(transaction=False) as pipe:
-            for event in events:
-                pipe.xadd(stream, {b"e": _encode(event)}, maxlen=KEEP, approximate=True)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
-            await pipe.execute()
+        """Tell whoever listens: a batch of events is one entry."""
+        async with translated("publishing events"):
+            args: Any = [msgspec.msgpack.encode(events), int(KEEP_S * 1000)]
+            await cast("Awaitable[object]", self._publish(keys=[stream, _listening(stream)], args=args))
 
     async def position(self, stream: str = EVENTS) -> bytes:
         """Where the stream ends now: what is published later comes after it."""
@@ -58,31 +60,39 @@ class Events:
         if not answer:
             return [], after
         entries: list[tuple[bytes, dict[bytes, bytes]]] = answer[0][1]
-        events = [event for _, fields in entries if (event := _decode(fields.get(b"e", b""))) is not None]
+        events = [event for _, fields in entries for event in _decode(fields.get(b"e", b""))]
         return events, entries[-1][0]
 
     async def follow(self, stream: str = EVENTS) -> AsyncIterator[list[Event]]:
         """Batches of events from now on, for ever; an empty one first, as soon as the position is known."""
-        after = await self.position(stream)
+        await self._listen(stream)
+        after, again_at = await self.position(stream), time.monotonic() + LISTEN_S / 3
         yield []
         while True:
+            if time.monotonic() > again_at:
+                await self._listen(stream)
+                again_at = time.monotonic() + LISTEN_S / 3
             events, after = await self.read(after, stream)
             if events:
                 yield events
             else:
                 await asyncio.sleep(0)
 
-
-_ENTRY = msgspec.msgpack.Decoder(tuple[UUID, State, int, dict[str, Any] | None])
-
-
-def _encode(event: Event) -> bytes:
-    return msgspec.msgpack.encode([str(event.record_id), event.state.value, event.attempt, event.data])
+    async def _listen(self, stream: str) -> None:
+        async with translated("listening to events"):
+            await self._redis.set(_listening(stream), b"1", ex=LISTEN_S)
 
 
-def _decode(entry: bytes) -> Event | None:
-    """The event, or None for an entry that is not ours."""
+def _listening(stream: str) -> str:
+    return f"{stream}:listening"
+
+
+_entries = msgspec.msgpack.Decoder(list[Event])
+
+
+def _decode(entry: bytes) -> list[Event]:
+    """The events of an entry; none for an entry that is not ours."""
     try:
-        return Event(*_ENTRY.decode(entry))
+        return _entries.decode(entry)
     except msgspec.DecodeError:
-        return None
+        return []

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ from typing import (
     overload,
 )
 
+import msgspec
 from pydantic import (
     JsonValue,
 )
@@ -26,11 +27,20 @@ from pydantic import ValidationError as PydanticValidationError
 from pydantic_core import PydanticSerializationError
 from typing_extensions import ParamSpec, TypeVar
 
-from cplane.errors import InvalidArguments, InvalidJob, NoControlPlane, Problem, ResultNotSerializable, UnknownJob
+from cplane.errors import (
+    InvalidArguments,
+    InvalidJob,
+    NoControlPlane,
+    Problem,
+    ResultNotSerializable,
+    UnknownJob,
+    UsageError,
+)
 from cplane.handle import Handle
 from cplane.names import JOB_NAME, QUEUE_NAME
 from cplane.retry import RetryPolicy
 from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
+from cplane.states import Priority
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
@@ -51,7 +61,7 @@ CallR = TypeVar("CallR", default=Any)
 DEFAULT_QUEUE = "default"
 BROWSER_QUEUE = "browser"
 DEFAULT_TIMEOUT_S = 300.0
-OPTIONS = ("name", "queue", "timeout", "retries", "record", "result_ttl", "browser", "check")
+OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check")
 
 Arguments = Mapping[str, Any]
 """A job's typed arguments by name: those that were given, and the defaults of the others."""
@@ -76,6 +86,7 @@ class Options:
 
     name: str
     queue: str
+    priority: Priority
     timeout_s: float
     retry: RetryPolicy
     record: bool
@@ -91,6 +102,7 @@ class Submission:
     job: "AnyJob"
     args_json: bytes
     queue: str
+    priority: Priority = Priority.NORMAL
     delay_s: float | None = None
     run_at: datetime | None = None
     key: str | None = None
@@ -115,17 +127,15 @@ class Job(Generic[P, R, CallP, CallR]):
         self.fn = fn
         self.options = options
         self.signature = signature
+        self.timeout_s = options.timeout_s
+        self.needs_page = signature.wants("page") or signature.wants("browser_context")
+        """Whether the job asks for a page or a browser context."""
         update_wrapper(cast("Callable[..., Any]", self), fn)
 
     @property
     def name(self) -> str:
         """The name the job is recorded under."""
         return self.options.name
-
-    @property
-    def needs_page(self) -> bool:
-        """Whether the job asks for a page or a browser context."""
-        return self.signature.wants("page") or self.signature.wants("browser_context")
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
         """Call the function itself, here and now, as if it were not decorated."""
@@ -158,6 +168,7 @@ class Job(Generic[P, R, CallP, CallR]):
         at: datetime | None = None,
         key: str | None = None,
         queue: str | None = None,
+        priority: str | None = None,
     ) -> "Call[P, R]":
         """Options for one submission; they never collide with the job's own arguments.
 
@@ -166,8 +177,9 @@ class Job(Generic[P, R, CallP, CallR]):
             at: an aware datetime at which the job may start.
             key: an idempotency key, at most 255 characters: the same key with the same call answers the first record.
             queue: another queue than the job's own.
+            priority: "high", "normal" or "low", instead of the job's own.
         """
-        return Call(self, delay=delay, at=at, key=key, queue=queue)
+        return Call(self, delay=delay, at=at, key=key, queue=queue, priority=priority)
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """Validate a Python call; answer its arguments as JSON."""
@@ -180,6 +192,18 @@ class Job(Generic[P, R, CallP, CallR]):
     def decode(self, args_json: bytes) -> dict[str, Any]:
         """The typed arguments by name from their JSON."""
         return self.signature.decode(self.name, args_json)
+
+    def decode_call(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Any]:
+        """The typed arguments by name of a call that came without a record: what JSON has, or what a client of arq put there.
+
+        Raises:
+            InvalidArguments: they do not fit.
+        """
+        values = self.signature.bind(self.name, tuple(args), kwargs)
+        try:
+            return self.signature.decode(self.name, msgspec.json.encode(values))
+        except (TypeError, ValueError) as error:
+            raise InvalidArguments(f"the arguments of '{self.name}' are not JSON: {error}") from None
 
     def page_options(self, arguments: Arguments) -> Mapping[str, object]:
         """What `@job(browser=…)` says for these arguments."""
@@ -229,9 +253,14 @@ class Job(Generic[P, R, CallP, CallR]):
 
     def call(self, arguments: Arguments, resources: Resources, threads: Executor | None = None) -> Awaitable[object]:
         """Start the function with decoded arguments and what it asks for; a plain `def` runs in a thread of `threads`."""
-        kwargs = dict(arguments)
-        for parameter, kind in self.signature.injected.items():
-            kwargs[parameter] = getattr(resources, kind)
+        kwargs = arguments
+        if self.signature.injected:
+            kwargs = {**arguments}
+            for parameter, kind in self.signature.injected.items():
+                kwargs[parameter] = getattr(resources, kind)
+        if not self.signature.positional_only and self.signature.is_async:
+            return cast("Awaitable[object]", self.fn(**kwargs))
+        kwargs = dict(kwargs)
         positional = [kwargs.pop(parameter) for parameter in self.signature.positional_only]
         if self.signature.is_async:
             return cast("Awaitable[object]", self.fn(*positional, **kwargs))
@@ -255,7 +284,7 @@ AnyJob = Job[..., Any, ..., Any]
 class Call(Generic[P, R]):
     """A job with options for one submission: `job.using(delay=30).submit(…)`."""
 
-    __slots__ = ("_at", "_delay_s", "_job", "_key", "_queue")
+    __slots__ = ("_at", "_delay_s", "_job", "_key", "_priority", "_queue")
 
     def __init__(
         self,
@@ -265,6 +294,7 @@ class Call(Generic[P, R]):
         at: datetime | None,
         key: str | None,
         queue: str | None,
+        priority: str | None,
     ) -> None:
         if delay is not None and at is not None:
             raise InvalidArguments("delay and at exclude each other", hint="give one of them")
@@ -272,6 +302,9 @@ class Call(Generic[P, R]):
             raise InvalidArguments(
                 "at must be an aware datetime", hint="for example datetime.now(UTC) + timedelta(minutes=5)"
             )
+        if key is not None and not job.options.record:
+            hint = "leave out record=False, or the key"
+            raise InvalidArguments(f"'{job.name}' keeps no record that a key could lead to", hint=hint)
         if key is not None and not 1 <= len(key) <= 255:
             raise InvalidArguments("an idempotency key has 1 to 255 characters")
         if queue is not None and not QUEUE_NAME.fullmatch(queue):
@@ -284,6 +317,7 @@ class Call(Generic[P, R]):
         self._at = at
         self._key = key
         self._queue = queue or job.options.queue
+        self._priority = job.options.priority if priority is None else _priority(priority, InvalidArguments)
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """As `Job.submit`, with these options."""
@@ -309,7 +343,13 @@ class Call(Generic[P, R]):
     def submission(self, args_json: bytes) -> Submission:
         """What goes to the control plane for these validated arguments."""
         return Submission(
-            job=self._job, args_json=args_json, queue=self._queue, delay_s=self._delay_s, run_at=self._at, key=self._key
+            job=self._job,
+            args_json=args_json,
+            queue=self._queue,
+            priority=self._priority,
+            delay_s=self._delay_s,
+            run_at=self._at,
+            key=self._key,
         )
 
 
@@ -429,6 +469,7 @@ if TYPE_CHECKING:
         *,
         name: str | None = None,
         queue: str | None = None,
+        priority: str | None = None,
         timeout: float | timedelta | None = None,
         retries: int | RetryPolicy = 0,
         record: bool = True,
@@ -446,10 +487,11 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
     Args:
         fn: the function.
-        options: `name` (default: the function's), `queue` (default: "browser" for jobs that ask for a page, else "default"), `timeout`
-            in seconds (default 300), `retries` (a number or a `RetryPolicy`; default 0), `record` (False: no row in Postgres),
-            `result_ttl` seconds a transient result is kept (default 3600), `browser` (page options, or a function that makes them
-            from the arguments), `check` (a function of the arguments that raises ValueError at submit when they do not go together).
+        options: `name` (default: the function's), `queue` (default: "browser" for jobs that ask for a page, else "default"),
+            `priority` ("high", "normal" or "low": the lane of the queue it waits in), `timeout` in seconds (default 300), `retries`
+            (a number or a `RetryPolicy`; default 0), `record` (False: a transient job, without a row in Postgres), `result_ttl`
+            seconds a transient result is kept in Redis (default 3600), `browser` (page options, or a function that makes them from
+            the arguments), `check` (a function of the arguments that raises ValueError at submit when they do not go together).
 
     Raises:
         InvalidJob: an unknown or impossible option, a parameter that cannot be an argument, or two jobs of one name.
@@ -499,8 +541,8 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     record = given.get("record", True)
     if not isinstance(record, bool):
         raise InvalidJob(f"{where}: record is True or False, not {record!r}", hint="leave it out: True is the default")
-    if not record:
-        raise InvalidJob(f"{where}: every job has a record in this version", hint="leave record=False out")
+    if record and "result_ttl" in given:
+        raise InvalidJob(f"{where}: a record keeps its result", hint="result_ttl goes with record=False")
     browser: object = given.get("browser", {})
     if not isinstance(browser, Mapping) and not callable(browser):
         hint = 'for example browser={"locale": "de-DE"}'
@@ -512,6 +554,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     return Options(
         name=name,
         queue=queue,
+        priority=_priority(given.get("priority", Priority.NORMAL), InvalidJob, where),
         timeout_s=_seconds(where, "timeout", given.get("timeout"), DEFAULT_TIMEOUT_S),
         retry=_policy(where, given.get("retries", 0)),
         record=record,
@@ -531,6 +574,14 @@ def _seconds(where: str, option: str, value: object, default: float) -> float:
             hint=f"for example {option}=60; at most ten years",
         )
     return float(seconds)
+
+
+def _priority(value: object, kind: type[UsageError], where: str = "") -> Priority:
+    try:
+        return Priority(cast("str", value))
+    except ValueError:
+        known = ", ".join(f'"{word}"' for word in Priority)
+        raise kind(f"{where and f'{where}: '}{value!r} is not a priority", hint=f"it is one of {known}") from None
 
 
 def _policy(where: str, retries: object) -> RetryPolicy:

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from typing import cast
+from uuid import UUID
 
 import structlog
 
 from cplane.attempt import Attempt, Stop
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import CONTROL, Events
-from cplane.queue import Lease, Queue
+from cplane.queue import Queue, Renewal
 from cplane.store import Fence, Renew, Store
 
 TICK_S = 1.0
@@ -27,7 +29,7 @@ class Leases:
         self._events = events
         self._lease_s = lease_s
         self._margin_s = min(2.0, lease_s / 5)  # what is done last must still arrive in time
-        self._attempts: dict[Fence, Attempt] = {}
+        self._attempts: dict[Fence | str, Attempt] = {}
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))
@@ -63,13 +65,30 @@ class Leases:
         """Hear of cancels as they are wanted, for as long as Redis answers."""
         async for events in self._events.follow(CONTROL):
             wanted = {event.record_id for event in events}
-            await self._renew([attempt for attempt in self if attempt.started.id in wanted])
+            if wanted:
+                await self._renew([attempt for attempt in self if attempt.uuid in wanted])
 
     async def _renew(self, attempts: Sequence[Attempt]) -> bool:
-        """Renew in both stores; Postgres is the one that counts. Answers whether it did."""
+        """Renew in both stores; Postgres is the one that counts, where there is a record. Answers whether it did."""
         if not attempts:
             return True
         sent = time.monotonic()
+        recorded = await self._renew_records([attempt for attempt in attempts if attempt.record_id is not None], sent)
+        try:
+            renewals = await self._queue.renew([attempt.grant for attempt in attempts], self._lease_s)
+        except QueueUnavailable as error:
+            log.warning("Redis could not be told that leases are renewed", count=len(attempts), reason=str(error))
+            return recorded and all(attempt.record_id is not None for attempt in attempts)
+        for attempt, renewal in zip(attempts, renewals, strict=True):
+            if attempt.record_id is None:  # where Redis has lost its memory, nobody else has the job either
+                self._apply(attempt, lost=renewal is Renewal.FENCED, sent=sent)
+            if renewal is Renewal.ABORT_WANTED:
+                attempt.stop(Stop.CANCEL)
+        return recorded
+
+    async def _renew_records(self, attempts: Sequence[Attempt], sent: float) -> bool:
+        if not attempts:
+            return True
         renewals = [_renewal(attempt) for attempt in attempts]
         for attempt in attempts:
             attempt.progress_told = True
@@ -80,24 +99,21 @@ class Leases:
             for attempt in attempts:
                 attempt.progress_told = attempt.progress is None
             return False
-        for attempt in attempts:
-            self._apply(attempt, cancels.get(attempt.fence), sent)
-        try:
-            await self._queue.renew([Lease(a.queue, a.grant.id, a.grant.token) for a in attempts], self._lease_s)
-        except QueueUnavailable as error:
-            log.warning("leases are renewed in Postgres, but Redis could not be told", reason=str(error))
+        for attempt, renewal in zip(attempts, renewals, strict=True):
+            cancel_wanted = cancels.get((renewal.id, renewal.attempt))
+            self._apply(attempt, lost=cancel_wanted is None, sent=sent)
+            if cancel_wanted:
+                attempt.stop(Stop.CANCEL)
         return True
 
-    def _apply(self, attempt: Attempt, cancel_wanted: bool | None, sent: float) -> None:
-        if attempt.fence not in self._attempts or attempt.over:
+    def _apply(self, attempt: Attempt, *, lost: bool, sent: float) -> None:
+        if attempt.fence not in self._attempts:
             return
-        if cancel_wanted is None:
+        if not lost:
+            attempt.trusted_until = self.trusted_until(sent)
+        elif not attempt.over:
             attempt.log.warning("the lease was lost; the attempt is stopped")
             attempt.stop(Stop.LEASE_LOST)
-            return
-        attempt.trusted_until = self.trusted_until(sent)
-        if cancel_wanted:
-            attempt.stop(Stop.CANCEL)
 
     def _stop_untrusted(self) -> None:
         now = time.monotonic()
@@ -108,6 +124,6 @@ class Leases:
 
 
 def _renewal(attempt: Attempt) -> Renew:
-    started = attempt.started
     progress = None if attempt.progress_told else attempt.progress
-    return Renew(id=started.id, attempt=started.attempt, token=started.token, progress=progress)
+    record_id = cast("UUID", attempt.record_id)
+    return Renew(id=record_id, attempt=attempt.number, token=attempt.grant.token, progress=progress)

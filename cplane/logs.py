@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 
 import structlog
 
@@ -32,3 +33,29 @@ def configure_logs(settings: CplaneSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+class Ration:
+    """Some log lines a second, at most; those left out are counted, so that the next line can say how many there were."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._left = float(per_second)
+        self._at = 0.0
+        self._untold = 0
+
+    def allows(self) -> bool:
+        """Whether there may be another line now."""
+        now = time.monotonic()
+        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            self._untold += 1
+            return False
+        self._left -= 1
+        return True
+
+    def untold(self) -> int:
+        """How many lines were left out since this was last asked."""
+        untold, self._untold = self._untold, 0
+        return untold

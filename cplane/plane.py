@@ -36,8 +36,9 @@ from cplane.queue import Push, Queue
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
 from cplane.settings import CplaneSettings, load_settings
-from cplane.states import State
+from cplane.states import Priority, State
 from cplane.store import NewRecord, RecordFilter, Store, Submitted
+from cplane.transient import TransientJobs
 from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
 
@@ -88,7 +89,8 @@ class ControlPlane:
             redis = await opening.enter_async_context(connect(self.settings.redis_url))
             self.redis = redis
             self.store, self.queue, self.events = Store(self.database), Queue(redis), Events(redis)
-            self._waiters = await opening.enter_async_context(Waiters(self.store, self.events))
+            self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
+            self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
             self._record = await opening.enter_async_context(Batch(self.store.submit, name="record submitted jobs"))
             jobs.enter(self)
@@ -111,6 +113,9 @@ class ControlPlane:
             IdempotencyConflict: the key was used for another call.
             DatabaseUnavailable: Postgres did not answer.
         """
+        if not submission.job.options.record:
+            self._check_size(submission)
+            return await self._transient.submit(submission)
         submitted = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
             raise submitted
@@ -126,6 +131,10 @@ class ControlPlane:
         """
         if not submissions:
             return []
+        if not submissions[0].job.options.record:
+            for submission in submissions:
+                self._check_size(submission)
+            return await self._transient.submit_many(submissions)
         answers = await self.store.submit([self._new_record(submission) for submission in submissions])
         pairs: list[tuple[Submission, Submitted]] = []
         for submission, submitted in zip(submissions, answers, strict=True):
@@ -144,6 +153,7 @@ class ControlPlane:
         delay: float | None = None,
         at: datetime | None = None,
         queue: str | None = None,
+        priority: str | None = None,
     ) -> Handle[Any]:
         """Submit a job by name, with arguments that came as JSON.
 
@@ -152,7 +162,7 @@ class ControlPlane:
             InvalidArguments: they do not fit; `problems` has the path to each field.
         """
         job = self.catalog.get(name)
-        call = job.using(delay=delay, at=at, key=key, queue=queue)
+        call = job.using(delay=delay, at=at, key=key, queue=queue, priority=priority)
         args_json = await asyncio.to_thread(job.encode_json, args) if _is_large(args) else job.encode_json(args)
         return await self.submit(call.submission(args_json))
 
@@ -161,16 +171,20 @@ class ControlPlane:
         """Every job this process knows, the built-ins included."""
         return load_jobs(self.settings.imports)
 
-    def _new_record(self, submission: Submission) -> NewRecord:
+    def _check_size(self, submission: Submission) -> None:
         if len(submission.args_json) > self.settings.max_body_bytes:
             raise InvalidArguments(
                 f"the arguments of '{submission.job.name}' are {len(submission.args_json)} bytes, the limit is {self.settings.max_body_bytes}",
                 hint="keep large data in files or tables and pass a reference",
             )
+
+    def _new_record(self, submission: Submission) -> NewRecord:
+        self._check_size(submission)
         return NewRecord(
             id=new_id(),
             job=submission.job.name,
             queue=submission.queue,
+            priority=submission.priority,
             args_json=submission.args_json,
             delay_s=submission.delay_s,
             run_at=submission.run_at,
@@ -183,9 +197,7 @@ class ControlPlane:
 
     async def _scheduled(self, pairs: Sequence[tuple[Submission, Submitted]]) -> None:
         pushes = [
-            self._schedule.put(Push.of_record(submission.queue, submitted.id, submission.job.name, submitted.delay_ms))
-            for submission, submitted in pairs
-            if submitted.created
+            self._schedule.put(_push(submission, submitted)) for submission, submitted in pairs if submitted.created
         ]
         if pushes:
             await asyncio.wait(pushes, timeout=PUSH_WAIT_S)
@@ -297,8 +309,12 @@ class ControlPlane:
     async def retry(self, record_id: UUID) -> None:
         """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, IllegalMove."""
         standing = await self.store.replay(record_id)
-        push = Push.of_record(standing.queue, standing.id, standing.job, 0)
+        push = Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)
         await asyncio.wait([self._schedule.put(push)], timeout=PUSH_WAIT_S)
+
+
+def _push(submission: Submission, submitted: Submitted) -> Push:
+    return Push.of_record(submission.queue, submission.priority, submitted.id, submission.job.name, submitted.delay_ms)
 
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:
@@ -310,5 +326,7 @@ def _request_hash(submission: Submission) -> bytes:
     """What makes two calls the same: the job, its arguments in canonical order, and its options."""
     args = msgspec.json.decode(submission.args_json)
     at = None if submission.run_at is None else submission.run_at.astimezone(UTC)
-    same = [submission.job.name, args, submission.queue, submission.delay_s, at]
+    same: list[object] = [submission.job.name, args, submission.queue, submission.delay_s, at]
+    if submission.priority is not Priority.NORMAL:
+        same.append(submission.priority)
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).digest()

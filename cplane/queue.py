@@ -1,31 +1,59 @@
-"""The schedule: arq's keys in Redis, moved by four scripts. Each works on a batch; see the `.lua` files for their protocol."""
+"""The schedule: arq's keys in Redis, moved by scripts. Each works on a batch; see the `.lua` files for their protocol."""
 
 import os
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from itertools import count
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 import msgspec
-from arq.constants import default_queue_name
+from arq.constants import default_queue_name, result_key_prefix
 from redis.asyncio import Redis
 
+from cplane.envelope import record_envelope
 from cplane.jobs import DEFAULT_QUEUE
 from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, script_text, translated
+from cplane.states import Priority
 
 PAYLOAD_TTL_MS = 30 * 86_400_000
 """A payload outlives every outage we can think of; one that is gone is rebuilt from its record."""
 
+ABORT_TTL_MS = 86_400_000
+"""An abort that nobody could follow in a day is forgotten."""
+
 LOOKS = 1000
 """Due ids a claim looks at, so that one call stays short whatever is in the queue."""
 
+ASIDE = "cplane:aside"
+"""A stream of what was set aside: queue, id, reason, payload. It keeps the newest 10,000, about."""
 
-def redis_name(queue: str) -> str:
-    """The sorted set of a queue: arq's own name for the default one."""
-    return default_queue_name if queue == DEFAULT_QUEUE else f"{default_queue_name}:{queue}"
+EPOCH = "cplane:epoch"
+
+LANES = tuple(Priority)
+LANE = {priority: number for number, priority in enumerate(LANES, 1)}
+"""The number under which the scripts know a lane."""
+
+ORDERS: tuple[tuple[Priority, ...], ...] = (
+    (Priority.HIGH, Priority.NORMAL, Priority.LOW),
+    (Priority.NORMAL, Priority.HIGH, Priority.LOW),
+    (Priority.LOW, Priority.NORMAL, Priority.HIGH),
+)
+"""The orders in which a claim serves the lanes; see `order_of`."""
+
+
+def order_of(claim: int) -> tuple[Priority, ...]:
+    """Every sixteenth claim serves the low lane first, every fourth the normal one, the others the high one: none starves."""
+    if claim % 16 == 15:
+        return ORDERS[2]
+    return ORDERS[1] if claim % 4 == 3 else ORDERS[0]
+
+
+def redis_name(queue: str, priority: Priority = Priority.NORMAL) -> str:
+    """The sorted set of a queue's lane: arq's own name for the normal lane of the default queue."""
+    name = default_queue_name if queue == DEFAULT_QUEUE else f"{default_queue_name}:{queue}"
+    return name if priority is Priority.NORMAL else f"{name}@{priority}"
 
 
 def queue_of(redis_queue: str) -> str:
@@ -33,42 +61,21 @@ def queue_of(redis_queue: str) -> str:
     return DEFAULT_QUEUE if redis_queue == default_queue_name else redis_queue.removeprefix(f"{default_queue_name}:")
 
 
-def encode_envelope(function: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None) -> bytes:
-    """arq's job dict as msgpack: no code can come from it."""
-    envelope = {"t": None, "f": function, "a": list(args), "k": dict(kwargs or {}), "et": int(time.time() * 1000)}
-    return msgspec.msgpack.encode(envelope)
-
-
-def decode_envelope(payload: bytes) -> dict[str, object]:
-    """arq's job dict.
-
-    Raises:
-        ValueError: it is not msgpack, or not a dict with arq's fields.
-    """
-    try:
-        envelope = msgspec.msgpack.decode(payload)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"the payload is not msgpack: {error}") from None
-    if not isinstance(envelope, dict) or not isinstance(cast("dict[str, object]", envelope).get("f"), str):
-        raise ValueError("the payload is not arq's job dict")  # noqa: TRY004  data from outside, not a programming error
-    return cast("dict[str, object]", envelope)
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(msgspec.Struct, frozen=True):
     """One id for the schedule of a queue, due in `delay_ms` by Redis's clock."""
 
     queue: str
     id: str
     payload: bytes
     delay_ms: int = 0
+    priority: Priority = Priority.NORMAL
     once: bool = False
     """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
 
     @classmethod
-    def of_record(cls, queue: str, record_id: UUID, job: str, delay_ms: int) -> Self:
+    def of_record(cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int) -> Self:
         """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
-        return cls(queue, str(record_id), encode_envelope(job), max(0, delay_ms))
+        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority)
 
 
 class Pushed(IntEnum):
@@ -79,33 +86,39 @@ class Pushed(IntEnum):
     RESULT_BLOCKS = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """One leased id: only the holder of `token` may renew or finish it."""
 
+    queue: str
+    priority: Priority
     id: str
     payload: bytes
     tries: int
+    """How often it was granted, this time included."""
     due_ms: int
     token: str
+    abort_wanted: bool = False
+
+
+class Id(msgspec.Struct, frozen=True):
+    """One id of a queue, without a lease."""
+
+    queue: str
+    priority: Priority
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought: grants, ids whose payload is gone, and when to ask again (None: nothing is scheduled)."""
+    """What a claim brought."""
 
     grants: list[Grant]
-    missing: list[str]
+    missing: list[Id]
+    """Ids whose payload is gone; they have left the queue."""
+    odd: list[tuple[Id, str]]
+    """Ids whose keys hold something foreign, and what; they have left the queue."""
     wait_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One lease to renew."""
-
-    queue: str
-    id: str
-    token: str
+    """When to ask again; None: nothing is scheduled."""
 
 
 class Renewal(IntEnum):
@@ -117,24 +130,22 @@ class Renewal(IntEnum):
     UNKNOWN = -1
 
 
-class Action(StrEnum):
+class Action(IntEnum):
     """How a lease is given back."""
 
-    DONE = "done"
-    RETRY = "retry"
-    RELEASE = "release"
+    DONE = 0
+    RETRY = 1
+    RELEASE = 2
+    ASIDE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
-    """One lease given back: `number` is a delay in ms (retry) or the old due time in ms (release)."""
+class Return(msgspec.Struct, frozen=True):
+    """One lease given back; see finish.lua for what `number` and `text` are to each action."""
 
-    queue: str
-    id: str
-    token: str
+    grant: Grant
     action: Action
     number: int = 0
-    result: bytes = b""
+    text: bytes = b""
     keep_ms: int = 0
 
 
@@ -146,15 +157,46 @@ class Returned(IntEnum):
     UNKNOWN = -1
 
 
+class Aborted(IntEnum):
+    """What abort did."""
+
+    CANCELLED = 2
+    TOLD = 1
+    UNKNOWN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How a queue stands: ids that were lost, and numbers for those who operate it."""
+
+    missing: list[Id]
+    lag_s: float
+    """How long the longest due id has waited."""
+    due: int
+    later: int
+    """Scheduled for later, or leased."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """One id that was set aside, with the reason."""
+
+    at_ms: int
+    queue: str
+    id: str
+    reason: str
+    payload: bytes
+
+
 class Queue:
     """All queues on one Redis. Every call raises QueueUnavailable within 5 seconds when Redis does not answer."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._enqueue = redis.register_script(script_text("enqueue"))
-        self._claim = redis.register_script(script_text("claim"))
-        self._renew = redis.register_script(script_text("renew"))
-        self._finish = redis.register_script(script_text("finish"))
+        self._scripts = {
+            name: redis.register_script(script_text(name))
+            for name in ("enqueue", "claim", "renew", "finish", "sweep", "abort", "epoch")
+        }
         self._grants = count()
         self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
 
@@ -167,28 +209,30 @@ class Queue:
         """Schedule ids; an id that is there already stays as it is."""
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
-            args: list[bytes | str | int] = [PAYLOAD_TTL_MS]
-            for push in group:
-                args += [push.id, push.payload, push.delay_ms, "1" if push.once else "0"]
-            return await _call(self._enqueue, keys=[redis_name(queue), _wake_key(queue)], args=args)
+            batch = [(LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group]
+            return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):
-            return [Pushed(answer) for answer in await _each_queue(pushes, send)]
+            return [Pushed(answer) for answer in await _each_queue(pushes, _queue_of_push, send)]
 
     async def claim(self, queue: str, room: int, lease_s: float) -> Claim:
         """Lease at most `room` ids that are due."""
+        number = next(self._grants)
+        order, prefix = order_of(number), f"{self._prefix}-{number}"
         async with translated("claiming jobs"):
-            claimed, missing, wait_ms = await _call(
-                self._claim,
-                keys=[redis_name(queue), _wake_key(queue)],
-                args=[room, int(lease_s * 1000), f"{self._prefix}-{next(self._grants)}", LOOKS],
+            claimed, missing, odd, wait_ms = await self._call(
+                "claim", [*_lanes(queue, order), _wake_key(queue)], room, int(lease_s * 1000), prefix, LOOKS
             )
         return Claim(
             grants=[
-                Grant(_text(id_), payload, tries, int(float(due_ms)), _text(token))
-                for id_, payload, tries, due_ms, token in zip(*[iter(claimed)] * 5, strict=True)
+                Grant(queue, order[place - 1], _text(id_), payload, abs(tries), _score(due), f"{prefix}:{n}", tries < 0)
+                for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
             ],
-            missing=[_text(id_) for id_ in missing],
+            missing=[Id(queue, order[place - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)],
+            odd=[
+                (Id(queue, order[place - 1], _text(id_)), _text(what))
+                for place, id_, what in zip(*[iter(odd)] * 3, strict=True)
+            ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
         )
 
@@ -200,29 +244,79 @@ class Queue:
             token = await cast("Awaitable[object]", self._redis.blpop([_wake_key(queue)], timeout=wait_s))  # pyright: ignore[reportUnknownMemberType]
         return token is not None
 
-    async def renew(self, leases: Sequence[Lease], lease_s: float) -> list[Renewal]:
+    async def renew(self, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
         """Extend leases."""
 
-        async def send(queue: str, group: Sequence[Lease]) -> list[int]:
-            args: list[str | int] = [int(lease_s * 1000)]
-            for lease in group:
-                args += [lease.id, lease.token]
-            return await _call(self._renew, keys=[redis_name(queue)], args=args)
+        async def send(queue: str, group: Sequence[Grant]) -> list[int]:
+            batch = [(LANE[grant.priority], _id(grant.id), grant.token) for grant in group]
+            return await self._answers("renew", _lanes(queue), _pack(batch), int(lease_s * 1000))
 
         async with translated("renewing leases"):
-            return [Renewal(answer) for answer in await _each_queue(leases, send)]
+            return [Renewal(answer) for answer in await _each_queue(grants, _queue_of_grant, send)]
 
     async def finish(self, returns: Sequence[Return]) -> list[Returned]:
         """Give leases back."""
 
         async def send(queue: str, group: Sequence[Return]) -> list[int]:
-            args: list[bytes | str | int] = []
-            for lease in group:
-                args += [lease.id, lease.token, lease.action, lease.number, lease.result, lease.keep_ms]
-            return await _call(self._finish, keys=[redis_name(queue), _wake_key(queue)], args=args)
+            batch = [
+                (LANE[back.grant.priority], _id(back.grant.id), back.grant.token, int(back.action), back.number, _bytes(back.text), back.keep_ms)
+                for back in group
+            ]  # fmt: skip
+            return await self._answers("finish", [*_lanes(queue), _wake_key(queue), ASIDE], _pack(batch))
 
         async with translated("giving leases back"):
-            return [Returned(answer) for answer in await _each_queue(returns, send)]
+            return [Returned(answer) for answer in await _each_queue(returns, _queue_of_return, send)]
+
+    async def sweep(self, queue: str, looks: int = LOOKS) -> Sweep:
+        """Take lost ids and old aborts out of a queue, and say how it stands."""
+        async with translated("sweeping a queue"):
+            missing, lag_ms, due, later = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
+        lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
+        return Sweep(lost, lag_ms / 1000, due, later)
+
+    async def set_aside(self, ids: Sequence[tuple[Id, str]]) -> None:
+        """Note ids that have left the queue for a reason an operator should see."""
+        async with translated("setting ids aside"), self._redis.pipeline(transaction=False) as pipe:
+            for lost, reason in ids:
+                fields: Any = {
+                    "queue": redis_name(lost.queue, lost.priority),
+                    "id": lost.id,
+                    "reason": reason,
+                    "payload": b"",
+                }
+                pipe.xadd(ASIDE, fields, maxlen=10_000)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+            await pipe.execute()
+
+    async def aside(self, limit: int = 100) -> list[Aside]:
+        """What was set aside, newest first."""
+        async with translated("reading what was set aside"):
+            entries: Any = await self._redis.xrevrange(ASIDE, count=limit)  # pyright: ignore[reportUnknownMemberType]
+        return [
+            Aside(
+                at_ms=int(at.partition(b"-")[0]),
+                queue=_text(fields.get(b"queue", b"")),
+                id=_text(fields.get(b"id", b"")),
+                reason=_text(fields.get(b"reason", b"")),
+                payload=fields.get(b"payload", b""),
+            )
+            for at, fields in entries
+        ]
+
+    async def abort(self, queue: str, id: str, result: bytes, keep_s: float) -> Aborted:  # noqa: A002  the field's word
+        """Cancel a transient job: at once, or by telling its worker. `result` is kept as its result when nobody runs it."""
+        async with translated("cancelling a job"):
+            return Aborted(await self._call("abort", _lanes(queue), id, result, int(keep_s * 1000)))
+
+    async def aborts(self) -> set[str]:
+        """Ids whose abort is wanted (arq's `Job.abort`)."""
+        async with translated("reading aborts"):
+            return {_text(id_) for id_ in await self._redis.zrange("arq:abort", 0, -1)}  # pyright: ignore[reportUnknownMemberType]
+
+    async def now_ms(self) -> int:
+        """Redis's clock, by which everything is due."""
+        async with translated("asking for the time"):
+            seconds, micros = cast("tuple[int, int]", await self._redis.time())  # pyright: ignore[reportUnknownMemberType]
+        return seconds * 1000 + micros // 1000
 
     async def tell_health(self, key: str, info: str, keep_s: float) -> None:
         """Write a worker's health line under arq's key."""
@@ -231,28 +325,73 @@ class Queue:
 
     async def depth(self, queue: str) -> int:
         """How many ids the queue holds: due, scheduled and leased."""
-        async with translated("counting jobs"):
-            return cast("int", await self._redis.zcard(redis_name(queue)))
+        async with translated("counting jobs"), self._redis.pipeline(transaction=False) as pipe:
+            for lane in _lanes(queue):
+                pipe.zcard(lane)  # pyright: ignore[reportUnusedCoroutine]
+            return sum(cast("list[int]", await pipe.execute()))
 
-    async def result(self, id: str) -> bytes | None:  # noqa: A002  the field's word
-        """The kept result of a transient job."""
-        async with translated("reading a result"):
-            return cast("bytes | None", await self._redis.get(f"arq:result:{id}"))
+    async def results(self, ids: Sequence[str]) -> list[bytes | None]:
+        """The kept results of transient jobs, in order."""
+        async with translated("reading results"):
+            return cast("list[bytes | None]", await self._redis.mget([result_key_prefix + id_ for id_ in ids]))
+
+    async def standing(self, id: str) -> tuple[bool, bool]:  # noqa: A002
+        """Of a transient job: whether it is queued or leased at all, and whether it is leased."""
+        async with translated("asking for a job"), self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            pipe.exists(f"arq:in-progress:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            there, leased = cast("list[int]", await pipe.execute())
+        return bool(there), bool(there and leased)
+
+    async def epoch(self, at_least: int | None = None) -> int:
+        """The counter by which a Redis that lost its memory is noticed: read (None), or moved on, to `at_least` or beyond."""
+        async with translated("reading the epoch"):
+            if at_least is None:
+                return int(await self._redis.get(EPOCH) or 0)
+            return int(await self._call("epoch", [EPOCH], at_least))
+
+    async def eviction(self) -> str | None:
+        """The policy by which Redis throws keys away when its memory is full; None: it never does, or does not tell."""
+        async with translated("asking for the eviction policy"):
+            memory = cast("dict[str, Any]", await self._redis.info("memory"))  # pyright: ignore[reportUnknownMemberType]
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        return None if policy == "noeviction" else policy
+
+    async def _answers(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
+        return cast("list[int]", await self._call(script, keys, *args))
+
+    async def _call(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> Any:
+        """One script: redis-py's types say str, the answer is what the script's header says."""
+        call = cast("Callable[..., Awaitable[Any]]", self._scripts[script])
+        return await call(keys=keys, args=args)
 
 
-class _Queued(Protocol):
-    @property
-    def queue(self) -> str: ...
+Item = TypeVar("Item")
 
 
-Item = TypeVar("Item", bound=_Queued)
+def _queue_of_push(push: Push) -> str:
+    return push.queue
 
 
-async def _each_queue(items: Sequence[Item], send: Callable[[str, Sequence[Item]], Awaitable[list[int]]]) -> list[int]:
+def _queue_of_grant(grant: Grant) -> str:
+    return grant.queue
+
+
+def _queue_of_return(back: Return) -> str:
+    return back.grant.queue
+
+
+async def _each_queue(
+    items: Sequence[Item],
+    queue_of_item: Callable[[Item], str],
+    send: Callable[[str, Sequence[Item]], Awaitable[list[int]]],
+) -> list[int]:
     """One call for each queue that the items name; the answers in the items' order."""
     places: dict[str, list[int]] = {}
     for place, item in enumerate(items):
-        places.setdefault(item.queue, []).append(place)
+        places.setdefault(queue_of_item(item), []).append(place)
+    if len(places) == 1:
+        return await send(next(iter(places)), items)
     answers = [0] * len(items)
     for queue, taken in places.items():
         for place, answer in zip(taken, await send(queue, [items[place] for place in taken]), strict=True):
@@ -260,13 +399,41 @@ async def _each_queue(items: Sequence[Item], send: Callable[[str, Sequence[Item]
     return answers
 
 
-async def _call(script: Any, keys: Sequence[str], args: Sequence[bytes | str | int]) -> list[Any]:
-    """One script: redis-py's types say str, the answer is what the script's header says."""
-    return cast("list[Any]", await script(keys=keys, args=args))
+def _lanes(queue: str, order: Sequence[Priority] = LANES) -> list[str]:
+    return [redis_name(queue, priority) for priority in order]
+
+
+def _pack(batch: object) -> bytes:
+    return msgspec.msgpack.encode(batch)
+
+
+def _score(due_ms: bytes) -> int:
+    """A score as a time in ms; one that is no time is as early as can be."""
+    score = float(due_ms)
+    return int(score) if 1 <= score < 2**53 else 1
+
+
+def _id(id_: str) -> str | msgspec.Raw:
+    """An id as it stands in Redis; one that a foreign client wrote need not be text."""
+    return id_ if id_.isascii() else _bytes(id_.encode(errors="surrogateescape"))
+
+
+def _bytes(value: bytes) -> msgspec.Raw:
+    """Bytes as msgpack's older text, of which Redis's cmsgpack makes a Lua string; it does not know binary."""
+    size = len(value)
+    if size < 32:
+        head = bytes((0xA0 | size,))
+    elif size < 2**8:
+        head = bytes((0xD9, size))
+    elif size < 2**16:
+        head = b"\xda" + size.to_bytes(2, "big")
+    else:
+        head = b"\xdb" + size.to_bytes(4, "big")
+    return msgspec.Raw(head + value)
 
 
 def _text(value: bytes) -> str:
-    return value.decode(errors="replace")
+    return value.decode(errors="surrogateescape")
 
 
 def _wake_key(queue: str) -> str:

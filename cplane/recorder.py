@@ -2,18 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 import structlog
 
-from cplane.attempt import Attempt, Outcome
+from cplane.attempt import Attempt, Outcome, finish_of
 from cplane.batch import Batch
+from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import Event, Events
-from cplane.queue import Queue
+from cplane.functions import PlainFunction
+from cplane.queue import Action, Queue, Return, redis_name
 from cplane.states import AttemptState, State
 from cplane.store import Error, Fence, Store
 
@@ -23,79 +26,179 @@ LONGEST_PAUSE_S = 2.0
 log = structlog.get_logger("cplane")
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An attempt and its outcome; `recorded` says that its own transaction has told Postgres already."""
+class Ended(msgspec.Struct, frozen=True):
+    """An attempt and its outcome; `state` is where its record is then."""
 
     attempt: Attempt
     outcome: Outcome
-    recorded: bool = False
+    state: State
+
+
+Serializer = Callable[[dict[str, Any]], bytes]
+Done = Callable[[Attempt, Outcome, State | None], None]
+"""Told when everything is recorded; None: the attempt no longer owned its record."""
 
 
 class Recorder:
-    """Takes outcomes and answers where each record is then, or None for an attempt that no longer owned its record."""
+    """Takes outcomes in two stages: Postgres is told of a group while Redis is told of the one before."""
 
-    def __init__(self, store: Store, queue: Queue, events: Events) -> None:
+    def __init__(
+        self, store: Store, queue: Queue, events: Events, done: Done, serialize: Serializer | None = None
+    ) -> None:
         self._store = store
         self._queue = queue
         self._events = events
-        self._batch = Batch(self._record, name="record outcomes")
+        self._done = done
+        self._serialize = serialize
+        self._outcomes: Batch[Ended, None] = Batch(self._record, name="record outcomes")
+        self._returns: Batch[Ended, None] = Batch(self._give_back, name="give leases back")
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._batch.__aenter__()
+        await self._open.enter_async_context(self._returns)
+        await self._open.enter_async_context(self._outcomes)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._batch.__aexit__(exc_type, exc, tb)
+        await self._open.aclose()
 
-    async def record(self, ended: Ended) -> State | None:
-        """Record one outcome, together with those that gathered meanwhile."""
-        return await self._batch(ended)
+    def post(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Record an outcome, together with those that gather; `done` is told when that has happened."""
+        stage = self._returns if attempt.record_id is None or outcome.recorded else self._outcomes
+        stage.post(Ended(attempt, outcome, outcome.state))
 
-    async def _record(self, group: Sequence[Ended]) -> list[State | None]:
-        states = {ended.attempt.fence: ended.outcome.state for ended in group if ended.recorded}
-        states |= await self._finish([ended for ended in group if not ended.recorded])
-        owned = [(ended, states[ended.attempt.fence]) for ended in group if ended.attempt.fence in states]
-        try:
-            await self._queue.finish([ended.attempt.give_back(state, ended.outcome) for ended, state in owned])
-            await self._events.publish([_event(ended, state) for ended, state in owned])
-        except QueueUnavailable as error:
-            # the record stands: Redis hands the id out again when the lease has ended, and the record refuses it
-            log.warning("outcomes are recorded, but Redis could not be told", count=len(owned), reason=str(error))
-        return [states.get(ended.attempt.fence) for ended in group]
+    async def _record(self, group: Sequence[Ended]) -> list[None]:
+        """The first stage: Postgres."""
+        states = await self._finish(group)
+        for ended in group:
+            state = states.get(ended.attempt.fence)
+            if state is None:
+                self._done(ended.attempt, ended.outcome, None)
+            else:
+                self._returns.post(ended if state is ended.state else msgspec.structs.replace(ended, state=state))
+        return [None] * len(group)
 
-    async def _finish(self, group: Sequence[Ended]) -> dict[Fence, State]:
+    async def _finish(self, group: Sequence[Ended]) -> "dict[Fence | str, State]":
         """Tell Postgres; while it is away, try again for as long as the leases can be trusted."""
         pause_s = FIRST_PAUSE_S
         while group:
             try:
-                return await self._store.finish([ended.attempt.finish(ended.outcome) for ended in group])
+                states = await self._store.finish([finish_of(ended.attempt, ended.outcome) for ended in group])
+                return {fence: state for fence, state in states.items()}  # noqa: C416  the keys are a wider type
             except (DatabaseUnavailable, SchemaMismatch) as error:
                 log.warning("outcomes cannot be recorded yet", count=len(group), reason=str(error))
             except Exception as error:
                 return await self._finish_singly(group, error)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            group = [ended for ended in group if ended.attempt.trusted_until > time.monotonic()]
+            group = _trusted(group)
         return {}
 
-    async def _finish_singly(self, group: Sequence[Ended], error: Exception) -> dict[Fence, State]:
+    async def _finish_singly(self, group: Sequence[Ended], error: Exception) -> "dict[Fence | str, State]":
         """One outcome that Postgres cannot store must not take the others along: it is recorded as a failure instead."""
         if len(group) > 1:
-            states: dict[Fence, State] = {}
+            states: dict[Fence | str, State] = {}
             for ended in group:
                 states |= await self._finish([ended])
             return states
         (ended,) = group
         if ended.outcome.attempt_state is AttemptState.FAILED and ended.outcome.result_json is None:
-            log.error("an outcome cannot be stored", record=str(ended.attempt.started.id), exc_info=error)
+            log.error("an outcome cannot be stored", record=ended.attempt.grant.id, exc_info=error)
             return {}
         reason = Error("ResultNotSerializable", f"the outcome cannot be stored: {type(error).__name__}")
         failed = Outcome(state=State.FAILED, attempt_state=AttemptState.FAILED, error=reason, failures=1)
-        return await self._finish([replace(ended, outcome=failed)])
+        return await self._finish([Ended(ended.attempt, failed, failed.state)])
+
+    async def _give_back(self, group: Sequence[Ended]) -> list[None]:
+        """The second stage: Redis, and whoever listens.
+
+        While Redis is away the results of transient jobs are kept for as long as the leases can be trusted. A record stands all the
+        same: Redis hands its id out again when the lease has ended, and the record refuses it.
+        """
+        told, pause_s = group, FIRST_PAUSE_S
+        returns = {ended.attempt.fence: self._return(ended) for ended in group}
+        while told:
+            try:
+                await self._queue.finish([returns[ended.attempt.fence] for ended in told])
+                await self._events.publish([Event(e.attempt.uuid, e.state, e.attempt.number) for e in told])
+                break
+            except QueueUnavailable as error:
+                log.warning("Redis could not be told of outcomes", count=len(told), reason=str(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            told = [ended for ended in _trusted(told) if ended.attempt.record_id is None]
+        for ended in group:
+            self._done(ended.attempt, ended.outcome, ended.state)
+        return [None] * len(group)
+
+    def _return(self, ended: Ended) -> Return:
+        """How the lease leaves Redis."""
+        attempt, outcome = ended.attempt, ended.outcome
+        if ended.state is not State.QUEUED:
+            kept = attempt.record_id is None
+            return self._kept(attempt, outcome) if kept else Return(attempt.grant, Action.DONE)
+        if outcome.attempt_state is AttemptState.RELEASED:
+            return Return(attempt.grant, Action.RELEASE, attempt.grant.due_ms)
+        return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
+
+    def _kept(self, attempt: Attempt, outcome: Outcome) -> Return:
+        """The end of a transient job: its result stays in Redis for as long as the job says."""
+        job = attempt.job
+        keep_lease_ms = job.keep_lease_ms if isinstance(job, PlainFunction) else 0
+        keep_ms = job.keep_result_ms if isinstance(job, PlainFunction) else int(job.options.result_ttl_s * 1000)
+        if keep_ms is None:
+            return Return(attempt.grant, Action.DONE, keep_ms=keep_lease_ms)
+        result = self._encode(_kept_result(attempt, outcome))
+        return Return(attempt.grant, Action.DONE, keep_ms, result, keep_lease_ms)
+
+    def _encode(self, result: KeptResult) -> bytes:
+        try:
+            return encode(result) if self._serialize is None else self._serialize(msgspec.structs.asdict(result))
+        except Exception as error:
+            log.warning("a result cannot be kept", record=result.id, job=result.f, reason=str(error))
+            text = ErrorText("ResultNotSerializable", f"what '{result.f}' returned cannot be kept: {error}")
+            failed = msgspec.structs.replace(result, s=False, r=text.packed(), a=(), k={})
+            return encode(failed)
 
 
-def _event(ended: Ended, state: State) -> Event:
-    return Event(ended.attempt.started.id, state, ended.attempt.started.attempt)
+def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:
+    """What a transient job has spent of its budgets travels with it; a record knows it better, and arq counts tries alone."""
+    envelope = attempt.args
+    if isinstance(envelope, bytes) or isinstance(attempt.job, PlainFunction):
+        return b""
+    return encode_envelope(
+        envelope.f,
+        envelope.a,
+        envelope.k,
+        failures=envelope.failures + outcome.failures,
+        interruptions=envelope.interruptions + outcome.interruptions,
+    )
+
+
+def _kept_result(attempt: Attempt, outcome: Outcome) -> KeptResult:
+    envelope: Any = attempt.args
+    succeeded = outcome.state is State.SUCCEEDED
+    value = outcome.value if outcome.result_json is None else msgspec.json.decode(outcome.result_json)
+    if not succeeded:
+        error = outcome.error or Error("CancelledError", "it was cancelled")
+        value = ErrorText(error.type, error.message, error.traceback).packed()
+    return KeptResult(
+        t=attempt.number,
+        f=envelope.f,
+        a=envelope.a,
+        k=envelope.k,
+        et=envelope.et,
+        s=succeeded,
+        r=value,
+        st=attempt.began_ms,
+        ft=now_ms(),
+        q=redis_name(attempt.grant.queue),
+        id=attempt.grant.id,
+    )
+
+
+def _trusted(group: Sequence[Ended]) -> list[Ended]:
+    now = time.monotonic()
+    return [ended for ended in group if ended.attempt.trusted_until > now]

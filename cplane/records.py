@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -25,7 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlmodel import Field, SQLModel
 
-from cplane.states import AttemptState, Cause, State
+from cplane.states import AttemptState, Cause, Priority, State
 
 SCHEMA = "cplane"
 """A Postgres schema of our own: an application's tables in the same database never collide with ours."""
@@ -76,6 +77,9 @@ class JobRecord(Base, table=True):
     id: UUID = Field(sa_column=Column(PG_UUID(as_uuid=True), primary_key=True))
     job: str = Field(sa_column=Column(Text, nullable=False))
     queue: str = Field(sa_column=Column(Text, nullable=False))
+    priority: Priority = Field(
+        default=Priority.NORMAL, sa_column=Column(Word(Priority), nullable=False, server_default="normal")
+    )
     state: State = Field(sa_column=Column(Word(State), nullable=False))
     cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
     args: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
@@ -86,7 +90,7 @@ class JobRecord(Base, table=True):
     progress_done: float | None = Field(default=None, sa_column=Column(Double))
     progress_total: float | None = Field(default=None, sa_column=Column(Double))
     progress_note: str | None = Field(default=None, sa_column=Column(Text))
-    key: str | None = Field(default=None, sa_column=Column(Text, unique=True))
+    key: str | None = Field(default=None, sa_column=Column(Text))
     request_hash: bytes | None = None
     attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
@@ -104,9 +108,12 @@ class JobRecord(Base, table=True):
     __table_args__ = (
         _one_of("state", State),
         _one_of("cause", Cause),
+        _one_of("priority", Priority),
         # the reconciler finds what is due and what was lost without reading what is finished
-        Index("jobs_due", "queue", "run_at", postgresql_where=text("state = 'queued'")),
+        Index("jobs_due", "queue", "priority", "run_at", postgresql_where=text("state = 'queued'")),
         Index("jobs_leased", "lease_until", postgresql_where=text("state = 'running'")),
+        # rows without a key cost this index nothing
+        Index("jobs_by_key", "key", unique=True, postgresql_where=text("key IS NOT NULL")),
         # lists are read newest first, whole or by one filter
         Index("jobs_by_state", "state", text("id DESC")),
         Index("jobs_by_job", "job", text("id DESC")),
@@ -115,13 +122,11 @@ class JobRecord(Base, table=True):
 
 
 class AttemptRecord(Base, table=True):
-    """One run of a job by one worker."""
+    """One run of a job by one worker, written when it has ended. No foreign key: a trigger deletes what belongs to a deleted job."""
 
     __tablename__ = "attempts"  # pyright: ignore[reportAssignmentType]
 
-    job_id: UUID = Field(
-        sa_column=Column(PG_UUID(as_uuid=True), ForeignKey("cplane.jobs.id", ondelete="CASCADE"), primary_key=True)
-    )
+    job_id: UUID = Field(sa_column=Column(PG_UUID(as_uuid=True), primary_key=True))
     attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     worker: str = Field(sa_column=Column(Text, nullable=False))
     cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
@@ -150,3 +155,16 @@ class ArtifactRecord(Base, table=True):
     sha256: str = Field(sa_column=Column(Text, nullable=False))
     path: str = Field(sa_column=Column(Text, nullable=False))
     created_at: datetime = _time(required=True)
+
+
+class EpochRecord(Base, table=True):
+    """How far Redis's epoch has come: one row. A Redis that is behind it was wiped or rolled back."""
+
+    __tablename__ = "epoch"  # pyright: ignore[reportAssignmentType]
+
+    single: bool = Field(default=True, sa_column=Column(Boolean, primary_key=True, server_default=text("true")))
+    number: int = Field(sa_column=Column(BigInteger, nullable=False))
+    restored_by: str | None = Field(default=None, sa_column=Column(Text))
+    restored_until: datetime | None = _time()
+
+    __table_args__ = (CheckConstraint("single", name="one_row"),)

@@ -63,6 +63,10 @@ class Signature:
     arguments: type[BaseModel]
     """Those parameters as a model; field names are generic, aliases are the parameters' names."""
     result: TypeAdapter[Any]
+    fields: tuple[tuple[str, str], ...]
+    """Each parameter with the model's field for it."""
+    optional_keys: bool
+    """Whether some arguments may be absent altogether: optional keys of an unpacked TypedDict."""
 
     def wants(self, kind: str) -> bool:
         """Whether the function asks for a resource of this kind."""
@@ -102,9 +106,10 @@ class Signature:
             model = self.arguments.model_validate_json(args_json)
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
-        fields = type(model).model_fields
-        values = {cast("str", info.alias): getattr(model, field_name) for field_name, info in fields.items()}
-        return {name: value for name, value in values.items() if value is not UNSET}
+        fields = model.__dict__  # generic names in the order of the parameters
+        if self.optional_keys:
+            return {name: fields[f] for name, f in self.fields if fields[f] is not UNSET}
+        return {name: fields[f] for name, f in self.fields}
 
     def _dump(self, name: str, model: BaseModel) -> bytes:
         try:
@@ -154,6 +159,8 @@ def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signa
         own=inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own]),
         arguments=_arguments_model(where, fn.__name__, own),
         result=_result_adapter(where, hints.get("return", Any)),
+        fields=tuple((p.name, f"field_{number}") for number, p in enumerate(own)),
+        optional_keys=any(p.default is UNSET for p in own),
     )
 
 

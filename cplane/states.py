@@ -58,3 +58,11 @@ MAX_CRASHES = 3
 
 MAX_INTERRUPTIONS = 20
 """Infrastructure failures a job survives; the cap keeps a broken machine from looping for ever."""
+
+
+class Priority(StrEnum):
+    """Which of a queue's lanes a job waits in. A lower lane is never starved: now and then it is served first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"

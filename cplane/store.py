@@ -12,37 +12,38 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Row, TextClause, text
+import msgspec
+from sqlalchemy import TextClause
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cplane import statements
 from cplane.context import Artifact, Progress
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.states import MAX_CRASHES, AttemptState, Cause, State
+from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 
 Fence = tuple[UUID, int]
 """A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRecord:
+class NewRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A record to be. `delay_s` counts from now by the database's clock; `run_at` is absolute; neither: at once."""
 
     id: UUID
     job: str
     queue: str
     args_json: bytes
+    priority: Priority = Priority.NORMAL
     delay_s: float | None = None
     run_at: datetime | None = None
     key: str | None = None
     request_hash: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(msgspec.Struct, frozen=True):
     """The record a submission led to: the new one, or the earlier one of the same idempotency key."""
 
     id: UUID
@@ -50,24 +51,23 @@ class Submitted:
     delay_ms: int
     """Until it is due, by the database's clock."""
     state: State
+    created_at: datetime
+    run_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """A record this worker has started: `attempt` and `token` are its fence."""
 
     id: UUID
     attempt: int
     token: str
     job: str
-    queue: str
     args_json: bytes
     failures: int
     interruptions: int
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(msgspec.Struct, frozen=True):
     """What an attempt raised, as text."""
 
     type: str
@@ -85,8 +85,7 @@ class Renew:
     progress: Progress | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt leaves its record: final, or queued again in `delay_s` seconds."""
 
     id: UUID
@@ -113,6 +112,7 @@ class Standing:
     state: State
     job: str
     queue: str
+    priority: Priority
     due_in_ms: int
 
 
@@ -139,16 +139,17 @@ class Store:
             "ids": [record.id for record in records],
             "jobs": [record.job for record in records],
             "queues": [record.queue for record in records],
+            "priorities": [record.priority.value for record in records],
             "args": [record.args_json.decode() for record in records],
-            "delays": [record.delay_s for record in records],
-            "run_ats": [record.run_at for record in records],
-            "keys": [record.key for record in records],
-            "hashes": [record.request_hash for record in records],
+            "delays": _column([record.delay_s for record in records]),
+            "run_ats": _column([record.run_at for record in records]),
+            "keys": _column([record.key for record in records]),
+            "hashes": _column([record.request_hash for record in records]),
         }
         async with self._database.session() as session:
-            rows = {row.id: row for row in await _rows(session, _SUBMIT, values)}
+            rows = {row[0]: row for row in await _rows(session, statements.SUBMIT, values)}
             keys = [record.key for record in records if record.id not in rows and record.key is not None]
-            earlier = {row.key: row for row in await _rows(session, _BY_KEY, {"keys": keys})} if keys else {}
+            earlier = {row.key: row for row in await _rows(session, statements.BY_KEY, {"keys": keys})} if keys else {}
         return [_submitted(record, rows.get(record.id), earlier.get(record.key)) for record in records]
 
     async def get(self, record_id: UUID) -> JobRecord:
@@ -184,10 +185,14 @@ class Store:
             return list(await session.exec(query))
 
     async def attempts(self, record_id: UUID) -> list[AttemptRecord]:
-        """The runs of a record, first to last."""
+        """The runs of a record, first to last; one that runs now is read from the record itself."""
         query = select(AttemptRecord).where(AttemptRecord.job_id == record_id).order_by(col(AttemptRecord.attempt))
         async with self._database.session() as session:
-            return list(await session.exec(query))
+            record = await session.get(JobRecord, record_id)
+            ended = list(await session.exec(query))
+        if record is None or record.state is not State.RUNNING or any(a.attempt == record.attempt for a in ended):
+            return ended
+        return [*ended, _running_attempt(record)]
 
     async def cancel(self, record_id: UUID) -> State:
         """queued → cancelled; running → its worker is told. Answers the state it left.
@@ -197,7 +202,7 @@ class Store:
             IllegalMove: it is final.
         """
         async with self._database.session() as session:
-            rows = await _rows(session, _CANCEL, {"id": record_id})
+            rows = await _rows(session, statements.CANCEL, {"id": record_id})
         if rows:
             return State(rows[0].state)
         record = await self.get(record_id)
@@ -211,11 +216,19 @@ class Store:
             IllegalMove: it is in another state.
         """
         async with self._database.session() as session:
-            rows = await _rows(session, _REPLAY, {"id": record_id})
+            rows = await _rows(session, statements.REPLAY, {"id": record_id})
         if rows:
             return _standing(rows[0])
         record = await self.get(record_id)
         raise IllegalMove(f"the job is {record.state}", hint="only failed and cancelled jobs can be retried")
+
+    async def replay_many(
+        self, where: RecordFilter, *, before: UUID | None = None, limit: int = 1000
+    ) -> list[Standing]:
+        """failed or cancelled → queued, all budgets new, for the newest `limit` records that fit and are older than the id `before`."""
+        values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
+        async with self._database.session() as session:
+            return [_standing(row) for row in await _rows(session, statements.REPLAY_MANY, values)]
 
     # what a worker does
 
@@ -231,7 +244,10 @@ class Store:
             "lease_s": lease_s,
         }
         async with self._database.session() as session:
-            return [_started(row) for row in await _rows(session, _START, values)]
+            return [
+                Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
+                for id_, attempt, token, job, args_json, failures, interruptions in await _rows(session, statements.START, values)
+            ]  # fmt: skip
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
         """Extend leases and note progress. Answers whether a cancel is wanted; who is missing has lost its lease."""
@@ -243,7 +259,9 @@ class Store:
             "lease_s": lease_s,
         }
         async with self._database.session() as session:
-            return {(row.id, row.attempt): row.cancel_requested for row in await _rows(session, _RENEW, values)}
+            return {
+                (row.id, row.attempt): row.cancel_requested for row in await _rows(session, statements.RENEW, values)
+            }
 
     async def finish(self, finishes: Sequence[Finish], session: AsyncSession | None = None) -> dict[Fence, State]:
         """running → what each attempt came to. Answers where each record now is; who is missing was fenced.
@@ -253,26 +271,62 @@ class Store:
         """
         values = _finish_values(finishes)
         if session is not None:
-            return {(row.id, row.attempt): State(row.state) for row in await _rows(session, _FINISH, values)}
-        async with self._database.session() as own:
-            return {(row.id, row.attempt): State(row.state) for row in await _rows(own, _FINISH, values)}
+            exceptions = await _rows(session, statements.FINISH, values)
+        else:
+            async with self._database.session() as own:
+                exceptions = await _rows(own, statements.FINISH, values)
+        states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
+        for record_id, attempt, state in exceptions:
+            if state is None:
+                del states[record_id, attempt]
+            else:
+                states[record_id, attempt] = State(state)
+        return states
 
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where records are, for ids that could not be started."""
         async with self._database.session() as session:
-            return {row.id: _standing(row) for row in await _rows(session, _STANDING, {"ids": list(record_ids)})}
+            return {
+                row.id: _standing(row) for row in await _rows(session, statements.STANDING, {"ids": list(record_ids)})
+            }
 
     # what the reconciler does
 
     async def reap(self, limit: int) -> list[Standing]:
         """running with a lease that has ended → queued; cancelled where that is wanted; failed after MAX_CRASHES."""
         async with self._database.session() as session:
-            return [_standing(row) for row in await _rows(session, _REAP, {"limit": limit, "max_crashes": MAX_CRASHES})]
+            return [
+                _standing(row)
+                for row in await _rows(session, statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
+            ]
 
     async def overdue(self, queue: str, limit: int) -> list[Standing]:
-        """Queued records that should have started, longest due first: what Redis lost is always among the first of them."""
+        """Queued records that should have started, of each lane the longest due: what Redis lost is in time the first of them."""
         async with self._database.session() as session:
-            return [_standing(row) for row in await _rows(session, _OVERDUE, {"queue": queue, "limit": limit})]
+            return [
+                _standing(row) for row in await _rows(session, statements.OVERDUE, {"queue": queue, "limit": limit})
+            ]
+
+    async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
+        """A page of all queued records in the order of their ids, those after the id `after`: to look for what Redis lost."""
+        values = {"after": after or UUID(int=0), "limit": limit}
+        async with self._database.session() as session:
+            return [_standing(row) for row in await _rows(session, statements.QUEUED, values)]
+
+    async def epoch(self) -> int:
+        """The newest value of Redis's epoch that was noted: a Redis that is behind it has lost its memory."""
+        async with self._database.session() as session:
+            return int((await _rows(session, statements.EPOCH, {}))[0].number)
+
+    async def note_epoch(self, number: int) -> None:
+        """Note how far Redis's epoch has come."""
+        async with self._database.session() as session:
+            await (await session.connection()).execute(statements.NOTE_EPOCH, {"number": number})
+
+    async def claim_restore(self, worker: str, for_s: float) -> bool:
+        """Whether this worker may schedule everything again: one does, for `for_s` seconds unless it asks again."""
+        async with self._database.session() as session:
+            return bool(await _rows(session, statements.CLAIM_RESTORE, {"worker": worker, "for_s": for_s}))
 
     # files
 
@@ -281,7 +335,7 @@ class Store:
         values = {"job_id": record_id, "attempt": attempt, "path": path, **artifact.model_dump()}
         async with self._database.session() as session:
             connection = await session.connection()
-            await connection.execute(_ADD_ARTIFACT, values)
+            await connection.execute(statements.ADD_ARTIFACT, values)
 
     async def artifacts(self, record_ids: Sequence[UUID]) -> list[ArtifactRecord]:
         """The files of records, of each name the one its latest attempt left."""
@@ -312,14 +366,15 @@ class Store:
             yield session
 
 
-async def _rows(session: AsyncSession, statement: TextClause, values: dict[str, Any]) -> Sequence[Row[Any]]:
+async def _rows(session: AsyncSession, statement: TextClause, values: dict[str, Any]) -> Sequence[Any]:
     connection = await session.connection()
     return (await connection.execute(statement, values)).all()
 
 
-def _submitted(record: NewRecord, row: Row[Any] | None, earlier: Row[Any] | None) -> Submitted | IdempotencyConflict:
+def _submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | IdempotencyConflict:
     if row is not None:
-        return Submitted(record.id, created=True, delay_ms=row.due_in_ms, state=State.QUEUED)
+        _, due_in_ms, created_at, run_at = row
+        return Submitted(record.id, True, due_in_ms, State.QUEUED, created_at, run_at)
     if earlier is None:
         # the key was taken by a transaction that has not committed, or its record was deleted a moment ago
         return KeyInUse("another request with this idempotency key is under way", hint="send it again")
@@ -327,45 +382,62 @@ def _submitted(record: NewRecord, row: Row[Any] | None, earlier: Row[Any] | None
         return IdempotencyConflict(
             f"the idempotency key was used for another call, job {earlier.id}", hint="use a new key for a new call"
         )
-    return Submitted(earlier.id, created=False, delay_ms=earlier.due_in_ms, state=State(earlier.state))
+    return Submitted(earlier.id, False, earlier.due_in_ms, State(earlier.state), earlier.created_at, earlier.run_at)
 
 
-def _started(row: Row[Any]) -> Started:
-    return Started(
-        id=row.id,
-        attempt=row.attempt,
-        token=row.lease_token,
-        job=row.job,
-        queue=row.queue,
-        args_json=cast("str", row.args_json).encode(),
-        failures=row.failures,
-        interruptions=row.interruptions,
+def _standing(row: Any) -> Standing:
+    return Standing(row.id, State(row.state), row.job, row.queue, Priority(row.priority), max(0, row.due_in_ms))
+
+
+def _running_attempt(record: JobRecord) -> AttemptRecord:
+    return AttemptRecord(
+        job_id=record.id,
+        attempt=record.attempt,
+        worker=record.worker or "",
+        cause=record.cause,
+        state=AttemptState.RUNNING,
+        started_at=cast("datetime", record.started_at),
     )
 
 
-def _standing(row: Row[Any]) -> Standing:
-    return Standing(row.id, State(row.state), row.job, row.queue, max(0, row.due_in_ms))
-
-
 def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
-    return {
+    fences = {
         "ids": [finish.id for finish in finishes],
         "attempts": [finish.attempt for finish in finishes],
         "tokens": [finish.token for finish in finishes],
+        "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
+    }
+    if all(finish.state is State.SUCCEEDED and finish.progress is None for finish in finishes):
+        return {**fences, **_ALL_SUCCEEDED}
+    errors = [finish.error for finish in finishes]
+    return {
+        **fences,
         "states": [finish.state.value for finish in finishes],
         "attempt_states": [finish.attempt_state.value for finish in finishes],
-        "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
-        "error_types": [None if finish.error is None else _storable(finish.error.type) for finish in finishes],
-        "error_messages": [None if finish.error is None else _storable(finish.error.message) for finish in finishes],
-        "error_tracebacks": [
-            None if finish.error is None else _storable(finish.error.traceback) for finish in finishes
-        ],
+        "error_types": [None if error is None else _storable(error.type) for error in errors],
+        "error_messages": [None if error is None else _storable(error.message) for error in errors],
+        "error_tracebacks": [None if error is None else _storable(error.traceback) for error in errors],
         "delays": [finish.delay_s for finish in finishes],
         "causes": [finish.cause.value for finish in finishes],
         "failures": [finish.failures for finish in finishes],
         "interruptions": [finish.interruptions for finish in finishes],
         **_progress_values([finish.progress for finish in finishes]),
     }
+
+
+_ALL_SUCCEEDED: dict[str, list[Any]] = {
+    name: []
+    for name in (
+        "states", "attempt_states", "error_types", "error_messages", "error_tracebacks", "delays", "causes",
+        "failures", "interruptions", "dones", "totals", "notes",
+    )
+}  # fmt: skip
+"""Columns that are left out are NULL in every row, and the statement reads NULL as "it succeeded": most batches need no more."""
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """A column of which every value is absent is left out: unnest() fills it with NULL."""
+    return values if any(value is not None for value in values) else []
 
 
 def _progress_values(steps: Sequence[Progress | None]) -> dict[str, Any]:
@@ -379,175 +451,3 @@ def _progress_values(steps: Sequence[Progress | None]) -> dict[str, Any]:
 def _storable(value: str) -> str:
     """Text that Postgres takes: no NUL, no lone surrogate."""
     return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-_DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint AS due_in_ms"
-
-_SUBMIT = text(f"""
-    INSERT INTO cplane.jobs (id, job, queue, state, cause, args, run_at, key, request_hash)
-    SELECT id, job, queue, 'queued', 'submit', args::jsonb,
-           coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), key, request_hash
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:args AS text[]), CAST(:delays AS float8[]),
-                CAST(:run_ats AS timestamptz[]), CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
-         AS new (id, job, queue, args, delay_s, run_at, key, request_hash)
-    ORDER BY key
-    ON CONFLICT (key) DO NOTHING
-    RETURNING id, {_DUE_IN_MS}
-""")
-
-_BY_KEY = text(
-    f"SELECT id, key, request_hash, state, {_DUE_IN_MS} FROM cplane.jobs WHERE key = ANY(CAST(:keys AS text[]))"
-)
-
-_CANCEL = text("""
-    UPDATE cplane.jobs
-    SET cancel_requested = true,
-        state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END,
-        finished_at = CASE WHEN state = 'queued' THEN clock_timestamp() END
-    WHERE id = :id AND state IN ('queued', 'running')
-    RETURNING state
-""")
-
-_REPLAY = text(f"""
-    UPDATE cplane.jobs
-    SET state = 'queued', cause = 'replay', failures = 0, crashes = 0, interruptions = 0, cancel_requested = false,
-        run_at = clock_timestamp(), finished_at = NULL, result = NULL, error_type = NULL, error_message = NULL, error_traceback = NULL,
-        progress_done = NULL, progress_total = NULL, progress_note = NULL
-    WHERE id = :id AND state IN ('failed', 'cancelled')
-    RETURNING id, state, job, queue, {_DUE_IN_MS}
-""")
-
-# the last SELECT sees the rows as they were before the UPDATE: it answers starts that are repeated, not those just made
-_START = text("""
-    WITH granted AS (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token)),
-    due AS (
-        SELECT jobs.id, token FROM cplane.jobs JOIN granted ON jobs.id = granted.id
-        WHERE state = 'queued' AND NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds'
-        ORDER BY jobs.id FOR UPDATE OF jobs
-    ),
-    started AS (
-        UPDATE cplane.jobs
-        SET state = 'running', attempt = attempt + 1, lease_token = token, worker = :worker, started_at = clock_timestamp(),
-            lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
-            progress_done = NULL, progress_total = NULL, progress_note = NULL
-        FROM due WHERE jobs.id = due.id
-        RETURNING jobs.id, attempt, lease_token, job, queue, args::text AS args_json, failures, interruptions, cause
-    ),
-    noted AS (
-        INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at)
-        SELECT id, attempt, :worker, cause, 'running', clock_timestamp() FROM started
-    )
-    SELECT id, attempt, lease_token, job, queue, args_json, failures, interruptions FROM started
-    UNION ALL
-    SELECT jobs.id, attempt, lease_token, job, queue, args::text, failures, interruptions
-    FROM cplane.jobs JOIN granted ON jobs.id = granted.id AND jobs.lease_token = granted.token
-    WHERE state = 'running'
-""")
-
-_RENEW = text("""
-    WITH fence AS (
-        SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]),
-                             CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
-        AS fence (id, attempt, token, done, total, note)
-    ),
-    mine AS (
-        SELECT jobs.id, done, total, note FROM cplane.jobs JOIN fence ON jobs.id = fence.id
-        WHERE state = 'running' AND jobs.attempt = fence.attempt AND lease_token = token
-        ORDER BY jobs.id FOR UPDATE OF jobs
-    )
-    UPDATE cplane.jobs
-    SET lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
-        progress_done = CASE WHEN done IS NULL THEN progress_done ELSE done END,
-        progress_total = CASE WHEN done IS NULL THEN progress_total ELSE total END,
-        progress_note = CASE WHEN done IS NULL THEN progress_note ELSE note END
-    FROM mine WHERE jobs.id = mine.id
-    RETURNING jobs.id, attempt, cancel_requested
-""")
-
-# a finish that is repeated finds its own row (same attempt, same token, the state it wanted) and answers it
-_FINISH = text("""
-    WITH outcome AS (
-        SELECT * FROM unnest(
-            CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]), CAST(:states AS text[]), CAST(:attempt_states AS text[]),
-            CAST(:results AS text[]), CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:error_tracebacks AS text[]),
-            CAST(:delays AS float8[]), CAST(:causes AS text[]), CAST(:failures AS int[]), CAST(:interruptions AS int[]),
-            CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
-        AS outcome (id, attempt, token, state, attempt_state, result, error_type, error_message, error_traceback,
-                    delay_s, cause, failures, interruptions, done, total, note)
-    ),
-    mine AS (
-        SELECT jobs.id FROM cplane.jobs JOIN outcome ON jobs.id = outcome.id
-        WHERE jobs.state = 'running' AND jobs.attempt = outcome.attempt AND lease_token = token
-        ORDER BY jobs.id FOR UPDATE OF jobs
-    ),
-    finished AS (
-        UPDATE cplane.jobs
-        SET state = CASE WHEN outcome.state = 'queued' AND cancel_requested THEN 'cancelled' ELSE outcome.state END,
-            cause = CASE WHEN outcome.state = 'queued' THEN outcome.cause ELSE jobs.cause END,
-            result = outcome.result::jsonb,
-            error_type = outcome.error_type, error_message = outcome.error_message, error_traceback = outcome.error_traceback,
-            failures = jobs.failures + outcome.failures, interruptions = jobs.interruptions + outcome.interruptions,
-            run_at = CASE WHEN outcome.state = 'queued' THEN clock_timestamp() + delay_s * interval '1 second' ELSE run_at END,
-            finished_at = CASE WHEN outcome.state = 'queued' AND NOT cancel_requested THEN NULL ELSE clock_timestamp() END,
-            lease_until = NULL, progress_done = done, progress_total = total, progress_note = note
-        FROM outcome, mine
-        WHERE jobs.id = mine.id AND outcome.id = mine.id AND outcome.attempt = jobs.attempt AND outcome.token = lease_token
-        RETURNING jobs.id, jobs.attempt, jobs.state
-    ),
-    noted AS (
-        UPDATE cplane.attempts
-        SET state = outcome.attempt_state, finished_at = clock_timestamp(),
-            error_type = outcome.error_type, error_message = outcome.error_message, error_traceback = outcome.error_traceback
-        FROM outcome JOIN finished ON outcome.id = finished.id AND outcome.attempt = finished.attempt
-        WHERE attempts.job_id = outcome.id AND attempts.attempt = outcome.attempt
-    )
-    SELECT id, attempt, state FROM finished
-    UNION ALL
-    SELECT jobs.id, jobs.attempt, jobs.state FROM cplane.jobs JOIN outcome ON jobs.id = outcome.id
-    WHERE jobs.attempt = outcome.attempt AND lease_token = token
-          AND (jobs.state = outcome.state OR outcome.state = 'queued' AND jobs.state = 'cancelled' AND lease_until IS NULL)
-          AND jobs.state <> 'running'
-""")
-
-_STANDING = text("""
-    SELECT id, state, job, queue,
-           ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
-    FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
-""")
-
-_REAP = text(f"""
-    WITH dead AS (
-        SELECT id FROM cplane.jobs WHERE state = 'running' AND lease_until < clock_timestamp()
-        ORDER BY lease_until LIMIT :limit FOR UPDATE SKIP LOCKED
-    ),
-    reaped AS (
-        UPDATE cplane.jobs
-        SET crashes = crashes + 1, cause = 'lost', lease_until = NULL, run_at = clock_timestamp(),
-            state = CASE WHEN cancel_requested THEN 'cancelled' WHEN crashes + 1 >= CAST(:max_crashes AS int) THEN 'failed' ELSE 'queued' END,
-            error_type = 'WorkerLost',
-            error_message = 'its worker ' || worker || ' died or lost its lease (' || crashes + 1 || ' of ' || CAST(:max_crashes AS int) || ')',
-            error_traceback = '',
-            finished_at = CASE WHEN cancel_requested OR crashes + 1 >= CAST(:max_crashes AS int) THEN clock_timestamp() END
-        FROM dead WHERE jobs.id = dead.id
-        RETURNING jobs.id, state, job, queue, attempt, error_message, run_at
-    ),
-    noted AS (
-        UPDATE cplane.attempts
-        SET state = 'lost', finished_at = clock_timestamp(), error_type = 'WorkerLost', error_message = reaped.error_message
-        FROM reaped WHERE attempts.job_id = reaped.id AND attempts.attempt = reaped.attempt
-    )
-    SELECT id, state, job, queue, {_DUE_IN_MS} FROM reaped
-""")
-
-_OVERDUE = text(f"""
-    SELECT id, state, job, queue, {_DUE_IN_MS} FROM cplane.jobs
-    WHERE state = 'queued' AND queue = :queue AND run_at < clock_timestamp() - interval '1 second'
-    ORDER BY run_at LIMIT :limit
-""")
-
-_ADD_ARTIFACT = text("""
-    INSERT INTO cplane.artifacts (job_id, attempt, name, media_type, size, sha256, path)
-    VALUES (:job_id, :attempt, :name, :media_type, :size, :sha256, :path)
-    ON CONFLICT (job_id, attempt, name)
-    DO UPDATE SET media_type = excluded.media_type, size = excluded.size, sha256 = excluded.sha256, path = excluded.path
-""")

@@ -53,12 +53,15 @@ class JobTransaction:
             await self.rollback()
             raise
 
-    async def commit(self, finish: Finish) -> bool:
-        """Commit the job's writes and its success together; answers whether the attempt still owned its record."""
+    async def commit(self, finish: Finish | None) -> bool:
+        """Commit the job's writes and its success together; answers whether the attempt still owned its record.
+
+        None: a transient job has no record, and commits what it wrote.
+        """
         session = await self.begin()
         try:
             async with self._open:
-                if not await self._store.finish([finish], session):
+                if finish is not None and not await self._store.finish([finish], session):
                     raise Fenced
         except Fenced:
             return False

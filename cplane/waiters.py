@@ -4,17 +4,20 @@ An event says at once that a record is final; should events be lost, the waited 
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 import structlog
 
 from cplane.batch import Batch
 from cplane.endings import end
+from cplane.envelope import KeptResult, decode_result
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.events import Events
+from cplane.queue import Queue
 from cplane.records import JobRecord
 from cplane.store import Store
 
@@ -26,20 +29,26 @@ CHECK_BLIND_S = 0.5
 
 log = structlog.get_logger("cplane")
 
+Found = TypeVar("Found")
+
 
 class Waiters:
     """Who waits for what. The reader starts with the first waiter and ends with the context."""
 
-    def __init__(self, store: Store, events: Events) -> None:
+    def __init__(self, store: Store, queue: Queue, events: Events) -> None:
         self._store = store
+        self._queue = queue
         self._events = events
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
         self._hearing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._look_up = Batch(self._records, name="look up waited records")
+        self._look_up_results = Batch(self.results, name="look up waited results")
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._look_up.__aenter__()
+        await self._open.enter_async_context(self._look_up)
+        await self._open.enter_async_context(self._look_up_results)
         return self
 
     async def __aexit__(
@@ -47,7 +56,7 @@ class Waiters:
     ) -> None:
         await end(self._tasks)
         self._tasks.clear()
-        await self._look_up.__aexit__(exc_type, exc, tb)
+        await self._open.aclose()
 
     async def wait(self, record_id: UUID) -> JobRecord:
         """The record, once it is final.
@@ -55,50 +64,73 @@ class Waiters:
         Raises:
             RecordNotFound: there is none.
         """
-        if not self._tasks:
-            self._tasks = [
-                asyncio.create_task(self._listen(), name="follow events"),
-                asyncio.create_task(self._check(), name="check waited records"),
-            ]
-            for task in self._tasks:
-                task.add_done_callback(self._stopped)
-        final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(record_id, set()).add(final)
-        try:
-            record = await self._look(record_id)
-            while not record.state.final:
-                await final
-                final = self._again(record_id, final)
-                record = await self._look_patiently(record_id)
-            return record
-        finally:
-            self._forget(record_id, final)
+        return await self._until(record_id, self._final_record)
 
-    async def _look(self, record_id: UUID) -> JobRecord:
+    async def wait_result(self, job_id: UUID) -> KeptResult:
+        """What a transient job left in Redis, once it has ended.
+
+        Raises:
+            RecordNotFound: there is no such job, or its result is not kept any more.
+        """
+        return await self._until(job_id, self._kept_result)
+
+    async def _until(self, job_id: UUID, look: Callable[[UUID], Awaitable[Found | None]]) -> Found:
+        """What `look` finds, once it finds something: it looks at first, and whenever an event says that there is news."""
+        self._listen_now()
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job_id, set()).add(news)
+        try:
+            found = await look(job_id)
+            while found is None:
+                await news
+                news = self._again(job_id, news)
+                found = await _patiently(look, job_id)
+            return found
+        finally:
+            self._forget(job_id, news)
+
+    def _listen_now(self) -> None:
+        if self._tasks:
+            return
+        self._tasks = [
+            asyncio.create_task(self._listen(), name="follow events"),
+            asyncio.create_task(self._check(), name="check waited records"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._stopped)
+
+    async def _final_record(self, record_id: UUID) -> JobRecord | None:
         record = await self._look_up(record_id)
         if record is None:
             raise RecordNotFound(f"there is no job with the id {record_id}")
-        return record
+        return record if record.state.final else None
 
-    async def _look_patiently(self, record_id: UUID) -> JobRecord:
-        """Who has begun to wait waits through an outage; only the first look may fail."""
-        while True:
-            try:
-                return await self._look(record_id)
-            except DatabaseUnavailable:
-                await asyncio.sleep(CHECK_BLIND_S)
+    async def _kept_result(self, job_id: UUID) -> KeptResult | None:
+        if (kept := await self._look_up_results(job_id)) is not None:
+            return kept
+        there, _ = await self._queue.standing(str(job_id))
+        if there:
+            return None
+        if (kept := await self._look_up_results(job_id)) is not None:  # it ended between the two looks
+            return kept
+        raise RecordNotFound(f"there is no job with the id {job_id}, or its result is not kept any more")
 
     async def _records(self, record_ids: list[UUID]) -> list[JobRecord | None]:
         """Those who wait together look together."""
         found = {record.id: record for record in await self._store.get_many(record_ids)}
         return [found.get(record_id) for record_id in record_ids]
 
+    async def results(self, job_ids: list[UUID]) -> list[KeptResult | None]:
+        """What transient jobs left in Redis so far."""
+        kept = await self._queue.results([str(job_id) for job_id in job_ids])
+        return [None if result is None else decode_result(result) for result in kept]
+
     def _again(self, record_id: UUID, old: asyncio.Future[None]) -> asyncio.Future[None]:
         """Wait once more: what was final has been replayed meanwhile."""
         self._forget(record_id, old)
-        final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(record_id, set()).add(final)
-        return final
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(record_id, set()).add(news)
+        return news
 
     def _forget(self, record_id: UUID, final: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(record_id)
@@ -143,9 +175,19 @@ class Waiters:
                 await self._hearing.wait()
         while True:
             try:
-                for record_id, standing in (await self._store.standing(list(self._waiting))).items():
-                    if standing.state.final:
-                        self._tell(record_id)
+                standings = await self._store.standing(list(self._waiting))
+                for job_id in list(self._waiting):  # one without a record looks for its result in Redis
+                    if job_id not in standings or standings[job_id].state.final:
+                        self._tell(job_id)
             except DatabaseUnavailable:
                 log.warning("waited records cannot be looked up; trying again")
             await asyncio.sleep(CHECK_S if self._hearing.is_set() else CHECK_BLIND_S)
+
+
+async def _patiently(look: Callable[[UUID], Awaitable[Found | None]], job_id: UUID) -> Found | None:
+    """Who has begun to wait waits through an outage; only the first look may fail."""
+    while True:
+        try:
+            return await look(job_id)
+        except (DatabaseUnavailable, QueueUnavailable):
+            await asyncio.sleep(CHECK_BLIND_S)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import arq.worker
@@ -17,33 +18,37 @@ import structlog
 from arq.connections import ArqRedis, RedisSettings
 from arq.constants import default_queue_name
 from arq.cron import CronJob
+from redis.exceptions import RedisError
 
 from cplane import migrations
-from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, decide, perform
+from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, run
 from cplane.batch import Batch
 from cplane.catalog import load_jobs
 from cplane.claimer import Claimer, Claims
 from cplane.endings import end
-from cplane.errors import (
-    CplaneError,
-    DatabaseUnavailable,
-    InvalidSettings,
-    OutsideError,
-    QueueUnavailable,
-    SchemaMismatch,
-)
+from cplane.envelope import deserialize, serialize
+from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
 from cplane.events import Event
+from cplane.functions import PlainFunction
 from cplane.jobs import Job, Registry
 from cplane.leases import Leases
-from cplane.logs import configure_logs
+from cplane.logs import Ration, configure_logs
 from cplane.pages import Pages
 from cplane.plane import ControlPlane
-from cplane.queue import decode_envelope, encode_envelope, queue_of
+from cplane.queue import queue_of
 from cplane.reconciler import EVERY_S, Reconciler
-from cplane.recorder import Ended, Recorder
+from cplane.recorder import Recorder
 from cplane.settings import CplaneSettings, load_settings
-from cplane.states import AttemptState, State
-from cplane.transaction import JobTransaction
+from cplane.states import State
+
+CRON_S = 0.5
+"""How often cron jobs are looked at: arq's own rhythm."""
+
+ABORTS_S = 0.5
+"""How often arq's aborts are looked at, when `allow_abort_jobs` asks for it."""
+
+LINES_PER_S = 20
+"""Log lines about attempts, at most; under load the others are counted instead."""
 
 BROWSER_CLOSE_S = 30.0
 """What the browser gets to close; every step of that has its own deadline."""
@@ -102,12 +107,6 @@ class Worker(arq.worker.Worker):
         log_results: bool = True,
         settings: CplaneSettings | None = None,
     ) -> None:
-        if any(not isinstance(function, Job) for function in functions) or cron_jobs:
-            raise _refusal(
-                InvalidSettings(
-                    "this worker runs @job functions only", hint="decorate plain arq functions and cron jobs with @job"
-                )
-            )
         try:
             self.settings = settings or load_settings()
             self.jobs: Registry = load_jobs(self.settings.imports)
@@ -115,10 +114,10 @@ class Worker(arq.worker.Worker):
             raise _refusal(error) from None
         self.queues = _queues(self.settings, queue_name or default_queue_name, max_jobs)
         _ensure_loop()
+        plain = [function for function in functions if not isinstance(function, Job)]
         super().__init__(
-            [
-                arq.worker.func(cast("Any", _refuse), name="cplane")
-            ],  # arq insists on a function; ours are in the registry
+            plain or [arq.worker.func(cast("Any", _refuse), name="cplane")],  # arq insists on a function
+            cron_jobs=cron_jobs,
             queue_name=queue_name or default_queue_name,
             redis_settings=redis_settings,
             redis_pool=redis_pool,
@@ -143,12 +142,24 @@ class Worker(arq.worker.Worker):
             retry_jobs=retry_jobs,
             allow_abort_jobs=allow_abort_jobs,
             max_burst_jobs=max_burst_jobs,
-            job_serializer=job_serializer or _serialize,
-            job_deserializer=job_deserializer or decode_envelope,
+            job_serializer=job_serializer or serialize,
+            job_deserializer=job_deserializer or deserialize,
             expires_extra_ms=expires_extra_ms,
             timezone=timezone,
             log_results=log_results,
         )
+        self._plain = {} if not (plain or cron_jobs) else {
+            name: PlainFunction.of_arq(
+                entry,
+                timeout_s=self.job_timeout_s,
+                max_tries=max_tries,
+                keep_result_s=self.keep_result_s,
+                keep_forever=keep_result_forever,
+                retry=retry_jobs,
+            )
+            for name, entry in self.functions.items()
+        }  # fmt: skip
+        self._given_serializer = job_serializer
         self.jobs_complete: int = 0
         self.jobs_failed: int = 0
         self.jobs_retried: int = 0
@@ -158,6 +169,7 @@ class Worker(arq.worker.Worker):
         self._signals = handle_signals
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ration = Ration(LINES_PER_S)
 
     # running and stopping
 
@@ -203,6 +215,7 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Open everything, serve the queues, close everything."""
+        self.loop_now = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self.plane = await stack.enter_async_context(ControlPlane(self.settings))
             await self._check_schema()
@@ -213,31 +226,39 @@ class Worker(arq.worker.Worker):
                 job_deserializer=self.job_deserializer,
             )
             self.ctx["redis"] = self._pool
+            await self._check_eviction()
             self._recorder = await stack.enter_async_context(
-                Recorder(self.plane.store, self.plane.queue, self.plane.events)
+                Recorder(self.plane.store, self.plane.queue, self.plane.events, self._recorded, self._given_serializer)
             )
             self._events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
             self._leases = Leases(self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s)
             self._pages = Pages(self.settings)
             self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-            self._tools = Tools(
+            tools = Tools(
                 store=self.plane.store,
                 artifacts=self.plane.artifacts,
                 threads=self._threads,
-                tell=self._events.put,
+                tell=self._events.post,
                 pool=self._pages.pool,
+                settle=self._settle,
+                ctx=self.ctx,
             )
+            self._reconciler = Reconciler(self.name, self.plane.store, self.plane.queue, self.plane.events, self.queues)
             claims = Claims(
                 worker=self.name,
                 store=self.plane.store,
                 queue=self.plane.queue,
                 jobs=self.jobs,
+                functions=self._plain,
                 leases=self._leases,
                 pages=self._pages,
+                tools=tools,
                 lease_s=self.settings.lease_s,
+                burst=self.burst,
                 stopping=self._stopping,
                 begin=self._begin,
+                restore=self._reconciler.restore,
                 idle=self._idle,
             )
             self._claimers = {queue: Claimer(queue, room, claims) for queue, room in self.queues.items()}
@@ -253,17 +274,33 @@ class Worker(arq.worker.Worker):
         except DatabaseUnavailable as error:
             log.warning("Postgres is away; jobs are claimed when it is back", reason=str(error))
 
+    async def _check_eviction(self) -> None:
+        """A Redis that throws keys away when it is full loses transient jobs, and makes recorded ones late."""
+        try:
+            policy = await self.plane.queue.eviction()
+        except QueueUnavailable as error:
+            log.warning("Redis is away; jobs are claimed when it is back", reason=str(error))
+            return
+        if policy is not None:
+            hint = "set maxmemory-policy noeviction"
+            log.error("Redis throws keys away when its memory is full: jobs get lost", policy=policy, hint=hint)
+
     async def _serve(self) -> None:
         """Serve until stopped, or until a task of ours ends by itself: that is a fault, and stops the worker."""
-        reconciler = Reconciler(self.plane.store, self.plane.queue, self.plane.events, self.queues)
-        side = [
+        side: list[asyncio.Task[None]] = [
             asyncio.create_task(self._leases.keep(), name="keep leases"),
             asyncio.create_task(self._persist(self._leases.listen, "hear of cancels"), name="hear of cancels"),
-            asyncio.create_task(self._every(EVERY_S, reconciler.run, "reconcile"), name="reconcile"),
+            asyncio.create_task(self._every(EVERY_S, self._reconciler.run, "reconcile"), name="reconcile"),
             asyncio.create_task(
                 self._every(self.health_check_interval, self._tell_health, "tell health"), name="tell health"
             ),
         ]
+        if self.cron_jobs:
+            side.append(asyncio.create_task(self._every(CRON_S, self._run_cron, "run cron jobs"), name="run cron jobs"))
+        if self.allow_abort_jobs:
+            side.append(
+                asyncio.create_task(self._every(ABORTS_S, self._abort, "hear of aborts"), name="hear of aborts")
+            )
         needs_browser = any(map(self.jobs.needs_pages, self.queues))
         browser = [asyncio.create_task(self._pages.keep(), name="keep browser")] if needs_browser else []
         claimers = [
@@ -304,68 +341,89 @@ class Worker(arq.worker.Worker):
 
     # one attempt
 
-    def _begin(self, attempt: Attempt) -> None:
-        attempt.task = asyncio.create_task(self._run(attempt), name=f"attempt {attempt.started.id}")
-        self._tasks.add(attempt.task)
-        attempt.task.add_done_callback(self._tasks.discard)
+    def _begin(self, attempts: Sequence[Attempt]) -> None:
+        """Run attempts. Deadlines begin when all have made their first step: most jobs that end in it need none."""
+        for attempt in attempts:
+            coroutine = run(attempt) if self.on_job_start is None and self.on_job_end is None else self._run(attempt)
+            task = attempt.task = self.loop_now.create_task(coroutine, name=f"{attempt.job.name} {attempt.grant.id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        self.loop_now.call_soon(_arm, attempts)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an attempt's outcome is unknown; its lease ends by itself", task=task.get_name(), exc_info=error)
 
     async def _run(self, attempt: Attempt) -> None:
-        """Perform, record, tell. Whatever happens, the attempt's room is given back."""
-        try:
-            await self._hook(self.on_job_start, self._job_ctx(attempt))
-            ended = await self._perform(attempt)
-            await self._hook(self.on_job_end, self._job_ctx(attempt))
-            if ended is not None:
-                self._count(attempt, ended.outcome, await self._recorder.record(ended))
-            await self._hook(self.after_job_end, self._job_ctx(attempt))
-        except Exception as error:
-            attempt.log.error("the outcome is unknown; the lease ends by itself", exc_info=error)
-        finally:
-            self._leases.remove(attempt)
-            self._claimers[attempt.queue].leave()
+        """An attempt between arq's hooks."""
+        await self._hook(self.on_job_start, self._job_ctx(attempt))
+        await run(attempt)
+        await self._hook(self.on_job_end, self._job_ctx(attempt))
 
-    async def _perform(self, attempt: Attempt) -> Ended | None:
-        """The outcome; None when the lease was lost, for then nothing it did counts."""
-        async with JobTransaction(self.plane.store) as transaction:
-            outcome = await perform(attempt, self._tools, transaction)
-            attempt.over = True
-            if attempt.stopped is Stop.LEASE_LOST:
-                return None
-            if outcome.state is not State.SUCCEEDED or not transaction.begun:
-                return Ended(attempt, outcome)
-            try:
-                owned = await transaction.commit(attempt.finish(outcome))
-            except OutsideError as error:  # if it did commit, the record refuses to be queued again
-                return Ended(attempt, decide(error, attempt.job.options.retry, attempt.started))
-            if not owned:
-                attempt.log.warning("the record was no longer this attempt's; its writes are rolled back")
-                return None
-            return Ended(attempt, outcome, recorded=True)
+    def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        """An attempt is over: there is room for another, and what came of it is recorded."""
+        self._claimers[attempt.grant.queue].leave()
+        if outcome is None:
+            self._recorded(attempt, None, None)
+        else:
+            self._recorder.post(attempt, outcome)
 
-    def _count(self, attempt: Attempt, outcome: Outcome, state: State | None) -> None:
-        if state is None:
+    def _recorded(self, attempt: Attempt, outcome: Outcome | None, state: State | None) -> None:
+        """Everything is told: count it, and say so."""
+        self._leases.remove(attempt)
+        self._claimers[attempt.grant.queue].recorded()
+        if state is None or outcome is None:
             attempt.log.warning("the record was no longer this attempt's; its outcome is dropped")
             return
-        self.jobs_complete += state is State.SUCCEEDED
-        self.jobs_failed += state is State.FAILED
-        self.jobs_retried += state is State.QUEUED
+        if state is State.SUCCEEDED:
+            self.jobs_complete += 1
+        elif state is State.QUEUED:
+            self.jobs_retried += 1
+        else:
+            self.jobs_failed += state is State.FAILED
+        if self._ration.allows():
+            self._tell_outcome(attempt, outcome, state)
+        if self.after_job_end is not None:
+            hook = self._hook(self.after_job_end, self._job_ctx(attempt))
+            task = asyncio.create_task(hook, name=f"after {attempt.grant.id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _tell_outcome(self, attempt: Attempt, outcome: Outcome, state: State) -> None:
         fields: dict[str, object] = {"state": state.value, "outcome": outcome.attempt_state.value}
         if outcome.error is not None:
             fields["error"] = outcome.error.type
         if state is State.QUEUED:
             fields["again_in_s"] = round(outcome.delay_s, 3)
-        tell = attempt.log.warning if outcome.attempt_state is not AttemptState.SUCCEEDED else attempt.log.info
+        if (untold := self._ration.untold()) > 0:
+            fields["and_others"] = untold
+        tell = attempt.log.info if state is State.SUCCEEDED else attempt.log.warning
         tell("attempt finished", **fields)
 
     def _job_ctx(self, attempt: Attempt) -> dict[Any, Any]:
         return {
             **self.ctx,
-            "job_id": str(attempt.started.id),
-            "job_try": attempt.started.attempt,
+            "job_id": attempt.grant.id,
+            "job_try": attempt.number,
             "score": attempt.grant.due_ms,
         }
 
     # helpers
+
+    async def _run_cron(self) -> None:
+        """arq's own cron: each fire is enqueued once, whichever worker is first."""
+        try:
+            await self.run_cron(datetime.now(tz=self.timezone), CRON_S)
+        except RedisError as error:
+            raise QueueUnavailable("Redis did not answer while cron jobs were enqueued") from error
+
+    async def _abort(self) -> None:
+        """arq's `Job.abort`: what runs here and is to be aborted is cancelled."""
+        wanted = await self.plane.queue.aborts()
+        for attempt in self._leases:
+            if attempt.grant.id in wanted:
+                attempt.stop(Stop.CANCEL)
 
     async def _idle(self) -> None:
         """A burst worker leaves when nothing is queued and nothing runs."""
@@ -470,8 +528,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _serialize(envelope: dict[str, Any]) -> bytes:
-    return encode_envelope(envelope["f"], envelope["a"], envelope["k"])
+def _arm(attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        attempt.arm()
 
 
 async def _refuse(_: dict[Any, Any]) -> None:

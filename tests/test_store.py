@@ -4,13 +4,15 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as dataclass_replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from pydantic import SecretStr
 from sqlmodel import text
 
@@ -232,7 +234,7 @@ async def test_renewing_extends_the_lease_keeps_progress_and_tells_of_a_cancel(s
     await store.cancel(two.id)
     fence = [Renew(id=attempt.id, attempt=1, token="t") for attempt in (one, two)]
     before = await store.get(one.id)
-    answers = await store.renew([replace(fence[0], progress=Progress(1, 4, "a\0b")), fence[1]], LEASE_S)
+    answers = await store.renew([dataclass_replace(fence[0], progress=Progress(1, 4, "a\0b")), fence[1]], LEASE_S)
     assert answers == {(one.id, 1): False, (two.id, 1): True}
     after = await store.get(one.id)
     assert before.lease_until is not None
@@ -243,7 +245,7 @@ async def test_renewing_extends_the_lease_keeps_progress_and_tells_of_a_cancel(s
     await store.renew([fence[0]], LEASE_S)
     kept = await store.get(one.id)
     assert (kept.progress_done, kept.progress_total, kept.progress_note) == (1, 4, "a\\0b")
-    await store.renew([replace(fence[0], progress=Progress(2))], LEASE_S)
+    await store.renew([dataclass_replace(fence[0], progress=Progress(2))], LEASE_S)
     moved = await store.get(one.id)
     assert (moved.progress_done, moved.progress_total, moved.progress_note) == (2, None, "")
 

@@ -27,7 +27,8 @@ from cplane import (
 )
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import AnyJob, registry
-from cplane.queue import Push, encode_envelope
+from cplane.envelope import encode_envelope, record_envelope
+from cplane.queue import Push
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
@@ -514,7 +515,7 @@ async def take_lease_away(plane: ControlPlane, record_id: UUID) -> None:
     (standing,) = await plane.store.reap(10)
     await plane.redis.delete(f"arq:in-progress:{record_id}")
     await plane.redis.zrem("arq:queue", str(record_id))
-    await plane.queue.enqueue([Push.of_record(standing.queue, standing.id, standing.job, 0)])
+    await plane.queue.enqueue([Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)])
 
 
 async def make_notes(plane: ControlPlane) -> None:

@@ -71,7 +71,7 @@ class PageLease:
         if not self.broken.done() and any(_target_lost(link) for link in _chain(error)):
             self._doubt()
             await asyncio.wait([self.broken], timeout=DOUBT_S)
-        return self._loss() or error
+        return self.loss or error
 
     async def __aenter__(self) -> Page:
         self._guarded = cast("asyncio.Task[object]", asyncio.current_task())
@@ -86,18 +86,20 @@ class PageLease:
         try:
             if self._interrupted and task is not None:
                 ours = task.uncancel() <= self._cancels_before
-                if ours and isinstance(error, asyncio.CancelledError) and (loss := self._loss()):
+                if ours and isinstance(error, asyncio.CancelledError) and (loss := self.loss):
                     raise loss from None
             elif isinstance(error, Exception) and (cause := await self.cause(error)) is not error:
                 raise cause from error
         finally:
             self.release()
 
-    def _loss(self) -> BaseException | None:
+    @property
+    def loss(self) -> BaseException | None:
+        """Why there is no page to work with any more; None: there is."""
         return self.broken.exception() if self.broken.done() and not self.broken.cancelled() else None
 
     def _interrupt(self, _: asyncio.Future[None]) -> None:
-        if self._guarded is not None and self._loss() is not None:
+        if self._guarded is not None and self.loss is not None:
             self._interrupted = True
             self._guarded.cancel()
 

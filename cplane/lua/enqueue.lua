@@ -1,29 +1,36 @@
 -- Put ids into the schedule. Repeating it changes nothing, so a lost reply is answered by sending again.
--- KEYS[1] queue (sorted set, score = due in ms)   KEYS[2] wake list
--- ARGV[1] ms a payload lives after it is due
--- ARGV[2…] for each id: id, payload, delay in ms from now (Redis's clock), "1" if a kept result blocks it (transient jobs)
+-- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
+-- ARGV[1] msgpack: for each id { lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it }
+-- ARGV[2] ms a payload lives after it is due
 -- answers for each id: 1 scheduled, 0 already there, -1 a kept result blocks it
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local head_ms = tonumber(head[2]) or math.huge
-local answers, wake = {}, false
-for i = 2, #ARGV, 4 do
-  local id, payload, delay_ms, once = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
-  local job_key = 'arq:job:' .. id
-  if redis.call('EXISTS', 'arq:in-progress:' .. id) == 1
-    or (redis.call('EXISTS', job_key) == 1 and redis.call('ZSCORE', KEYS[1], id)) then
-    answers[#answers + 1] = 0
-  elseif once == '1' and redis.call('EXISTS', 'arq:result:' .. id) == 1 then
-    answers[#answers + 1] = -1
-  else
-    local due_ms = math.max(1, now_ms + delay_ms)
-    redis.call('SET', job_key, payload, 'PX', math.max(0, math.floor(delay_ms)) + ARGV[1])
-    redis.call('ZADD', KEYS[1], string.format('%.0f', due_ms), id)
-    if due_ms <= now_ms or due_ms < head_ms then wake = true end
-    answers[#answers + 1] = 1
+local keep_ms = tonumber(ARGV[2])
+local answers, wake, heads = {}, false, {}
+local function head_ms(lane) -- when the first of the lane falls due, before this call
+  if not heads[lane] then heads[lane] = tonumber(redis.call('ZRANGE', KEYS[lane], 0, 0, 'WITHSCORES')[2]) or math.huge end
+  return heads[lane]
+end
+local function schedule(i, lane, id, due_ms)
+  if due_ms <= now_ms or due_ms < head_ms(lane) then wake = true end
+  redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
+  answers[i] = 1
+end
+for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local lane, id, payload, delay_ms, once = push[1], push[2], push[3], push[4], push[5]
+  local due_ms = math.max(1, math.floor(now_ms + delay_ms))
+  local job_key, ttl_ms = 'arq:job:' .. id, math.max(0, math.floor(delay_ms)) + keep_ms
+  if once and redis.call('EXISTS', 'arq:result:' .. id) == 1 then
+    answers[i] = -1
+  elseif redis.call('SET', job_key, payload, 'NX', 'PX', ttl_ms) then
+    schedule(i, lane, id, due_ms)
+  elseif redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
+    answers[i] = 0
+  else -- a payload alone: its id was lost
+    redis.call('SET', job_key, payload, 'PX', ttl_ms)
+    schedule(i, lane, id, due_ms)
   end
 end
 -- one token wakes one sleeper; tokens nobody takes must not pile up
-if wake and redis.call('LLEN', KEYS[2]) < 64 then redis.call('LPUSH', KEYS[2], '1') end
+if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
 return answers

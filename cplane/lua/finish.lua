@@ -1,37 +1,55 @@
 -- Give leases back.
--- KEYS[1] queue (sorted set, score = due in ms)   KEYS[2] wake list
--- ARGV for each lease: id, token, action, number, result, ms the result is kept
---   done     the job is final: the id leaves Redis; a result that is not empty is kept
---   retry    due again in `number` ms from now (Redis's clock)
---   release  handed back, due at `number` (its old score, ms), the try uncounted
+-- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] set-aside stream
+-- ARGV[1] msgpack: for each lease { lane, id, token, action, number, text, keep }
+--   0 done     the job is final: the id leaves Redis; a result (`text`) that is not empty is kept `number` ms (0: for ever);
+--              with `keep` > 0 the lease stays for so many ms, so that the same id cannot run at once again (arq's cron jobs)
+--   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
+--   2 release  handed back, due at `number` (its old score, ms), the try uncounted
+--   3 aside    the id leaves the queue; its payload goes to the set-aside stream with `text`, the reason
 -- answers for each: 1 applied, 0 another's lease (nothing touched), -1 no lease known (nothing touched)
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local answers, wake = {}, false
-for i = 1, #ARGV, 6 do
-  local id, token, action, number, result, keep_ms = unpack(ARGV, i, i + 5)
-  local lease = redis.call('GET', 'arq:in-progress:' .. id)
+
+local function drop(lane, id)
+  redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
+  redis.call('ZREM', lane, id)
+  if aborts then redis.call('ZREM', 'arq:abort', id) end
+end
+
+for i, back in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local lane, id, action, number, text, keep = KEYS[back[1]], back[2], back[4], back[5], back[6], back[7]
+  local lease_key = 'arq:in-progress:' .. id
+  local lease = redis.call('GET', lease_key)
   if not lease then
-    answers[#answers + 1] = -1
-  elseif lease ~= token then
-    answers[#answers + 1] = 0
+    answers[i] = -1
+  elseif lease ~= back[3] then
+    answers[i] = 0
   else
-    answers[#answers + 1] = 1
-    redis.call('DEL', 'arq:in-progress:' .. id)
-    if action == 'done' then
-      redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
-      redis.call('ZREM', KEYS[1], id)
-      redis.call('ZREM', 'arq:abort', id)
-      if result ~= '' then redis.call('SET', 'arq:result:' .. id, result, 'PX', keep_ms) end
-    elseif action == 'retry' then
-      redis.call('ZADD', KEYS[1], string.format('%.0f', math.max(1, now_ms + number)), id)
+    answers[i] = 1
+    if keep > 0 then redis.call('PEXPIRE', lease_key, keep) else redis.call('DEL', lease_key) end
+    if action == 0 then
+      drop(lane, id)
+      if text ~= '' and number > 0 then
+        redis.call('SET', 'arq:result:' .. id, text, 'PX', math.floor(number))
+      elseif text ~= '' then
+        redis.call('SET', 'arq:result:' .. id, text)
+      end
+    elseif action == 1 then
+      if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
+      redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
       wake = true
-    else
-      redis.call('ZADD', KEYS[1], math.max(1, number), id)
+    elseif action == 2 then
+      redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
       redis.call('DECR', 'arq:retry:' .. id)
       wake = true
+    else
+      local payload = redis.call('GET', 'arq:job:' .. id) or ''
+      redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'queue', lane, 'id', id, 'reason', text, 'payload', payload)
+      drop(lane, id)
     end
   end
 end
-if wake and redis.call('LLEN', KEYS[2]) < 64 then redis.call('LPUSH', KEYS[2], '1') end
+if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
 return answers

@@ -1,22 +1,22 @@
 -- Extend leases.
--- KEYS[1] queue (sorted set, score = due in ms)
--- ARGV[1] lease in ms   ARGV[2…] for each lease: id, token
+-- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)
+-- ARGV[1] msgpack: for each lease { lane, id, token }   ARGV[2] lease in ms
 -- answers for each: 1 renewed, 2 renewed and an abort is wanted (arq:abort), 0 someone else's lease, -1 Redis knows no lease
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local lease_ms = tonumber(ARGV[1])
+local lease_ms = tonumber(ARGV[2])
 local answers = {}
-for i = 2, #ARGV, 2 do
-  local id, token = ARGV[i], ARGV[i + 1]
+for i, held in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local lane, id, token = held[1], held[2], held[3]
   local lease = redis.call('GET', 'arq:in-progress:' .. id)
   if lease == token then
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, lease_ms)
-    redis.call('ZADD', KEYS[1], 'XX', now_ms + lease_ms, id)
-    answers[#answers + 1] = redis.call('ZSCORE', 'arq:abort', id) and 2 or 1
+    redis.call('ZADD', KEYS[lane], 'XX', now_ms + lease_ms, id)
+    answers[i] = redis.call('ZSCORE', 'arq:abort', id) and 2 or 1
   elseif lease then
-    answers[#answers + 1] = 0
+    answers[i] = 0
   else
-    answers[#answers + 1] = -1
+    answers[i] = -1
   end
 end
 return answers

@@ -1,0 +1,232 @@
+"""The SQL of the store: one statement a verb, with its reason beside it.
+
+Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids, one by one by their
+primary key (LATERAL … FOR UPDATE): batches cannot deadlock, and no plan can compare every row of a batch with every other. A column
+of a batch that is left out (an empty array) is NULL in every row.
+"""
+
+from sqlalchemy import text
+
+DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint AS due_in_ms"
+
+SUBMIT = text(f"""
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, key, request_hash)
+    SELECT id, job, queue, priority, 'queued', 'submit', args::jsonb,
+           coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), key, request_hash
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
+                CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
+         AS new (id, job, queue, priority, args, delay_s, run_at, key, request_hash)
+    ORDER BY key
+    ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
+    RETURNING id, {DUE_IN_MS}, created_at, run_at
+""")
+
+BY_KEY = text(f"""
+    SELECT id, key, request_hash, state, created_at, run_at, {DUE_IN_MS}
+    FROM cplane.jobs WHERE key = ANY(CAST(:keys AS text[]))
+""")
+
+CANCEL = text("""
+    UPDATE cplane.jobs
+    SET cancel_requested = true,
+        state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END,
+        finished_at = CASE WHEN state = 'queued' THEN clock_timestamp() END
+    WHERE id = :id AND state IN ('queued', 'running')
+    RETURNING state
+""")
+
+_NEW_BUDGETS = """
+    SET state = 'queued', cause = 'replay', failures = 0, crashes = 0, interruptions = 0, cancel_requested = false,
+        run_at = clock_timestamp(), finished_at = NULL, result = NULL, error_type = NULL, error_message = NULL, error_traceback = NULL,
+        progress_done = NULL, progress_total = NULL, progress_note = NULL
+"""
+
+REPLAY = text(f"""
+    UPDATE cplane.jobs {_NEW_BUDGETS}
+    WHERE id = :id AND state IN ('failed', 'cancelled')
+    RETURNING id, state, job, queue, priority, {DUE_IN_MS}
+""")
+
+REPLAY_MANY = text(f"""
+    WITH chosen AS (
+        SELECT id FROM cplane.jobs
+        WHERE state = ANY(CASE WHEN CAST(:state AS text) IS NULL THEN ARRAY['failed', 'cancelled'] ELSE ARRAY[CAST(:state AS text)] END)
+              AND state IN ('failed', 'cancelled')
+              AND (CAST(:job AS text) IS NULL OR job = :job) AND (CAST(:queue AS text) IS NULL OR queue = :queue)
+              AND (CAST(:before AS uuid) IS NULL OR id < CAST(:before AS uuid))
+        ORDER BY id DESC LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    UPDATE cplane.jobs {_NEW_BUDGETS}
+    FROM chosen WHERE jobs.id = chosen.id
+    RETURNING jobs.id, state, job, queue, priority, {DUE_IN_MS}
+""")
+
+# the last SELECT answers starts that are repeated: it sees the rows as they were before the UPDATE
+START = text("""
+    WITH due AS (
+        SELECT mine.id, granted.token
+        FROM (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token) ORDER BY id) AS granted
+        CROSS JOIN LATERAL (
+            SELECT jobs.id FROM cplane.jobs
+            WHERE jobs.id = granted.id AND state = 'queued' AND NOT cancel_requested
+                  AND run_at <= clock_timestamp() + interval '100 milliseconds'
+            FOR UPDATE
+        ) AS mine
+    ),
+    started AS (
+        UPDATE cplane.jobs
+        SET state = 'running', attempt = attempt + 1, lease_token = token, worker = :worker, started_at = clock_timestamp(),
+            lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
+            progress_done = NULL, progress_total = NULL, progress_note = NULL
+        FROM due WHERE jobs.id = due.id
+        RETURNING jobs.id, attempt, lease_token, job, args::text AS args_json, failures, interruptions
+    )
+    SELECT id, attempt, lease_token, job, args_json, failures, interruptions FROM started
+    UNION ALL
+    SELECT again.* FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token)
+    CROSS JOIN LATERAL (
+        SELECT jobs.id, attempt, lease_token, job, args::text, failures, interruptions FROM cplane.jobs
+        WHERE jobs.id = granted.id AND lease_token = granted.token AND state = 'running'
+        OFFSET 0
+    ) AS again
+    WHERE granted.id NOT IN (SELECT id FROM started)
+""")
+
+RENEW = text("""
+    WITH mine AS (
+        SELECT held.*
+        FROM (
+            SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]),
+                                 CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
+            AS fence (id, attempt, token, done, total, note) ORDER BY id
+        ) AS fence
+        CROSS JOIN LATERAL (
+            SELECT jobs.id, done, total, note FROM cplane.jobs
+            WHERE jobs.id = fence.id AND state = 'running' AND jobs.attempt = fence.attempt AND lease_token = fence.token
+            FOR UPDATE OF jobs
+        ) AS held
+    )
+    UPDATE cplane.jobs
+    SET lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
+        progress_done = CASE WHEN done IS NULL THEN progress_done ELSE done END,
+        progress_total = CASE WHEN done IS NULL THEN progress_total ELSE total END,
+        progress_note = CASE WHEN done IS NULL THEN progress_note ELSE note END
+    FROM mine WHERE jobs.id = mine.id
+    RETURNING jobs.id, attempt, cancel_requested
+""")
+
+# The attempt's row is written once, now that it has ended. What is answered are the exceptions: another state than was wanted, or
+# NULL for an attempt that no longer owned its record. A finish that is repeated finds its own row (same attempt, same token, the
+# state it wanted) and is no exception.
+FINISH = text("""
+    WITH outcome AS MATERIALIZED (
+        SELECT id, attempt, token, coalesce(state, 'succeeded') AS state, coalesce(attempt_state, 'succeeded') AS attempt_state,
+               result, error_type, error_message, error_traceback, coalesce(delay_s, 0) AS delay_s, coalesce(cause, 'submit') AS next_cause,
+               coalesce(failures, 0) AS failures, coalesce(interruptions, 0) AS interruptions, done, total, note
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]), CAST(:states AS text[]), CAST(:attempt_states AS text[]),
+            CAST(:results AS text[]), CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:error_tracebacks AS text[]),
+            CAST(:delays AS float8[]), CAST(:causes AS text[]), CAST(:failures AS int[]), CAST(:interruptions AS int[]),
+            CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
+        AS outcome (id, attempt, token, state, attempt_state, result, error_type, error_message, error_traceback,
+                    delay_s, cause, failures, interruptions, done, total, note)
+        ORDER BY id
+    ),
+    mine AS MATERIALIZED (
+        SELECT outcome.*, held.worker, held.cause, held.started_at,
+               CASE WHEN outcome.state = 'queued' AND cancel_requested THEN 'cancelled' ELSE outcome.state END AS new_state
+        FROM outcome CROSS JOIN LATERAL (
+            SELECT worker, cause, started_at, cancel_requested FROM cplane.jobs
+            WHERE jobs.id = outcome.id AND jobs.state = 'running' AND jobs.attempt = outcome.attempt AND lease_token = outcome.token
+            FOR UPDATE
+        ) AS held
+    ),
+    finished AS (
+        UPDATE cplane.jobs
+        SET state = new_state, cause = CASE WHEN mine.state = 'queued' THEN next_cause ELSE jobs.cause END, result = mine.result::jsonb,
+            error_type = mine.error_type, error_message = mine.error_message, error_traceback = mine.error_traceback,
+            failures = jobs.failures + mine.failures, interruptions = jobs.interruptions + mine.interruptions,
+            run_at = CASE WHEN mine.state = 'queued' THEN clock_timestamp() + delay_s * interval '1 second' ELSE run_at END,
+            finished_at = CASE WHEN new_state = 'queued' THEN NULL ELSE clock_timestamp() END,
+            lease_until = NULL, progress_done = done, progress_total = total, progress_note = note
+        FROM mine WHERE jobs.id = mine.id
+        RETURNING jobs.id, jobs.attempt, jobs.state, jobs.state = mine.state AS as_wanted
+    ),
+    noted AS (
+        INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message, error_traceback)
+        SELECT id, attempt, worker, cause, attempt_state, started_at, clock_timestamp(), error_type, error_message, error_traceback FROM mine
+    )
+    SELECT id, attempt, answer FROM (
+        SELECT id, attempt, outcome.state AS wanted, coalesce(
+            (SELECT finished.state FROM finished WHERE finished.id = outcome.id AND finished.attempt = outcome.attempt),
+            (SELECT jobs.state FROM cplane.jobs
+             WHERE jobs.id = outcome.id AND jobs.attempt = outcome.attempt AND lease_token = outcome.token
+                   AND (jobs.state = outcome.state OR outcome.state = 'queued' AND jobs.state = 'cancelled' AND lease_until IS NULL)
+                   AND jobs.state <> 'running')
+        ) AS answer
+        FROM outcome WHERE (id, attempt) NOT IN (SELECT id, attempt FROM finished WHERE as_wanted)
+    ) AS exceptions
+    WHERE answer IS DISTINCT FROM wanted
+""")
+
+STANDING = text("""
+    SELECT id, state, job, queue, priority,
+           ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
+    FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
+""")
+
+REAP = text(f"""
+    WITH dead AS (
+        SELECT id, worker, cause, started_at FROM cplane.jobs WHERE state = 'running' AND lease_until < clock_timestamp()
+        ORDER BY lease_until LIMIT :limit FOR UPDATE SKIP LOCKED
+    ),
+    reaped AS (
+        UPDATE cplane.jobs
+        SET crashes = crashes + 1, cause = 'lost', lease_until = NULL, run_at = clock_timestamp(),
+            state = CASE WHEN cancel_requested THEN 'cancelled' WHEN crashes + 1 >= CAST(:max_crashes AS int) THEN 'failed' ELSE 'queued' END,
+            error_type = 'WorkerLost',
+            error_message = 'its worker ' || jobs.worker || ' died or lost its lease (' || crashes + 1 || ' of ' || CAST(:max_crashes AS int) || ')',
+            error_traceback = '',
+            finished_at = CASE WHEN cancel_requested OR crashes + 1 >= CAST(:max_crashes AS int) THEN clock_timestamp() END
+        FROM dead WHERE jobs.id = dead.id
+        RETURNING jobs.id, state, job, queue, priority, attempt, error_message, run_at, dead.worker, dead.cause AS old_cause, dead.started_at
+    ),
+    noted AS (
+        INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
+        SELECT id, attempt, worker, old_cause, 'lost', started_at, clock_timestamp(), 'WorkerLost', error_message FROM reaped
+    )
+    SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM reaped
+""")
+
+OVERDUE = text(f"""
+    SELECT head.* FROM (VALUES ('high'), ('normal'), ('low')) AS lane (priority)
+    CROSS JOIN LATERAL (
+        SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM cplane.jobs
+        WHERE state = 'queued' AND queue = :queue AND jobs.priority = lane.priority AND run_at < clock_timestamp() - interval '1 second'
+        ORDER BY run_at LIMIT :limit
+    ) AS head
+""")
+
+QUEUED = text(f"""
+    SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM cplane.jobs
+    WHERE state = 'queued' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+""")
+
+EPOCH = text("SELECT number FROM cplane.epoch")
+
+NOTE_EPOCH = text(
+    "UPDATE cplane.epoch SET number = greatest(number, CAST(:number AS bigint)), restored_by = NULL, restored_until = NULL"
+)
+
+CLAIM_RESTORE = text("""
+    UPDATE cplane.epoch SET restored_by = :worker, restored_until = clock_timestamp() + CAST(:for_s AS float8) * interval '1 second'
+    WHERE restored_by IS NULL OR restored_by = :worker OR restored_until < clock_timestamp()
+    RETURNING number
+""")
+
+ADD_ARTIFACT = text("""
+    INSERT INTO cplane.artifacts (job_id, attempt, name, media_type, size, sha256, path)
+    VALUES (:job_id, :attempt, :name, :media_type, :size, :sha256, :path)
+    ON CONFLICT (job_id, attempt, name)
+    DO UPDATE SET media_type = excluded.media_type, size = excluded.size, sha256 = excluded.sha256, path = excluded.path
+""")
