@@ -18,7 +18,7 @@ import structlog
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.context import Artifact, Context, Progress
-from cplane.envelope import Envelope, now_ms
+from cplane.envelope import Envelope
 from cplane.errors import (
     BrowserGone,
     InvalidArguments,
@@ -99,74 +99,67 @@ class Tools:
     """What plain arq functions share."""
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """A granted job on this worker: its fence, its trust in its lease, and its task."""
 
-    def __init__(
-        self,
-        grant: Grant,
-        job: AnyJob | PlainFunction,
-        tools: Tools,
-        trusted_until: float,
-        *,
-        number: int,
-        args: bytes | Envelope,
-        record_id: UUID | None = None,
-        failures: int = 0,
-        interruptions: int = 0,
-    ) -> None:
-        self.grant = grant
-        self.job = job
-        self.tools = tools
-        self.trusted_until = trusted_until
-        """Monotonic seconds: past it the lease may be someone else's, and the worker stops the attempt itself."""
-        self.number = number
-        self.args = args
-        """The arguments: JSON from the record, or the envelope of a transient job."""
-        self.record_id = record_id
-        """None: a transient job."""
-        self.failures = failures
-        self.interruptions = interruptions
-        # what sets this attempt apart from every other
-        self.fence: Fence | str = grant.token if record_id is None else (record_id, number)
-        self.began_ms = 0 if record_id is not None else now_ms()
-        self.progress: Progress | None = None
-        self.progress_told = True
-        self.waits_for_page = job.needs_page
-        self.stopped: Stop | None = None
-        self.over = False
-        """The job has ended; its outcome is being recorded, and nothing stops it any more."""
-        self.task: asyncio.Task[None] | None = None
-        self.lease: PageLease | None = None
-        self.transaction: JobTransaction | None = None
-        self._log: FilteringBoundLogger | None = None
-        self._progress_due = 0.0
-        self._timers: list[asyncio.TimerHandle] = []
+    grant: Grant
+    job: AnyJob | PlainFunction
+    tools: Tools
+    trusted_until: float
+    """Monotonic seconds: past it the lease may be someone else's, and the worker stops the attempt itself."""
+    fence: Fence | str
+    """What sets this attempt apart from every other."""
+    number: int
+    args: bytes | Envelope
+    """The arguments: JSON from the record, or the envelope of a transient job."""
+    record_id: UUID | None
+    """None: a transient job."""
+    failures: int
+    interruptions: int
+    began_ms: int
+    waits_for_page: bool
+    progress: Progress | None = None
+    progress_told: bool = True
+    stopped: Stop | None = None
+    over: bool = False
+    """The job has ended; its outcome is being recorded, and nothing stops it any more."""
+    task: "asyncio.Task[None] | None" = None
+    lease: PageLease | None = None
+    transaction: JobTransaction | None = None
+    bound_log: Any = None
+    progress_due: float = 0.0
+    timers: list[asyncio.TimerHandle] = []
 
     @classmethod
     def of_record(cls, started: Started, grant: Grant, job: AnyJob, tools: Tools, trusted_until: float) -> Self:
         """The attempt of a record that has been started."""
         return cls(
-            grant, job, tools, trusted_until, number=started.attempt, args=started.args_json,
-            record_id=started.id, failures=started.failures, interruptions=started.interruptions,
+            grant, job, tools, trusted_until, (started.id, started.attempt), started.attempt, started.args_json,
+            started.id, started.failures, started.interruptions, 0, job.needs_page,
         )  # fmt: skip
 
     @classmethod
     def of_envelope(
-        cls, envelope: Envelope, grant: Grant, job: AnyJob | PlainFunction, tools: Tools, trusted_until: float
+        cls,
+        envelope: Envelope,
+        grant: Grant,
+        job: AnyJob | PlainFunction,
+        tools: Tools,
+        trusted_until: float,
+        began_ms: int,
     ) -> Self:
         """The attempt of a transient job."""
         return cls(
-            grant, job, tools, trusted_until, number=max(grant.tries, envelope.t or 1), args=envelope,
-            failures=envelope.failures, interruptions=envelope.interruptions,
+            grant, job, tools, trusted_until, grant.token, max(grant.tries, envelope.t or 1), envelope,
+            None, envelope.failures, envelope.interruptions, began_ms, job.needs_page,
         )  # fmt: skip
 
     @property
     def log(self) -> "FilteringBoundLogger":
         """A log that names the attempt."""
-        if self._log is None:
-            self._log = log.bind(record=self.grant.id, job=self.job.name, attempt=self.number)
-        return self._log
+        if self.bound_log is None:
+            self.bound_log = log.bind(record=self.grant.id, job=self.job.name, attempt=self.number)
+        return cast("FilteringBoundLogger", self.bound_log)
 
     @property
     def uuid(self) -> UUID:
@@ -180,8 +173,8 @@ class Attempt:
 
     def arm(self) -> None:
         """The deadline begins. A job that has ended already needs none, and waiting for a page is not run time."""
-        if not self.over and not self.waits_for_page and not self._timers:
-            self._timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
+        if not self.over and not self.waits_for_page and not self.timers:
+            self.timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
 
     def stop(self, why: Stop) -> None:
         """Stop the run; the first reason stands, but a lost lease outranks every other.
@@ -195,14 +188,14 @@ class Attempt:
             self.stopped = why
         if first and self.task is not None:
             self.task.cancel()
-            self._timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
+            self.timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
 
     def seal(self) -> bool:
         """From now on nothing stops the attempt; answers whether that is news."""
         if self.over:
             return False
         self.over = True
-        for timer in self._timers:
+        for timer in self.timers:
             timer.cancel()
         return True
 
@@ -214,16 +207,22 @@ class Attempt:
         if self.lease is not None:
             self.lease.release()
         if self.task is not None:
+            _left_behind.add(self.task)
+            self.task.add_done_callback(_left_behind.discard)
             self.task.cancel()
         self.tools.settle(self, stopped_outcome(self))
 
     def note(self, progress: Progress) -> None:
         """Keep progress, and tell it unless that happened a moment ago."""
         self.progress, self.progress_told = progress, False
-        if (now := time.monotonic()) >= self._progress_due:
-            self._progress_due = now + PROGRESS_EVERY_S
+        if (now := time.monotonic()) >= self.progress_due:
+            self.progress_due = now + PROGRESS_EVERY_S
             data = {"done": progress.done, "total": progress.total, "note": progress.note}
             self.tools.tell(Event(self.uuid, State.RUNNING, self.number, data))
+
+
+_left_behind: set[asyncio.Task[None]] = set()
+"""Tasks whose job ignored that it was stopped, until they end: asyncio itself would not keep them."""
 
 
 async def run(attempt: Attempt) -> None:
@@ -235,6 +234,9 @@ async def run(attempt: Attempt) -> None:
         if attempt.transaction is not None and attempt.transaction.begun:
             outcome = await _commit(attempt, attempt.transaction, outcome)
         attempt.tools.settle(attempt, outcome)
+    except Exception as error:
+        attempt.log.error("the outcome of the attempt is unknown; its lease ends by itself", exc_info=error)
+        attempt.tools.settle(attempt, None)
     finally:
         if attempt.lease is not None:
             attempt.lease.release()

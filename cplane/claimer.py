@@ -14,7 +14,7 @@ import structlog
 
 from cplane.attempt import Attempt, Outcome, Tools
 from cplane.endings import first
-from cplane.envelope import Envelope, decode_envelope
+from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
 from cplane.jobs import Registry
@@ -99,12 +99,14 @@ class Claimer:
     def leave(self) -> None:
         """An attempt is over: there is room for another."""
         self._running -= 1
-        self._left.set()
+        if not self._left.is_set():
+            self._left.set()
 
     def recorded(self) -> None:
         """The outcome of an attempt is recorded."""
         self._unrecorded -= 1
-        self._left.set()
+        if not self._left.is_set():
+            self._left.set()
 
     async def _wait_room(self) -> int:
         """How many more jobs fit; waits until one does."""
@@ -154,9 +156,9 @@ class Claimer:
     async def _take(self, claim: Claim, sent: float) -> None:
         """Begin what was claimed: transient jobs at once, records when Postgres has started them. The others go back."""
         shared = self._shared
-        sorted_ = _Sorted()
+        sorted_ = _Sorted(shared.leases.trusted_until(sent), now_ms())
         for grant in claim.grants:
-            self._sort(grant, sorted_, sent)
+            self._sort(grant, sorted_)
         for _ in sorted_.refused:
             self._give_up()
         shared.begin(sorted_.transient)
@@ -174,7 +176,7 @@ class Claimer:
         self.leave()
         self.recorded()
 
-    def _sort(self, grant: Grant, into: "_Sorted", sent: float) -> None:
+    def _sort(self, grant: Grant, into: "_Sorted") -> None:
         """What a grant is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
         shared = self._shared
         try:
@@ -192,7 +194,7 @@ class Claimer:
             log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
             into.refused.append(Return(grant, Action.ASIDE, text=str(error).encode()))
             return
-        attempt = Attempt.of_envelope(envelope, grant, job, shared.tools, shared.leases.trusted_until(sent))
+        attempt = Attempt.of_envelope(envelope, grant, job, shared.tools, into.trusted_until, into.now_ms)
         shared.leases.add(attempt)
         if (outcome := _spent(attempt, envelope)) is not None:
             attempt.seal()
@@ -285,7 +287,9 @@ class Claimer:
 class _Sorted:
     """What the grants of one claim are."""
 
-    def __init__(self) -> None:
+    def __init__(self, trusted_until: float, now_ms: int) -> None:
+        self.trusted_until = trusted_until
+        self.now_ms = now_ms
         self.records: dict[UUID, Grant] = {}
         self.transient: list[Attempt] = []
         self.refused: list[Return] = []

@@ -34,6 +34,10 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     data: dict[str, Any] | None = None
 
 
+Step = tuple[str, State, int]
+"""An event without data, ready to be sent: the record's id, its state, the attempt."""
+
+
 class Events:
     """Publishing to and reading from the streams. Every call raises QueueUnavailable when Redis does not answer."""
 
@@ -41,7 +45,7 @@ class Events:
         self._redis = redis
         self._publish = redis.register_script(script_text("publish"))
 
-    async def publish(self, events: Sequence[Event], stream: str = EVENTS) -> None:
+    async def publish(self, events: Sequence[Event | Step], stream: str = EVENTS) -> None:
         """Tell whoever listens: a batch of events is one entry."""
         async with translated("publishing events"):
             args: Any = [msgspec.msgpack.encode(events), int(KEEP_S * 1000)]

@@ -127,15 +127,12 @@ class Job(Generic[P, R, CallP, CallR]):
         self.fn = fn
         self.options = options
         self.signature = signature
+        self.name = options.name
+        """The name the job is recorded under."""
         self.timeout_s = options.timeout_s
         self.needs_page = signature.wants("page") or signature.wants("browser_context")
         """Whether the job asks for a page or a browser context."""
         update_wrapper(cast("Callable[..., Any]", self), fn)
-
-    @property
-    def name(self) -> str:
-        """The name the job is recorded under."""
-        return self.options.name
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
         """Call the function itself, here and now, as if it were not decorated."""
@@ -238,8 +235,10 @@ class Job(Generic[P, R, CallP, CallR]):
         Raises:
             ResultNotSerializable: naming the part that cannot be stored.
         """
+        if result is None and self.signature.returns_nothing:
+            return b"null"
         try:
-            result_json = self.signature.result.dump_json(cast("R", result), warnings="none", by_alias=True)
+            result_json = self.signature.result.serializer.to_json(result, warnings="none", by_alias=True)
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             hint = "return JSON data or a pydantic model; files go to ctx.artifact(name, data)"
             raise ResultNotSerializable(
@@ -258,8 +257,9 @@ class Job(Generic[P, R, CallP, CallR]):
             kwargs = {**arguments}
             for parameter, kind in self.signature.injected.items():
                 kwargs[parameter] = getattr(resources, kind)
-        if not self.signature.positional_only and self.signature.is_async:
-            return cast("Awaitable[object]", self.fn(**kwargs))
+        if self.signature.is_async and not self.signature.positional_only:
+            started: Awaitable[object] = self.fn(**kwargs)
+            return started
         kwargs = dict(kwargs)
         positional = [kwargs.pop(parameter) for parameter in self.signature.positional_only]
         if self.signature.is_async:

@@ -95,9 +95,16 @@ class Grant(msgspec.Struct, frozen=True):
     payload: bytes
     tries: int
     """How often it was granted, this time included."""
-    due_ms: int
+    due: bytes
+    """Its score in Redis: when it was due, ms."""
     token: str
     abort_wanted: bool = False
+
+    @property
+    def due_ms(self) -> int:
+        """When it was due; a score that is no time is as early as can be."""
+        score = float(self.due)
+        return int(score) if 1 <= score < 2**53 else 1
 
 
 class Id(msgspec.Struct, frozen=True):
@@ -209,11 +216,13 @@ class Queue:
         """Schedule ids; an id that is there already stays as it is."""
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
-            batch = [(LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group]
+            batch = [
+                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group
+            ]
             return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):
-            return [Pushed(answer) for answer in await _each_queue(pushes, _queue_of_push, send)]
+            return [_PUSHED[answer] for answer in await _each_queue(pushes, _queue_of_push, send)]
 
     async def claim(self, queue: str, room: int, lease_s: float) -> Claim:
         """Lease at most `room` ids that are due."""
@@ -225,7 +234,7 @@ class Queue:
             )
         return Claim(
             grants=[
-                Grant(queue, order[place - 1], _text(id_), payload, abs(tries), _score(due), f"{prefix}:{n}", tries < 0)
+                Grant(queue, order[place - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
                 for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
             ],
             missing=[Id(queue, order[place - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)],
@@ -252,20 +261,20 @@ class Queue:
             return await self._answers("renew", _lanes(queue), _pack(batch), int(lease_s * 1000))
 
         async with translated("renewing leases"):
-            return [Renewal(answer) for answer in await _each_queue(grants, _queue_of_grant, send)]
+            return [_RENEWALS[answer] for answer in await _each_queue(grants, _queue_of_grant, send)]
 
     async def finish(self, returns: Sequence[Return]) -> list[Returned]:
         """Give leases back."""
 
         async def send(queue: str, group: Sequence[Return]) -> list[int]:
             batch = [
-                (LANE[back.grant.priority], _id(back.grant.id), back.grant.token, int(back.action), back.number, _bytes(back.text), back.keep_ms)
+                (LANE[back.grant.priority], _id(back.grant.id), back.grant.token, back.action, back.number, _bytes(back.text), back.keep_ms)
                 for back in group
             ]  # fmt: skip
             return await self._answers("finish", [*_lanes(queue), _wake_key(queue), ASIDE], _pack(batch))
 
         async with translated("giving leases back"):
-            return [Returned(answer) for answer in await _each_queue(returns, _queue_of_return, send)]
+            return [_RETURNED[answer] for answer in await _each_queue(returns, _queue_of_return, send)]
 
     async def sweep(self, queue: str, looks: int = LOOKS) -> Sweep:
         """Take lost ids and old aborts out of a queue, and say how it stands."""
@@ -366,6 +375,11 @@ class Queue:
         return await call(keys=keys, args=args)
 
 
+# looking a number up is many times faster than asking the enum
+_PUSHED = {pushed.value: pushed for pushed in Pushed}
+_RENEWALS = {renewal.value: renewal for renewal in Renewal}
+_RETURNED = {returned.value: returned for returned in Returned}
+
 Item = TypeVar("Item")
 
 
@@ -407,12 +421,6 @@ def _pack(batch: object) -> bytes:
     return msgspec.msgpack.encode(batch)
 
 
-def _score(due_ms: bytes) -> int:
-    """A score as a time in ms; one that is no time is as early as can be."""
-    score = float(due_ms)
-    return int(score) if 1 <= score < 2**53 else 1
-
-
 def _id(id_: str) -> str | msgspec.Raw:
     """An id as it stands in Redis; one that a foreign client wrote need not be text."""
     return id_ if id_.isascii() else _bytes(id_.encode(errors="surrogateescape"))
@@ -433,7 +441,7 @@ def _bytes(value: bytes) -> msgspec.Raw:
 
 
 def _text(value: bytes) -> str:
-    return value.decode(errors="surrogateescape")
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _wake_key(queue: str) -> str:

@@ -14,7 +14,7 @@ from cplane.attempt import Attempt, Outcome, finish_of
 from cplane.batch import Batch
 from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
-from cplane.events import Event, Events
+from cplane.events import Events
 from cplane.functions import PlainFunction
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.states import AttemptState, State
@@ -117,12 +117,11 @@ class Recorder:
         While Redis is away the results of transient jobs are kept for as long as the leases can be trusted. A record stands all the
         same: Redis hands its id out again when the lease has ended, and the record refuses it.
         """
-        told, pause_s = group, FIRST_PAUSE_S
-        returns = {ended.attempt.fence: self._return(ended) for ended in group}
+        told, pause_s, now = group, FIRST_PAUSE_S, now_ms()
         while told:
             try:
-                await self._queue.finish([returns[ended.attempt.fence] for ended in told])
-                await self._events.publish([Event(e.attempt.uuid, e.state, e.attempt.number) for e in told])
+                await self._queue.finish([self._return(ended, now) for ended in told])
+                await self._events.publish([(e.attempt.grant.id, e.state, e.attempt.number) for e in told])
                 break
             except QueueUnavailable as error:
                 log.warning("Redis could not be told of outcomes", count=len(told), reason=str(error))
@@ -133,24 +132,24 @@ class Recorder:
             self._done(ended.attempt, ended.outcome, ended.state)
         return [None] * len(group)
 
-    def _return(self, ended: Ended) -> Return:
+    def _return(self, ended: Ended, now: int) -> Return:
         """How the lease leaves Redis."""
         attempt, outcome = ended.attempt, ended.outcome
         if ended.state is not State.QUEUED:
             kept = attempt.record_id is None
-            return self._kept(attempt, outcome) if kept else Return(attempt.grant, Action.DONE)
+            return self._kept(attempt, outcome, now) if kept else Return(attempt.grant, Action.DONE)
         if outcome.attempt_state is AttemptState.RELEASED:
             return Return(attempt.grant, Action.RELEASE, attempt.grant.due_ms)
         return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
 
-    def _kept(self, attempt: Attempt, outcome: Outcome) -> Return:
+    def _kept(self, attempt: Attempt, outcome: Outcome, now: int) -> Return:
         """The end of a transient job: its result stays in Redis for as long as the job says."""
         job = attempt.job
         keep_lease_ms = job.keep_lease_ms if isinstance(job, PlainFunction) else 0
         keep_ms = job.keep_result_ms if isinstance(job, PlainFunction) else int(job.options.result_ttl_s * 1000)
         if keep_ms is None:
             return Return(attempt.grant, Action.DONE, keep_ms=keep_lease_ms)
-        result = self._encode(_kept_result(attempt, outcome))
+        result = self._encode(_kept_result(attempt, outcome, now))
         return Return(attempt.grant, Action.DONE, keep_ms, result, keep_lease_ms)
 
     def _encode(self, result: KeptResult) -> bytes:
@@ -177,10 +176,12 @@ def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:
     )
 
 
-def _kept_result(attempt: Attempt, outcome: Outcome) -> KeptResult:
+def _kept_result(attempt: Attempt, outcome: Outcome, now: int) -> KeptResult:
     envelope: Any = attempt.args
     succeeded = outcome.state is State.SUCCEEDED
-    value = outcome.value if outcome.result_json is None else msgspec.json.decode(outcome.result_json)
+    value = outcome.value
+    if outcome.result_json is not None and outcome.result_json != b"null":
+        value = msgspec.json.decode(outcome.result_json)
     if not succeeded:
         error = outcome.error or Error("CancelledError", "it was cancelled")
         value = ErrorText(error.type, error.message, error.traceback).packed()
@@ -193,7 +194,7 @@ def _kept_result(attempt: Attempt, outcome: Outcome) -> KeptResult:
         s=succeeded,
         r=value,
         st=attempt.began_ms,
-        ft=now_ms(),
+        ft=now,
         q=redis_name(attempt.grant.queue),
         id=attempt.grant.id,
     )

@@ -63,6 +63,8 @@ class Signature:
     arguments: type[BaseModel]
     """Those parameters as a model; field names are generic, aliases are the parameters' names."""
     result: TypeAdapter[Any]
+    returns_nothing: bool
+    """Whether the annotation says None: then nothing needs to be asked of pydantic."""
     fields: tuple[tuple[str, str], ...]
     """Each parameter with the model's field for it."""
     optional_keys: bool
@@ -103,7 +105,7 @@ class Signature:
     def decode(self, name: str, args_json: bytes) -> dict[str, Any]:
         """Typed arguments by parameter name."""
         try:
-            model = self.arguments.model_validate_json(args_json)
+            model = self.arguments.__pydantic_validator__.validate_json(args_json)
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
         fields = model.__dict__  # generic names in the order of the parameters
@@ -159,6 +161,7 @@ def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signa
         own=inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own]),
         arguments=_arguments_model(where, fn.__name__, own),
         result=_result_adapter(where, hints.get("return", Any)),
+        returns_nothing=hints.get("return", Any) is type(None),
         fields=tuple((p.name, f"field_{number}") for number, p in enumerate(own)),
         optional_keys=any(p.default is UNSET for p in own),
     )

@@ -1,8 +1,9 @@
 """The SQL of the store: one statement a verb, with its reason beside it.
 
 Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids, one by one by their
-primary key (LATERAL … FOR UPDATE): batches cannot deadlock, and no plan can compare every row of a batch with every other. A column
-of a batch that is left out (an empty array) is NULL in every row.
+primary key (LATERAL … OFFSET 0 FOR NO KEY UPDATE): batches cannot deadlock, and whatever the planner believes of a table that has
+just filled, it neither compares every row of a batch with every other nor reads a partial index whole for each. A column of a batch
+that is left out (an empty array) is NULL in every row.
 """
 
 from sqlalchemy import text
@@ -67,11 +68,9 @@ START = text("""
         SELECT mine.id, granted.token
         FROM (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token) ORDER BY id) AS granted
         CROSS JOIN LATERAL (
-            SELECT jobs.id FROM cplane.jobs
-            WHERE jobs.id = granted.id AND state = 'queued' AND NOT cancel_requested
-                  AND run_at <= clock_timestamp() + interval '100 milliseconds'
-            FOR UPDATE
+            SELECT id, state, cancel_requested, run_at FROM cplane.jobs WHERE jobs.id = granted.id OFFSET 0 FOR NO KEY UPDATE
         ) AS mine
+        WHERE mine.state = 'queued' AND NOT mine.cancel_requested AND mine.run_at <= clock_timestamp() + interval '100 milliseconds'
     ),
     started AS (
         UPDATE cplane.jobs
@@ -94,17 +93,16 @@ START = text("""
 
 RENEW = text("""
     WITH mine AS (
-        SELECT held.*
+        SELECT fence.*
         FROM (
             SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]),
                                  CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
             AS fence (id, attempt, token, done, total, note) ORDER BY id
         ) AS fence
         CROSS JOIN LATERAL (
-            SELECT jobs.id, done, total, note FROM cplane.jobs
-            WHERE jobs.id = fence.id AND state = 'running' AND jobs.attempt = fence.attempt AND lease_token = fence.token
-            FOR UPDATE OF jobs
+            SELECT state, attempt, lease_token FROM cplane.jobs WHERE jobs.id = fence.id OFFSET 0 FOR NO KEY UPDATE
         ) AS held
+        WHERE held.state = 'running' AND held.attempt = fence.attempt AND held.lease_token = fence.token
     )
     UPDATE cplane.jobs
     SET lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
@@ -112,7 +110,7 @@ RENEW = text("""
         progress_total = CASE WHEN done IS NULL THEN progress_total ELSE total END,
         progress_note = CASE WHEN done IS NULL THEN progress_note ELSE note END
     FROM mine WHERE jobs.id = mine.id
-    RETURNING jobs.id, attempt, cancel_requested
+    RETURNING jobs.id, jobs.attempt, cancel_requested
 """)
 
 # The attempt's row is written once, now that it has ended. What is answered are the exceptions: another state than was wanted, or
@@ -134,12 +132,12 @@ FINISH = text("""
     ),
     mine AS MATERIALIZED (
         SELECT outcome.*, held.worker, held.cause, held.started_at,
-               CASE WHEN outcome.state = 'queued' AND cancel_requested THEN 'cancelled' ELSE outcome.state END AS new_state
+               CASE WHEN outcome.state = 'queued' AND held.cancel_requested THEN 'cancelled' ELSE outcome.state END AS new_state
         FROM outcome CROSS JOIN LATERAL (
-            SELECT worker, cause, started_at, cancel_requested FROM cplane.jobs
-            WHERE jobs.id = outcome.id AND jobs.state = 'running' AND jobs.attempt = outcome.attempt AND lease_token = outcome.token
-            FOR UPDATE
+            SELECT state, attempt, lease_token, worker, cause, started_at, cancel_requested FROM cplane.jobs
+            WHERE jobs.id = outcome.id OFFSET 0 FOR NO KEY UPDATE
         ) AS held
+        WHERE held.state = 'running' AND held.attempt = outcome.attempt AND held.lease_token = outcome.token
     ),
     finished AS (
         UPDATE cplane.jobs

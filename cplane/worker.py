@@ -170,6 +170,7 @@ class Worker(arq.worker.Worker):
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ration = Ration(LINES_PER_S)
+        self._between_hooks = on_job_start is not None or on_job_end is not None
 
     # running and stopping
 
@@ -329,31 +330,31 @@ class Worker(arq.worker.Worker):
     async def _drain(self, claimers: Sequence[asyncio.Task[None]]) -> None:
         """Claiming ends first; running jobs drain while their leases are kept; what is left goes back."""
         await asyncio.wait(claimers)
-        if self._tasks:
-            log.info("draining", running=len(self._tasks), at_most_s=self.settings.drain_s)
-            await asyncio.wait(self._tasks, timeout=self.settings.drain_s)
+        if running := self._running():
+            log.info("draining", running=len(running), at_most_s=self.settings.drain_s)
+            await asyncio.wait(running, timeout=self.settings.drain_s)
         for attempt in self._leases:
             attempt.stop(Stop.RELEASE)
-        if self._tasks:
-            _, stuck = await asyncio.wait(self._tasks, timeout=CLEANUP_S * 2)
+        if running := self._running():
+            _, stuck = await asyncio.wait(running, timeout=CLEANUP_S * 2)
             for task in stuck:
                 task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLEANUP_S)
+
+    def _running(self) -> set[asyncio.Task[None]]:
+        """The tasks of attempts that have not ended."""
+        return {attempt.task for attempt in self._leases if attempt.task is not None and not attempt.task.done()}
 
     # one attempt
 
     def _begin(self, attempts: Sequence[Attempt]) -> None:
         """Run attempts. Deadlines begin when all have made their first step: most jobs that end in it need none."""
+        create_task = self.loop_now.create_task
         for attempt in attempts:
-            coroutine = run(attempt) if self.on_job_start is None and self.on_job_end is None else self._run(attempt)
-            task = attempt.task = self.loop_now.create_task(coroutine, name=f"{attempt.job.name} {attempt.grant.id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            coroutine = self._run(attempt) if self._between_hooks else run(attempt)
+            attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.grant.id}")
         self.loop_now.call_soon(_arm, attempts)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an attempt's outcome is unknown; its lease ends by itself", task=task.get_name(), exc_info=error)
 
     async def _run(self, attempt: Attempt) -> None:
         """An attempt between arq's hooks."""
@@ -427,7 +428,7 @@ class Worker(arq.worker.Worker):
 
     async def _idle(self) -> None:
         """A burst worker leaves when nothing is queued and nothing runs."""
-        if not self.burst or self._tasks:
+        if not self.burst or self._tasks or len(self._leases):
             return
         depths = [await self.plane.queue.depth(queue) for queue in self.queues]
         if not any(depths):
@@ -442,7 +443,7 @@ class Worker(arq.worker.Worker):
 
     async def _tell_health(self) -> None:
         """arq's health key, which `arq --check` reads."""
-        info = f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} j_ongoing={len(self._tasks)}"
+        info = f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} j_ongoing={len(self._leases)}"
         await self.plane.queue.tell_health(self.health_check_key, info, self.health_check_interval + 5)
 
     async def _hook(self, hook: Any, ctx: dict[Any, Any]) -> None:

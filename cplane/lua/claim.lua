@@ -12,20 +12,32 @@ local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARG
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 
-local function add(list, ...)
-  for _, part in ipairs({ ... }) do list[#list + 1] = part end
+-- what an id without a payload is: missing, or something of a foreign kind stands in its place
+local function leave(place, id)
+  local kind = redis.call('TYPE', 'arq:job:' .. id).ok
+  redis.call('ZREM', KEYS[place], id)
+  if kind == 'none' then
+    missing[#missing + 1], missing[#missing + 2] = place, id
+  else
+    odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = place, id, 'arq:job:' .. id .. ' holds a ' .. kind
+  end
 end
 
--- the payload of an id and how often it was tried; nil and what is wrong, if its keys hold something else
-local function read(id)
-  local payload = redis.pcall('GET', 'arq:job:' .. id)
-  if not payload then return false, nil end
+-- lease an id to this call
+local function grant(place, id, payload, due_ms)
   local try = redis.pcall('INCR', 'arq:retry:' .. id)
-  if type(payload) == 'table' then return nil, 'arq:job:' .. id .. ': ' .. payload.err end
-  if type(try) == 'table' then return nil, 'arq:retry:' .. id .. ': ' .. try.err end
+  if type(try) == 'table' then
+    redis.call('ZREM', KEYS[place], id)
+    odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = place, id, 'arq:retry:' .. id .. ' holds no number'
+    return
+  end
   if try == 1 then redis.call('PEXPIRE', 'arq:retry:' .. id, 88400000) end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
-  return payload, try
+  count = count + 1
+  redis.call('SET', 'arq:in-progress:' .. id, ARGV[3] .. ':' .. count, 'PX', lease_ms)
+  redis.call('ZADD', KEYS[place], now_ms + lease_ms, id)
+  local at = #claimed
+  claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms
 end
 
 for place = 1, 3 do
@@ -35,27 +47,17 @@ for place = 1, 3 do
     if #due == 0 then break end
     for i = 1, #due, 2 do
       local id, due_ms = due[i], due[i + 1]
-      local lease_key = 'arq:in-progress:' .. id
-      local lease = redis.pcall('GET', lease_key)
+      local held = redis.call('MGET', 'arq:in-progress:' .. id, 'arq:job:' .. id)
+      local lease, payload = held[1], held[2]
       looked = looked + 1
-      if type(lease) == 'table' then
-        redis.call('ZREM', lane, id)
-        add(odd, place, id, lease_key .. ': ' .. lease.err)
-      elseif lease == '1' then
+      if lease == '1' then
         skip = skip + 1 -- leased by a plain arq worker: its score is not ours to move
       elseif lease then
-        redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', lease_key)), id)
+        redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', 'arq:in-progress:' .. id)), id)
+      elseif payload then
+        grant(place, id, payload, due_ms)
       else
-        local payload, try = read(id)
-        if payload then
-          count = count + 1
-          redis.call('SET', lease_key, ARGV[3] .. ':' .. count, 'PX', lease_ms)
-          redis.call('ZADD', lane, now_ms + lease_ms, id)
-          add(claimed, place, id, payload, try, due_ms)
-        else
-          redis.call('ZREM', lane, id)
-          if payload == nil then add(odd, place, id, try) else add(missing, place, id) end
-        end
+        leave(place, id)
       end
     end
   end

@@ -12,42 +12,43 @@ local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local answers, wake = {}, false
 
-local function drop(lane, id)
-  redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
-  redis.call('ZREM', lane, id)
-  if aborts then redis.call('ZREM', 'arq:abort', id) end
-end
-
 for i, back in ipairs(cmsgpack.unpack(ARGV[1])) do
   local lane, id, action, number, text, keep = KEYS[back[1]], back[2], back[4], back[5], back[6], back[7]
   local lease_key = 'arq:in-progress:' .. id
-  local lease = redis.call('GET', lease_key)
+  local lease = redis.pcall('GET', lease_key) -- a table, unlike any token, if it holds something else
   if not lease then
     answers[i] = -1
   elseif lease ~= back[3] then
     answers[i] = 0
   else
     answers[i] = 1
-    if keep > 0 then redis.call('PEXPIRE', lease_key, keep) else redis.call('DEL', lease_key) end
-    if action == 0 then
-      drop(lane, id)
-      if text ~= '' and number > 0 then
+    if action == 0 or action == 3 then
+      if action == 3 then
+        local payload = redis.call('GET', 'arq:job:' .. id) or ''
+        redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'queue', lane, 'id', id, 'reason', text, 'payload', payload)
+      elseif text ~= '' and number > 0 then
         redis.call('SET', 'arq:result:' .. id, text, 'PX', math.floor(number))
       elseif text ~= '' then
         redis.call('SET', 'arq:result:' .. id, text)
       end
+      if keep > 0 then
+        redis.call('PEXPIRE', lease_key, keep)
+        redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
+      else
+        redis.call('DEL', lease_key, 'arq:job:' .. id, 'arq:retry:' .. id)
+      end
+      redis.call('ZREM', lane, id)
+      if aborts then redis.call('ZREM', 'arq:abort', id) end
     elseif action == 1 then
+      redis.call('DEL', lease_key)
       if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
       redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
       wake = true
-    elseif action == 2 then
+    else
+      redis.call('DEL', lease_key)
       redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
       redis.call('DECR', 'arq:retry:' .. id)
       wake = true
-    else
-      local payload = redis.call('GET', 'arq:job:' .. id) or ''
-      redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'queue', lane, 'id', id, 'reason', text, 'payload', payload)
-      drop(lane, id)
     end
   end
 end

@@ -8,7 +8,7 @@ local lease_ms = tonumber(ARGV[2])
 local answers = {}
 for i, held in ipairs(cmsgpack.unpack(ARGV[1])) do
   local lane, id, token = held[1], held[2], held[3]
-  local lease = redis.call('GET', 'arq:in-progress:' .. id)
+  local lease = redis.pcall('GET', 'arq:in-progress:' .. id)
   if lease == token then
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, lease_ms)
     redis.call('ZADD', KEYS[lane], 'XX', now_ms + lease_ms, id)
