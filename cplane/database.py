@@ -86,6 +86,18 @@ class Database:
             async with AsyncSession(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
 
+    @asynccontextmanager
+    async def statements(self) -> AsyncGenerator[AsyncSession]:
+        """A session whose every statement commits by itself: one round trip, where a transaction of one statement takes three.
+
+        Raises:
+            DatabaseUnavailable: Postgres did not answer; whether a statement was applied is unknown.
+            SchemaMismatch: the tables are missing or of another version.
+        """
+        with translated():
+            async with AsyncSession(self.engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
+                yield session
+
     async def server_version(self) -> str:
         """Postgres's own version, such as 18.6.
 

@@ -61,6 +61,9 @@ CallR = TypeVar("CallR", default=Any)
 DEFAULT_QUEUE = "default"
 BROWSER_QUEUE = "browser"
 DEFAULT_TIMEOUT_S = 300.0
+CHUNK = 500
+"""Submissions of `submit_many` that are recorded in one statement."""
+
 OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check")
 
 Arguments = Mapping[str, Any]
@@ -155,7 +158,7 @@ class Job(Generic[P, R, CallP, CallR]):
     async def submit_many(
         self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> list[Handle[R]]:
-        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks of 1,000."""
+        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks."""
         return await self.using().submit_many(calls)
 
     def using(
@@ -335,9 +338,21 @@ class Call(Generic[P, R]):
             raise InvalidArguments(
                 "one key cannot stand for many jobs", hint="submit them one by one, each with its own key"
             )
+        plane = current()
         handles: list[Handle[R]] = []
-        async for chunk in _chunks(calls, size=1000):
-            handles += await current().submit_many([self.submission(self._job.encode((), call)) for call in chunk])
+        under_way: asyncio.Task[list[Handle[Any]]] | None = None
+        try:
+            async for chunk in _chunks(calls, size=CHUNK):  # one is validated while the one before is recorded
+                submissions = [self.submission(self._job.encode((), call)) for call in chunk]
+                if under_way is not None:
+                    handles += await under_way
+                under_way = asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}")
+                await asyncio.sleep(0)
+            if under_way is not None:
+                handles += await under_way
+        finally:
+            if under_way is not None and not under_way.done():
+                await asyncio.wait([under_way])
         return handles
 
     def submission(self, args_json: bytes) -> Submission:

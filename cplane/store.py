@@ -146,7 +146,7 @@ class Store:
             "keys": _column([record.key for record in records]),
             "hashes": _column([record.request_hash for record in records]),
         }
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             rows = {row[0]: row for row in await _rows(session, statements.SUBMIT, values)}
             keys = [record.key for record in records if record.id not in rows and record.key is not None]
             earlier = {row.key: row for row in await _rows(session, statements.BY_KEY, {"keys": keys})} if keys else {}
@@ -201,7 +201,7 @@ class Store:
             RecordNotFound: there is no such record.
             IllegalMove: it is final.
         """
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             rows = await _rows(session, statements.CANCEL, {"id": record_id})
         if rows:
             return State(rows[0].state)
@@ -215,7 +215,7 @@ class Store:
             RecordNotFound: there is no such record.
             IllegalMove: it is in another state.
         """
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             rows = await _rows(session, statements.REPLAY, {"id": record_id})
         if rows:
             return _standing(rows[0])
@@ -227,7 +227,7 @@ class Store:
     ) -> list[Standing]:
         """failed or cancelled → queued, all budgets new, for the newest `limit` records that fit and are older than the id `before`."""
         values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return [_standing(row) for row in await _rows(session, statements.REPLAY_MANY, values)]
 
     # what a worker does
@@ -243,7 +243,7 @@ class Store:
             "tokens": [token for _, token in grants],
             "lease_s": lease_s,
         }
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return [
                 Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
                 for id_, attempt, token, job, args_json, failures, interruptions in await _rows(session, statements.START, values)
@@ -258,7 +258,7 @@ class Store:
             **_progress_values([renewal.progress for renewal in renewals]),
             "lease_s": lease_s,
         }
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return {
                 (row.id, row.attempt): row.cancel_requested for row in await _rows(session, statements.RENEW, values)
             }
@@ -273,7 +273,7 @@ class Store:
         if session is not None:
             exceptions = await _rows(session, statements.FINISH, values)
         else:
-            async with self._database.session() as own:
+            async with self._database.statements() as own:
                 exceptions = await _rows(own, statements.FINISH, values)
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
@@ -285,7 +285,7 @@ class Store:
 
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where records are, for ids that could not be started."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return {
                 row.id: _standing(row) for row in await _rows(session, statements.STANDING, {"ids": list(record_ids)})
             }
@@ -294,7 +294,7 @@ class Store:
 
     async def reap(self, limit: int) -> list[Standing]:
         """running with a lease that has ended → queued; cancelled where that is wanted; failed after MAX_CRASHES."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return [
                 _standing(row)
                 for row in await _rows(session, statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
@@ -302,7 +302,7 @@ class Store:
 
     async def overdue(self, queue: str, limit: int) -> list[Standing]:
         """Queued records that should have started, of each lane the longest due: what Redis lost is in time the first of them."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return [
                 _standing(row) for row in await _rows(session, statements.OVERDUE, {"queue": queue, "limit": limit})
             ]
@@ -310,22 +310,22 @@ class Store:
     async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
         """A page of all queued records in the order of their ids, those after the id `after`: to look for what Redis lost."""
         values = {"after": after or UUID(int=0), "limit": limit}
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return [_standing(row) for row in await _rows(session, statements.QUEUED, values)]
 
     async def epoch(self) -> int:
         """The newest value of Redis's epoch that was noted: a Redis that is behind it has lost its memory."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return int((await _rows(session, statements.EPOCH, {}))[0].number)
 
     async def note_epoch(self, number: int) -> None:
         """Note how far Redis's epoch has come."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             await (await session.connection()).execute(statements.NOTE_EPOCH, {"number": number})
 
     async def claim_restore(self, worker: str, for_s: float) -> bool:
         """Whether this worker may schedule everything again: one does, for `for_s` seconds unless it asks again."""
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             return bool(await _rows(session, statements.CLAIM_RESTORE, {"worker": worker, "for_s": for_s}))
 
     # files
@@ -333,7 +333,7 @@ class Store:
     async def add_artifact(self, record_id: UUID, attempt: int, artifact: Artifact, path: str) -> None:
         """Note a file an attempt left; the same name again replaces it."""
         values = {"job_id": record_id, "attempt": attempt, "path": path, **artifact.model_dump()}
-        async with self._database.session() as session:
+        async with self._database.statements() as session:
             connection = await session.connection()
             await connection.execute(statements.ADD_ARTIFACT, values)
 
@@ -407,7 +407,7 @@ def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
         "tokens": [finish.token for finish in finishes],
         "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
     }
-    if all(finish.state is State.SUCCEEDED and finish.progress is None for finish in finishes):
+    if all(map(_is_plain, finishes)):
         return {**fences, **_ALL_SUCCEEDED}
     errors = [finish.error for finish in finishes]
     return {
@@ -423,6 +423,12 @@ def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
         "interruptions": [finish.interruptions for finish in finishes],
         **_progress_values([finish.progress for finish in finishes]),
     }
+
+
+def _is_plain(finish: Finish) -> bool:
+    """Whether there is nothing to say but that it succeeded, and with what."""
+    said = finish.progress or finish.error or finish.failures or finish.interruptions
+    return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not said
 
 
 _ALL_SUCCEEDED: dict[str, list[Any]] = {

@@ -30,6 +30,7 @@ from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
 from cplane.events import Event
 from cplane.functions import PlainFunction
+from cplane.garbage import collect_rarely
 from cplane.jobs import Job, Registry
 from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
@@ -177,6 +178,7 @@ class Worker(arq.worker.Worker):
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, then leave in good order. A second signal leaves at once."""
         configure_logs(self.settings)
+        collect_rarely()
         try:
             self.loop.run_until_complete(self.async_run())
         except CplaneError as error:
