@@ -1,6 +1,6 @@
 """The connection to Postgres: an AsyncEngine over asyncpg, and sessions from it."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -14,13 +14,13 @@ from sqlalchemy.exc import (
     DisconnectionError,
     InterfaceError,
     OperationalError,
-    ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable, InvalidSettings, SchemaMismatch
+from cplane.statements import Statement
 
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 4.0
@@ -86,17 +86,20 @@ class Database:
             async with AsyncSession(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
 
-    @asynccontextmanager
-    async def statements(self) -> AsyncGenerator[AsyncSession]:
-        """A session whose every statement commits by itself: one round trip, where a transaction of one statement takes three.
+    async def fetch(self, statement: Statement, values: Mapping[str, object]) -> list[Any]:
+        """The rows of one statement that commits by itself, on a connection of the engine's pool.
+
+        It goes straight to the driver: one round trip, where a session with a transaction takes three and a multiple of the time.
 
         Raises:
-            DatabaseUnavailable: Postgres did not answer; whether a statement was applied is unknown.
+            DatabaseUnavailable: Postgres did not answer; whether the statement was applied is unknown.
             SchemaMismatch: the tables are missing or of another version.
         """
         with translated():
-            async with AsyncSession(self.engine.execution_options(isolation_level="AUTOCOMMIT")) as session:
-                yield session
+            async with self.engine.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                rows: list[Any] = await driver.fetch(statement.sql, *statement.arguments(values))
+                return rows
 
     async def server_version(self) -> str:
         """Postgres's own version, such as 18.6.
@@ -120,11 +123,7 @@ class translated:  # noqa: N801  used like the functions of contextlib
     ) -> None:
         if exc is None:
             return
-        if isinstance(exc, ProgrammingError) and _sqlstate(exc) in {
-            "42P01",
-            "42703",
-            "3F000",
-        }:  # no such table, column, schema
+        if _sqlstate(exc) in {"42P01", "42703", "3F000"}:  # no such table, column, schema
             raise SchemaMismatch(
                 "the database has no cplane tables of this version", hint="run `cplane db upgrade`"
             ) from exc
@@ -171,14 +170,17 @@ def is_outage(error: BaseException) -> bool:
     """Whether Postgres is to blame, not the statement."""
     if isinstance(error, OUTAGES):
         return True
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    ):
         return True
     # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role
     return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D"}
 
 
-def _sqlstate(error: DBAPIError) -> str | None:
-    original: Any = error.orig
+def _sqlstate(error: BaseException) -> str | None:
+    """Of an error of the driver, as it is or as SQLAlchemy wraps it."""
+    original: Any = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(error, DBAPIError | asyncpg.PostgresError):
+        return None
     return getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)

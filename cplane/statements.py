@@ -6,11 +6,35 @@ just filled, it neither compares every row of a batch with every other nor reads
 that is left out (an empty array) is NULL in every row.
 """
 
+import re
+from collections.abc import Mapping
+
 from sqlalchemy import text
+
+
+class Statement:
+    """One statement with named parameters (`:name`), as SQLAlchemy and as asyncpg want it."""
+
+    def __init__(self, sql: str) -> None:
+        names: list[str] = []
+
+        def number(match: re.Match[str]) -> str:
+            if match[1] not in names:
+                names.append(match[1])
+            return f"${names.index(match[1]) + 1}"
+
+        self.clause = text(sql)
+        self.sql = re.sub(r"(?<![:\w]):(\w+)", number, sql)
+        self.names = tuple(names)
+
+    def arguments(self, values: Mapping[str, object]) -> list[object]:
+        """The values in the order of `sql`'s numbers."""
+        return [values[name] for name in self.names]
+
 
 DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint AS due_in_ms"
 
-SUBMIT = text(f"""
+SUBMIT = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, key, request_hash)
     SELECT id, job, queue, priority, 'queued', 'submit', args::jsonb,
            coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), key, request_hash
@@ -22,12 +46,12 @@ SUBMIT = text(f"""
     RETURNING id, {DUE_IN_MS}, created_at, run_at
 """)
 
-BY_KEY = text(f"""
+BY_KEY = Statement(f"""
     SELECT id, key, request_hash, state, created_at, run_at, {DUE_IN_MS}
     FROM cplane.jobs WHERE key = ANY(CAST(:keys AS text[]))
 """)
 
-CANCEL = text("""
+CANCEL = Statement("""
     UPDATE cplane.jobs
     SET cancel_requested = true,
         state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END,
@@ -42,13 +66,13 @@ _NEW_BUDGETS = """
         progress_done = NULL, progress_total = NULL, progress_note = NULL
 """
 
-REPLAY = text(f"""
+REPLAY = Statement(f"""
     UPDATE cplane.jobs {_NEW_BUDGETS}
     WHERE id = :id AND state IN ('failed', 'cancelled')
     RETURNING id, state, job, queue, priority, {DUE_IN_MS}
 """)
 
-REPLAY_MANY = text(f"""
+REPLAY_MANY = Statement(f"""
     WITH chosen AS (
         SELECT id FROM cplane.jobs
         WHERE state = ANY(CASE WHEN CAST(:state AS text) IS NULL THEN ARRAY['failed', 'cancelled'] ELSE ARRAY[CAST(:state AS text)] END)
@@ -63,7 +87,7 @@ REPLAY_MANY = text(f"""
 """)
 
 # the last SELECT answers starts that are repeated: it sees the rows as they were before the UPDATE
-START = text("""
+START = Statement("""
     WITH due AS (
         SELECT mine.id, granted.token
         FROM (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token) ORDER BY id) AS granted
@@ -91,7 +115,7 @@ START = text("""
     WHERE granted.id NOT IN (SELECT id FROM started)
 """)
 
-RENEW = text("""
+RENEW = Statement("""
     WITH mine AS (
         SELECT fence.*
         FROM (
@@ -116,7 +140,7 @@ RENEW = text("""
 # The attempt's row is written once, now that it has ended. What is answered are the exceptions: another state than was wanted, or
 # NULL for an attempt that no longer owned its record. A finish that is repeated finds its own row (same attempt, same token, the
 # state it wanted) and is no exception.
-FINISH = text("""
+FINISH = Statement("""
     WITH outcome AS MATERIALIZED (
         SELECT id, attempt, token, coalesce(state, 'succeeded') AS state, coalesce(attempt_state, 'succeeded') AS attempt_state,
                result, error_type, error_message, error_traceback, coalesce(delay_s, 0) AS delay_s, coalesce(cause, 'submit') AS next_cause,
@@ -167,13 +191,13 @@ FINISH = text("""
     WHERE answer IS DISTINCT FROM wanted
 """)
 
-STANDING = text("""
+STANDING = Statement("""
     SELECT id, state, job, queue, priority,
            ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
     FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 
-REAP = text(f"""
+REAP = Statement(f"""
     WITH dead AS (
         SELECT id, worker, cause, started_at FROM cplane.jobs WHERE state = 'running' AND lease_until < clock_timestamp()
         ORDER BY lease_until LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -196,7 +220,7 @@ REAP = text(f"""
     SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM reaped
 """)
 
-OVERDUE = text(f"""
+OVERDUE = Statement(f"""
     SELECT head.* FROM (VALUES ('high'), ('normal'), ('low')) AS lane (priority)
     CROSS JOIN LATERAL (
         SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM cplane.jobs
@@ -205,24 +229,24 @@ OVERDUE = text(f"""
     ) AS head
 """)
 
-QUEUED = text(f"""
+QUEUED = Statement(f"""
     SELECT id, state, job, queue, priority, {DUE_IN_MS} FROM cplane.jobs
     WHERE state = 'queued' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
 """)
 
-EPOCH = text("SELECT number FROM cplane.epoch")
+EPOCH = Statement("SELECT number FROM cplane.epoch")
 
-NOTE_EPOCH = text(
+NOTE_EPOCH = Statement(
     "UPDATE cplane.epoch SET number = greatest(number, CAST(:number AS bigint)), restored_by = NULL, restored_until = NULL"
 )
 
-CLAIM_RESTORE = text("""
+CLAIM_RESTORE = Statement("""
     UPDATE cplane.epoch SET restored_by = :worker, restored_until = clock_timestamp() + CAST(:for_s AS float8) * interval '1 second'
     WHERE restored_by IS NULL OR restored_by = :worker OR restored_until < clock_timestamp()
     RETURNING number
 """)
 
-ADD_ARTIFACT = text("""
+ADD_ARTIFACT = Statement("""
     INSERT INTO cplane.artifacts (job_id, attempt, name, media_type, size, sha256, path)
     VALUES (:job_id, :attempt, :name, :media_type, :size, :sha256, :path)
     ON CONFLICT (job_id, attempt, name)

@@ -13,7 +13,6 @@ from typing import Any, cast
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import TextClause
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -23,6 +22,7 @@ from cplane.context import Artifact, Progress
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.statements import Statement
 from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 
 Fence = tuple[UUID, int]
@@ -146,10 +146,11 @@ class Store:
             "keys": _column([record.key for record in records]),
             "hashes": _column([record.request_hash for record in records]),
         }
-        async with self._database.statements() as session:
-            rows = {row[0]: row for row in await _rows(session, statements.SUBMIT, values)}
-            keys = [record.key for record in records if record.id not in rows and record.key is not None]
-            earlier = {row.key: row for row in await _rows(session, statements.BY_KEY, {"keys": keys})} if keys else {}
+        rows = {row[0]: row for row in await self._database.fetch(statements.SUBMIT, values)}
+        keys = [record.key for record in records if record.id not in rows and record.key is not None]
+        earlier = (
+            {row["key"]: row for row in await self._database.fetch(statements.BY_KEY, {"keys": keys})} if keys else {}
+        )
         return [_submitted(record, rows.get(record.id), earlier.get(record.key)) for record in records]
 
     async def get(self, record_id: UUID) -> JobRecord:
@@ -201,10 +202,9 @@ class Store:
             RecordNotFound: there is no such record.
             IllegalMove: it is final.
         """
-        async with self._database.statements() as session:
-            rows = await _rows(session, statements.CANCEL, {"id": record_id})
+        rows = await self._database.fetch(statements.CANCEL, {"id": record_id})
         if rows:
-            return State(rows[0].state)
+            return State(rows[0]["state"])
         record = await self.get(record_id)
         raise IllegalMove(f"the job has {record.state} already", hint="only queued and running jobs can be cancelled")
 
@@ -215,8 +215,7 @@ class Store:
             RecordNotFound: there is no such record.
             IllegalMove: it is in another state.
         """
-        async with self._database.statements() as session:
-            rows = await _rows(session, statements.REPLAY, {"id": record_id})
+        rows = await self._database.fetch(statements.REPLAY, {"id": record_id})
         if rows:
             return _standing(rows[0])
         record = await self.get(record_id)
@@ -227,8 +226,7 @@ class Store:
     ) -> list[Standing]:
         """failed or cancelled → queued, all budgets new, for the newest `limit` records that fit and are older than the id `before`."""
         values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
-        async with self._database.statements() as session:
-            return [_standing(row) for row in await _rows(session, statements.REPLAY_MANY, values)]
+        return [_standing(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
 
     # what a worker does
 
@@ -243,11 +241,10 @@ class Store:
             "tokens": [token for _, token in grants],
             "lease_s": lease_s,
         }
-        async with self._database.statements() as session:
-            return [
-                Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
-                for id_, attempt, token, job, args_json, failures, interruptions in await _rows(session, statements.START, values)
-            ]  # fmt: skip
+        return [
+            Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
+            for id_, attempt, token, job, args_json, failures, interruptions in await self._database.fetch(statements.START, values)
+        ]  # fmt: skip
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
         """Extend leases and note progress. Answers whether a cancel is wanted; who is missing has lost its lease."""
@@ -258,10 +255,10 @@ class Store:
             **_progress_values([renewal.progress for renewal in renewals]),
             "lease_s": lease_s,
         }
-        async with self._database.statements() as session:
-            return {
-                (row.id, row.attempt): row.cancel_requested for row in await _rows(session, statements.RENEW, values)
-            }
+        return {
+            (row["id"], row["attempt"]): row["cancel_requested"]
+            for row in await self._database.fetch(statements.RENEW, values)
+        }
 
     async def finish(self, finishes: Sequence[Finish], session: AsyncSession | None = None) -> dict[Fence, State]:
         """running → what each attempt came to. Answers where each record now is; who is missing was fenced.
@@ -271,10 +268,9 @@ class Store:
         """
         values = _finish_values(finishes)
         if session is not None:
-            exceptions = await _rows(session, statements.FINISH, values)
+            exceptions: Sequence[Any] = await _rows(session, statements.FINISH, values)
         else:
-            async with self._database.statements() as own:
-                exceptions = await _rows(own, statements.FINISH, values)
+            exceptions = await self._database.fetch(statements.FINISH, values)
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
             if state is None:
@@ -285,57 +281,49 @@ class Store:
 
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where records are, for ids that could not be started."""
-        async with self._database.statements() as session:
-            return {
-                row.id: _standing(row) for row in await _rows(session, statements.STANDING, {"ids": list(record_ids)})
-            }
+        return {
+            row["id"]: _standing(row)
+            for row in await self._database.fetch(statements.STANDING, {"ids": list(record_ids)})
+        }
 
     # what the reconciler does
 
     async def reap(self, limit: int) -> list[Standing]:
         """running with a lease that has ended → queued; cancelled where that is wanted; failed after MAX_CRASHES."""
-        async with self._database.statements() as session:
-            return [
-                _standing(row)
-                for row in await _rows(session, statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
-            ]
+        return [
+            _standing(row)
+            for row in await self._database.fetch(statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
+        ]
 
     async def overdue(self, queue: str, limit: int) -> list[Standing]:
         """Queued records that should have started, of each lane the longest due: what Redis lost is in time the first of them."""
-        async with self._database.statements() as session:
-            return [
-                _standing(row) for row in await _rows(session, statements.OVERDUE, {"queue": queue, "limit": limit})
-            ]
+        return [
+            _standing(row) for row in await self._database.fetch(statements.OVERDUE, {"queue": queue, "limit": limit})
+        ]
 
     async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
         """A page of all queued records in the order of their ids, those after the id `after`: to look for what Redis lost."""
         values = {"after": after or UUID(int=0), "limit": limit}
-        async with self._database.statements() as session:
-            return [_standing(row) for row in await _rows(session, statements.QUEUED, values)]
+        return [_standing(row) for row in await self._database.fetch(statements.QUEUED, values)]
 
     async def epoch(self) -> int:
         """The newest value of Redis's epoch that was noted: a Redis that is behind it has lost its memory."""
-        async with self._database.statements() as session:
-            return int((await _rows(session, statements.EPOCH, {}))[0].number)
+        return int((await self._database.fetch(statements.EPOCH, {}))[0]["number"])
 
     async def note_epoch(self, number: int) -> None:
         """Note how far Redis's epoch has come."""
-        async with self._database.statements() as session:
-            await (await session.connection()).execute(statements.NOTE_EPOCH, {"number": number})
+        await self._database.fetch(statements.NOTE_EPOCH, {"number": number})
 
     async def claim_restore(self, worker: str, for_s: float) -> bool:
         """Whether this worker may schedule everything again: one does, for `for_s` seconds unless it asks again."""
-        async with self._database.statements() as session:
-            return bool(await _rows(session, statements.CLAIM_RESTORE, {"worker": worker, "for_s": for_s}))
+        return bool(await self._database.fetch(statements.CLAIM_RESTORE, {"worker": worker, "for_s": for_s}))
 
     # files
 
     async def add_artifact(self, record_id: UUID, attempt: int, artifact: Artifact, path: str) -> None:
         """Note a file an attempt left; the same name again replaces it."""
         values = {"job_id": record_id, "attempt": attempt, "path": path, **artifact.model_dump()}
-        async with self._database.statements() as session:
-            connection = await session.connection()
-            await connection.execute(statements.ADD_ARTIFACT, values)
+        await self._database.fetch(statements.ADD_ARTIFACT, values)
 
     async def artifacts(self, record_ids: Sequence[UUID]) -> list[ArtifactRecord]:
         """The files of records, of each name the one its latest attempt left."""
@@ -366,9 +354,10 @@ class Store:
             yield session
 
 
-async def _rows(session: AsyncSession, statement: TextClause, values: dict[str, Any]) -> Sequence[Any]:
+async def _rows(session: AsyncSession, statement: Statement, values: dict[str, Any]) -> Sequence[Any]:
+    """The rows of a statement that joins a transaction."""
     connection = await session.connection()
-    return (await connection.execute(statement, values)).all()
+    return (await connection.execute(statement.clause, values)).all()
 
 
 def _submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | IdempotencyConflict:
@@ -378,15 +367,18 @@ def _submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | Idempot
     if earlier is None:
         # the key was taken by a transaction that has not committed, or its record was deleted a moment ago
         return KeyInUse("another request with this idempotency key is under way", hint="send it again")
-    if earlier.request_hash != record.request_hash:
+    if earlier["request_hash"] != record.request_hash:
         return IdempotencyConflict(
-            f"the idempotency key was used for another call, job {earlier.id}", hint="use a new key for a new call"
+            f"the idempotency key was used for another call, job {earlier['id']}", hint="use a new key for a new call"
         )
-    return Submitted(earlier.id, False, earlier.due_in_ms, State(earlier.state), earlier.created_at, earlier.run_at)
+    return Submitted(
+        earlier["id"], False, earlier["due_in_ms"], State(earlier["state"]), earlier["created_at"], earlier["run_at"]
+    )
 
 
 def _standing(row: Any) -> Standing:
-    return Standing(row.id, State(row.state), row.job, row.queue, Priority(row.priority), max(0, row.due_in_ms))
+    id_, state, job, queue, priority, due_in_ms = row
+    return Standing(id_, State(state), job, queue, Priority(priority), max(0, due_in_ms))
 
 
 def _running_attempt(record: JobRecord) -> AttemptRecord:
