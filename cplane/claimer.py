@@ -178,6 +178,7 @@ class Claimer:
         """What a grant is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
         shared = self._shared
         try:
+            _check_text(grant.id)
             envelope = decode_envelope(grant.payload)
             if envelope.record:
                 shared.jobs.get(envelope.f)
@@ -186,7 +187,7 @@ class Claimer:
             job = shared.functions.get(envelope.f) or shared.jobs.get(envelope.f)
         except UnknownJob as error:
             log.warning("a queued job cannot be run here; it goes back", id=grant.id[:100], reason=str(error))
-            into.refused.append(Return(grant, Action.RETRY, int(UNKNOWN_JOB_S * 1000)))
+            into.refused.append(Return(grant, Action.POSTPONE, int(UNKNOWN_JOB_S * 1000)))
             return
         except ValueError as error:
             log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
@@ -275,9 +276,9 @@ class Claimer:
                 returns.append(Return(grant, Action.RETRY, wait_ms))
         return returns
 
-    async def _set_aside(self, odd: Sequence[tuple[Id, str]]) -> None:
+    async def _set_aside(self, odd: Sequence[tuple[Id, str, bytes]]) -> None:
         log.error(
-            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, _ in odd[:10]]
+            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, *_ in odd[:10]]
         )
         await self._shared.queue.set_aside(odd)
 
@@ -289,6 +290,12 @@ class _Sorted:
         self.records: dict[UUID, Grant] = {}
         self.transient: list[Attempt] = []
         self.refused: list[Return] = []
+
+
+def _check_text(id_: str) -> None:
+    """Raises ValueError for an id that no result or event could name."""
+    if not id_.isascii() and any("\ud800" <= letter <= "\udfff" for letter in id_):
+        raise ValueError("its id is not UTF-8")
 
 
 def _record_id(id_: str) -> UUID:

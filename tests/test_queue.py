@@ -474,7 +474,7 @@ async def test_a_job_that_arqs_client_enqueues_is_claimed(queue: Queue, arq: Arq
     [b"", b"\x80\x04\x95pickle", msgspec.msgpack.encode([1]), msgspec.msgpack.encode({"a": []}), msgspec.msgpack.encode({"f": 1})],
 )  # fmt: skip
 def test_a_payload_that_is_not_arqs_job_dict_is_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match="the payload is (not arq's job dict|a pickle)"):
+    with pytest.raises(ValueError, match=r"the payload is (not arq's job dict|a pickle)"):
         decode_envelope(payload)
 
 
@@ -513,7 +513,7 @@ async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_passw
             queue.results(["a"]),
             queue.sweep("default"),
             queue.aside(),
-            queue.set_aside([(Id("default", Priority.NORMAL, "a"), "why")]),
+            queue.set_aside([(Id("default", Priority.NORMAL, "a"), "why", b"")]),
             queue.abort("default", "a", b"", 1),
             queue.aborts(),
             queue.now_ms(),

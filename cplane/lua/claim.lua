@@ -3,9 +3,10 @@
 -- ARGV[1] how many at most   ARGV[2] lease in ms   ARGV[3] grant prefix, unique for this call; the n-th lease's token is prefix:n
 -- ARGV[4] how many due ids to look at, at most
 -- answers { claimed: {place of its lane in KEYS, id, payload, try (negative: an abort is wanted), due in ms, …},
---           missing: {place, id, …}, odd: {place, id, what is wrong, …}, ms until the next id falls due or -1 }
+--           missing: {place, id, …}, odd: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
 -- The score of a leased id moves to the lease's end: it leaves the head of the queue, and a dead lease falls due by itself.
--- Ids without a payload, and ids whose keys are not what they should be, leave the queue and are reported.
+-- Ids without a payload, and ids whose keys are not what they should be, leave the queue and are reported: their lease and count
+-- are deleted, so that a record among them can be scheduled again.
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
@@ -14,6 +15,14 @@ local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 
 local function add(list, ...)
   for _, part in ipairs({ ... }) do list[#list + 1] = part end
+end
+
+local function set_aside(place, id, what)
+  local payload = redis.pcall('GET', 'arq:job:' .. id)
+  if type(payload) ~= 'string' then payload = '' else redis.call('DEL', 'arq:job:' .. id) end
+  redis.call('DEL', 'arq:retry:' .. id, 'arq:in-progress:' .. id)
+  redis.call('ZREM', KEYS[place], id)
+  add(odd, place, id, what, payload)
 end
 
 -- the payload of an id and how often it was tried; nil and what is wrong, if its keys hold something else
@@ -39,8 +48,7 @@ for place = 1, 3 do
       local lease = redis.pcall('GET', lease_key)
       looked = looked + 1
       if type(lease) == 'table' then
-        redis.call('ZREM', lane, id)
-        add(odd, place, id, lease_key .. ': ' .. lease.err)
+        set_aside(place, id, lease_key .. ': ' .. lease.err)
       elseif lease == '1' then
         skip = skip + 1 -- leased by a plain arq worker: its score is not ours to move
       elseif lease then
@@ -52,9 +60,11 @@ for place = 1, 3 do
           redis.call('SET', lease_key, ARGV[3] .. ':' .. count, 'PX', lease_ms)
           redis.call('ZADD', lane, now_ms + lease_ms, id)
           add(claimed, place, id, payload, try, due_ms)
+        elseif payload == nil then
+          set_aside(place, id, try)
         else
           redis.call('ZREM', lane, id)
-          if payload == nil then add(odd, place, id, try) else add(missing, place, id) end
+          add(missing, place, id)
         end
       end
     end

@@ -6,6 +6,7 @@
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
 --   2 release  handed back, due at `number` (its old score, ms), the try uncounted
 --   3 aside    the id leaves the queue; its payload goes to the set-aside stream with `text`, the reason
+--   4 postpone due again in `number` ms from now, the try uncounted
 -- answers for each: 1 applied, 0 another's lease (nothing touched), -1 no lease known (nothing touched)
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -40,7 +41,8 @@ for i, back in ipairs(cmsgpack.unpack(ARGV[1])) do
       if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
       redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
       wake = true
-    elseif action == 2 then
+    elseif action == 2 or action == 4 then
+      if action == 4 then number = now_ms + number end
       redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
       redis.call('DECR', 'arq:retry:' .. id)
       wake = true
