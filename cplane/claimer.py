@@ -42,6 +42,31 @@ LONGEST_PAUSE_S = 5.0
 log = structlog.get_logger("cplane")
 
 
+class Allowance:
+    """How many jobs a burst worker may start (arq's `max_burst_jobs`); None: any number."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._taken = 0
+        self._started = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether all were started."""
+        return self._most is not None and self._started >= self._most
+
+    def take(self, wanted: int) -> int:
+        """How many of the wanted may be claimed."""
+        allowed = wanted if self._most is None else max(0, min(wanted, self._most - self._taken))
+        self._taken += allowed
+        return allowed
+
+    def settle(self, taken: int, started: int) -> None:
+        """Of those that were taken so many came."""
+        self._taken -= taken - started
+        self._started += started
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What the claimers of one worker share."""
@@ -56,6 +81,7 @@ class Claims:
     tools: Tools
     lease_s: float
     burst: bool
+    allowance: Allowance
     stopping: asyncio.Event
     begin: Callable[[Sequence[Attempt]], None]
     """Runs attempts; `Claimer.leave` is called when one is over, `Claimer.recorded` when its outcome is recorded."""
@@ -127,8 +153,17 @@ class Claimer:
     async def _claim(self, room: int) -> None:
         """One claim; its start goes on while the next claim is under way, but not while the one after it is."""
         shared = self._shared
-        sent = time.monotonic()
-        claim = await shared.queue.claim(self._queue, room, shared.lease_s)
+        if shared.allowance.spent:
+            await self._started()
+            shared.stopping.set()
+            return
+        sent, room = time.monotonic(), shared.allowance.take(room)
+        granted = 0
+        try:
+            claim = await shared.queue.claim(self._queue, room, shared.lease_s)
+            granted = len(claim.grants)
+        finally:
+            shared.allowance.settle(room, granted)
         if claim.grants or claim.missing or claim.odd:
             self._running += len(claim.grants)
             self._unrecorded += len(claim.grants)
