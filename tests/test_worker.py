@@ -32,27 +32,9 @@ from cplane.queue import Push
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, running
+from tests.workers import DEADLINE_S, Gate, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
-
-
-class Gate:
-    """Where a test's job tells that it runs, and waits to be let on."""
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.open = asyncio.Event()
-        self.left: list[str] = []
-
-    async def pass_through(self) -> None:
-        self.entered.set()
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.left.append("cancelled")
-            raise
-        self.left.append("passed")
 
 
 gate = Gate()
