@@ -407,7 +407,10 @@ def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
         "tokens": [finish.token for finish in finishes],
         "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
     }
-    if all(finish.state is State.SUCCEEDED and finish.progress is None for finish in finishes):
+    if all(
+        finish.state is State.SUCCEEDED and finish.progress is None and finish.failures == finish.interruptions == 0
+        for finish in finishes
+    ):
         return {**fences, **_ALL_SUCCEEDED}
     errors = [finish.error for finish in finishes]
     return {
