@@ -42,6 +42,31 @@ LONGEST_PAUSE_S = 5.0
 log = structlog.get_logger("cplane")
 
 
+class Allowance:
+    """How many jobs a burst worker may start (arq's `max_burst_jobs`); None: any number."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._taken = 0
+        self._started = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether all were started."""
+        return self._most is not None and self._started >= self._most
+
+    def take(self, wanted: int) -> int:
+        """How many of the wanted may be claimed."""
+        allowed = wanted if self._most is None else max(0, min(wanted, self._most - self._taken))
+        self._taken += allowed
+        return allowed
+
+    def settle(self, taken: int, started: int) -> None:
+        """Of those that were taken so many came."""
+        self._taken -= taken - started
+        self._started += started
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
     """What the claimers of one worker share."""
@@ -56,6 +81,7 @@ class Claims:
     tools: Tools
     lease_s: float
     burst: bool
+    allowance: Allowance
     stopping: asyncio.Event
     begin: Callable[[Sequence[Attempt]], None]
     """Runs attempts; `Claimer.leave` is called when one is over, `Claimer.recorded` when its outcome is recorded."""
@@ -129,8 +155,17 @@ class Claimer:
     async def _claim(self, room: int) -> None:
         """One claim; its start goes on while the next claim is under way, but not while the one after it is."""
         shared = self._shared
-        sent = time.monotonic()
-        claim = await shared.queue.claim(self._queue, room, shared.lease_s)
+        if shared.allowance.spent:
+            await self._started()
+            shared.stopping.set()
+            return
+        sent, room = time.monotonic(), shared.allowance.take(room)
+        granted = 0
+        try:
+            claim = await shared.queue.claim(self._queue, room, shared.lease_s)
+            granted = len(claim.grants)
+        finally:
+            shared.allowance.settle(room, granted)
         if claim.grants or claim.missing or claim.odd:
             self._running += len(claim.grants)
             self._unrecorded += len(claim.grants)
@@ -180,6 +215,7 @@ class Claimer:
         """What a grant is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
         shared = self._shared
         try:
+            _check_text(grant.id)
             envelope = decode_envelope(grant.payload)
             if envelope.record:
                 shared.jobs.get(envelope.f)
@@ -188,7 +224,7 @@ class Claimer:
             job = shared.functions.get(envelope.f) or shared.jobs.get(envelope.f)
         except UnknownJob as error:
             log.warning("a queued job cannot be run here; it goes back", id=grant.id[:100], reason=str(error))
-            into.refused.append(Return(grant, Action.RETRY, int(UNKNOWN_JOB_S * 1000)))
+            into.refused.append(Return(grant, Action.POSTPONE, int(UNKNOWN_JOB_S * 1000)))
             return
         except ValueError as error:
             log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
@@ -277,9 +313,9 @@ class Claimer:
                 returns.append(Return(grant, Action.RETRY, wait_ms))
         return returns
 
-    async def _set_aside(self, odd: Sequence[tuple[Id, str]]) -> None:
+    async def _set_aside(self, odd: Sequence[tuple[Id, str, bytes]]) -> None:
         log.error(
-            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, _ in odd[:10]]
+            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, *_ in odd[:10]]
         )
         await self._shared.queue.set_aside(odd)
 
@@ -293,6 +329,12 @@ class _Sorted:
         self.records: dict[UUID, Grant] = {}
         self.transient: list[Attempt] = []
         self.refused: list[Return] = []
+
+
+def _check_text(id_: str) -> None:
+    """Raises ValueError for an id that no result or event could name."""
+    if not id_.isascii() and any("\ud800" <= letter <= "\udfff" for letter in id_):
+        raise ValueError("its id is not UTF-8")
 
 
 def _record_id(id_: str) -> UUID:

@@ -47,6 +47,8 @@ class Events:
 
     async def publish(self, events: Sequence[Event | Step], stream: str = EVENTS) -> None:
         """Tell whoever listens: a batch of events is one entry."""
+        if not events:
+            return
         async with translated("publishing events"):
             args: Any = [msgspec.msgpack.encode(events), int(KEEP_S * 1000)]
             await cast("Awaitable[object]", self._publish(keys=[stream, _listening(stream)], args=args))

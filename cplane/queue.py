@@ -122,8 +122,8 @@ class Claim:
     grants: list[Grant]
     missing: list[Id]
     """Ids whose payload is gone; they have left the queue."""
-    odd: list[tuple[Id, str]]
-    """Ids whose keys hold something foreign, and what; they have left the queue."""
+    odd: list[tuple[Id, str, bytes]]
+    """Ids whose keys hold something foreign, what, and the payload; they have left the queue."""
     wait_s: float | None
     """When to ask again; None: nothing is scheduled."""
 
@@ -144,6 +144,7 @@ class Action(IntEnum):
     RETRY = 1
     RELEASE = 2
     ASIDE = 3
+    POSTPONE = 4
 
 
 class Return(msgspec.Struct, frozen=True):
@@ -239,8 +240,8 @@ class Queue:
             ],
             missing=[Id(queue, order[place - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)],
             odd=[
-                (Id(queue, order[place - 1], _text(id_)), _text(what))
-                for place, id_, what in zip(*[iter(odd)] * 3, strict=True)
+                (Id(queue, order[place - 1], _text(id_)), _text(what), payload)
+                for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
             ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
         )
@@ -283,15 +284,15 @@ class Queue:
         lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
 
-    async def set_aside(self, ids: Sequence[tuple[Id, str]]) -> None:
+    async def set_aside(self, ids: Sequence[tuple[Id, str, bytes]]) -> None:
         """Note ids that have left the queue for a reason an operator should see."""
         async with translated("setting ids aside"), self._redis.pipeline(transaction=False) as pipe:
-            for lost, reason in ids:
+            for lost, reason, payload in ids:
                 fields: Any = {
                     "queue": redis_name(lost.queue, lost.priority),
-                    "id": lost.id,
-                    "reason": reason,
-                    "payload": b"",
+                    "id": lost.id.encode(errors="surrogateescape"),
+                    "reason": reason.encode(errors="surrogateescape"),
+                    "payload": payload,
                 }
                 pipe.xadd(ASIDE, fields, maxlen=10_000)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
             await pipe.execute()

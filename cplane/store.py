@@ -274,7 +274,7 @@ class Store:
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
             if state is None:
-                states.pop((record_id, attempt), None)
+                states.pop((record_id, attempt), None)  # one that is named twice is answered twice
             else:
                 states[record_id, attempt] = State(state)
         return states

@@ -24,7 +24,7 @@ from cplane import migrations
 from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, run
 from cplane.batch import Batch
 from cplane.catalog import load_jobs
-from cplane.claimer import Claimer, Claims
+from cplane.claimer import Allowance, Claimer, Claims
 from cplane.endings import end
 from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
@@ -259,6 +259,7 @@ class Worker(arq.worker.Worker):
                 tools=tools,
                 lease_s=self.settings.lease_s,
                 burst=self.burst,
+                allowance=Allowance(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None),
                 stopping=self._stopping,
                 begin=self._begin,
                 restore=self._reconciler.restore,

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from cplane.errors import QueueUnavailable
-from cplane.events import CONTROL, EVENTS, KEEP, Event, Events
+from cplane.events import CONTROL, EVENTS, LISTEN_S, Event, Events
 from cplane.redis import connect
 from cplane.states import State
 from cplane.uuid7 import new_id
@@ -36,6 +36,7 @@ def some(count: int) -> list[Event]:
 
 
 async def test_events_are_read_as_they_were_published_and_once(events: Events) -> None:
+    await anext(events.follow())  # while nobody listens nothing is written
     after = await events.position()
     published = [
         Event(new_id(), State.QUEUED),
@@ -111,11 +112,38 @@ async def test_an_entry_that_is_not_ours_is_passed_over(events: Events, redis: A
         assert heard == ours
 
 
-async def test_a_stream_keeps_about_so_many_entries(events: Events, redis: Any) -> None:
-    for _ in range(12):
-        await events.publish(some(1000))
-    assert KEEP <= await redis.xlen(EVENTS) <= KEEP + 200
-    assert len((await events.read(b"0-0"))[0]) == 1000, "a reader that is behind catches up in portions"
+async def test_entries_that_are_old_leave_the_stream(
+    events: Events, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await anext(events.follow())
+    for _ in range(300):
+        await events.publish(some(3))
+    assert await redis.xlen(EVENTS) == 300
+    monkeypatch.setattr("cplane.events.KEEP_S", 0.0)
+    await events.publish(some(1))
+    assert await redis.xlen(EVENTS) <= 110, "all but about one node of the stream"
+
+
+async def test_a_reader_that_is_behind_catches_up_in_portions(events: Events) -> None:
+    await anext(events.follow())
+    published = [some(2) for _ in range(1100)]
+    for batch in published:
+        await events.publish(batch)
+    first, after = await events.read(b"0-0")
+    rest, _ = await events.read(after)
+    assert len(first) == 2000
+    assert [*first, *rest] == [event for batch in published for event in batch]
+
+
+async def test_nothing_is_written_while_nobody_listens(events: Events, redis: Any) -> None:
+    await events.publish(some(5))
+    assert await redis.keys("*") == []
+    await anext(events.follow())
+    assert 0 < await redis.ttl(f"{EVENTS}:listening") <= LISTEN_S
+    await events.publish(some(1))
+    await events.publish(some(1), CONTROL)
+    assert await redis.xlen(EVENTS) == 1
+    assert await redis.exists(CONTROL) == 0
 
 
 async def test_a_redis_that_is_not_there_is_told_by_every_call() -> None:
@@ -123,7 +151,7 @@ async def test_a_redis_that_is_not_there_is_told_by_every_call() -> None:
         events = Events(client)
         for call in (events.publish(some(1)), events.position(), events.read(b"0-0"), anext(events.follow())):
             with pytest.raises(
-                QueueUnavailable, match=r"Redis did not answer while (publishing|reading) events"
+                QueueUnavailable, match=r"Redis did not answer while (publishing|reading|listening to) events"
             ) as caught:
                 await call
             assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"

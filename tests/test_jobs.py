@@ -34,6 +34,7 @@ from cplane.errors import (
     UnknownJob,
 )
 from cplane.jobs import AnyJob, Resources, registry
+from cplane.states import Priority
 
 Draft202012Validator: Any = _Draft202012Validator
 untyped: Any = job
@@ -70,17 +71,24 @@ async def test_a_bare_and_a_called_job_stay_the_functions_they_were() -> None:
         """Add."""
         return x + y
 
-    @job(name="other", queue="q", timeout=timedelta(minutes=1), retries=2, result_ttl=5)
+    @job(name="other", queue="q", timeout=timedelta(minutes=1), retries=2, priority="low")
     def called(x: int) -> str:
         return str(x)
 
     assert (await bare(1), await bare(1, y=5), called(3)) == (3, 6, "3")
     assert (bare.name, vars(bare)["__name__"], bare.__doc__, called.name) == ("bare", "bare", "Add.", "other")
     assert (bare.signature.is_async, called.signature.is_async) == (True, False)
-    assert (called.options.queue, called.options.timeout_s, called.options.result_ttl_s) == ("q", 60.0, 5.0)
+    assert (called.options.queue, called.options.timeout_s, called.options.priority) == ("q", 60.0, Priority.LOW)
+    assert (bare.options.record, bare.options.priority, bare.options.result_ttl_s) == (True, Priority.NORMAL, 3600.0)
     assert called.options.retry == RetryPolicy(retries=2)
     assert bare.options.retry.retries == 0
     assert registry.get("bare") is bare
+
+    @job(record=False, result_ttl=timedelta(seconds=5))
+    async def transient(x: int) -> int:
+        return x
+
+    assert (transient.options.record, transient.options.result_ttl_s) == (False, 5.0)
     assert registry.get("other") is called
 
 
@@ -110,13 +118,16 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
         ({"timeout": math.inf}, "timeout is a positive"),
         ({"timeout": True}, "timeout is a positive"),
         ({"timeout": "60"}, "timeout is a positive number of seconds or a timedelta, not '60'"),
-        ({"result_ttl": timedelta(0)}, "result_ttl is a positive"),
+        ({"record": False, "result_ttl": timedelta(0)}, "result_ttl is a positive"),
+        ({"record": False, "result_ttl": math.inf}, "result_ttl is a positive"),
+        ({"result_ttl": 5}, "a record keeps its result"),
+        ({"priority": "urgent"}, "'urgent' is not a priority"),
+        ({"priority": 1}, "1 is not a priority"),
         ({"retries": -1}, "retries must be 0 to 1000, not -1"),
         ({"retries": 1001}, "retries must be 0 to 1000, not 1001"),
         ({"retries": True}, "retries must be 0 to 1000, not True"),
         ({"retries": "3"}, "retries must be 0 to 1000, not '3'"),
         ({"record": "yes"}, "record is True or False, not 'yes'"),
-        ({"record": False}, "every job has a record in this version"),
         ({"browser": "de-DE"}, "browser is a mapping of page options, not 'de-DE'"),
         ({"browser": 0}, "browser is a mapping of page options, not 0"),
         ({"check": "positive"}, "check is a function of the arguments, not 'positive'"),

@@ -173,7 +173,6 @@ async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: D
         attempt=1,
         token="token",
         job="add",
-        queue="q",
         args_json=b'{"x": 1}',
         failures=0,
         interruptions=0,

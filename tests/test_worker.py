@@ -25,34 +25,16 @@ from cplane import (
     State,
     job,
 )
+from cplane.envelope import encode_envelope, record_envelope
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import AnyJob, registry
-from cplane.envelope import encode_envelope, record_envelope
 from cplane.queue import Push
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, running
+from tests.workers import DEADLINE_S, Gate, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
-
-
-class Gate:
-    """Where a test's job tells that it runs, and waits to be let on."""
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.open = asyncio.Event()
-        self.left: list[str] = []
-
-    async def pass_through(self) -> None:
-        self.entered.set()
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.left.append("cancelled")
-            raise
-        self.left.append("passed")
 
 
 gate = Gate()
@@ -428,15 +410,32 @@ async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
 
 
 async def test_a_job_this_worker_does_not_know_goes_back(settings: CplaneSettings, plane: ControlPlane) -> None:
-    stranger = str(new_id())
-    await plane.queue.enqueue([Push("default", stranger, encode_envelope("worker_unheard_of"))])
-    await plane.queue.enqueue([Push("default", "not a uuid", encode_envelope("worker_add"))])
-    await plane.queue.enqueue([Push("default", str(new_id()), b"\x80\x04pickle")])
+    recorded, transient = str(new_id()), str(new_id())
+    await plane.queue.enqueue([Push("default", recorded, record_envelope("worker_unheard_of"))])
+    await plane.queue.enqueue([Push("default", transient, encode_envelope("worker_unheard_of", (1,)))])
     async with running(settings):
         assert await (await worker_add.submit(1)).result() == 3
-    assert await plane.redis.zscore("arq:queue", stranger) is not None
-    assert await plane.queue.depth("default") == 3
-    assert await plane.redis.exists(f"arq:job:{stranger}") == 1
+    for stranger in (recorded, transient):
+        due_ms = await plane.redis.zscore("arq:queue", stranger)
+        assert due_ms is not None
+        assert float(due_ms) > await plane.queue.now_ms(), "it comes back later"
+        assert await plane.redis.exists(f"arq:job:{stranger}") == 1
+    assert await plane.queue.depth("default") == 2
+    assert await plane.queue.aside() == []
+
+
+async def test_what_is_no_job_of_ours_is_set_aside(settings: CplaneSettings, plane: ControlPlane) -> None:
+    pickle, recorded = str(new_id()), record_envelope("worker_add")
+    await plane.queue.enqueue([Push("default", "not a uuid", recorded)])
+    await plane.queue.enqueue([Push("default", pickle, b"\x80\x04pickle")])
+    async with running(settings):
+        assert await (await worker_add.submit(1)).result() == 3
+        await until_queue_empty(plane)
+    aside = {entry.id: (entry.reason, entry.payload) for entry in await plane.queue.aside()}
+    assert aside == {
+        "not a uuid": ("'not a uuid' is not the id of a record", recorded),
+        pickle: ("the payload is a pickle; an arq client needs cplane's serializer", b"\x80\x04pickle"),
+    }
 
 
 async def test_arguments_that_no_longer_fit_fail_without_a_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
@@ -486,10 +485,6 @@ def test_what_a_worker_cannot_do_is_refused_when_it_is_made(settings: CplaneSett
     from cplane.errors import InvalidSettings
     from cplane.worker import Worker
 
-    async def plain(ctx: dict[object, object]) -> None: ...
-
-    with pytest.raises(InvalidSettings, match="@job functions only"):
-        Worker([plain], settings=settings)
     with pytest.raises(InvalidSettings, match="'no_such_module'"):
         Worker(settings=settings.model_copy(update={"imports": ("no_such_module",)}))
 

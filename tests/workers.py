@@ -11,6 +11,24 @@ from cplane.worker import Worker
 DEADLINE_S = 20.0
 
 
+class Gate:
+    """Where a test's job tells that it runs, and waits to be let on."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+        self.left: list[str] = []
+
+    async def pass_through(self) -> None:
+        self.entered.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.left.append("cancelled")
+            raise
+        self.left.append("passed")
+
+
 @asynccontextmanager
 async def running(settings: CplaneSettings, *, pages: bool = False, **options: Any) -> AsyncGenerator[Worker]:
     """A worker that claims jobs, with a browser only if `pages`, stopped in good order at the end."""

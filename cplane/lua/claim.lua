@@ -3,34 +3,37 @@
 -- ARGV[1] how many at most   ARGV[2] lease in ms   ARGV[3] grant prefix, unique for this call; the n-th lease's token is prefix:n
 -- ARGV[4] how many due ids to look at, at most
 -- answers { claimed: {place of its lane in KEYS, id, payload, try (negative: an abort is wanted), due in ms, …},
---           missing: {place, id, …}, odd: {place, id, what is wrong, …}, ms until the next id falls due or -1 }
+--           missing: {place, id, …}, odd: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
 -- The score of a leased id moves to the lease's end: it leaves the head of the queue, and a dead lease falls due by itself.
--- Ids without a payload, and ids whose keys are not what they should be, leave the queue and are reported.
+-- Ids without a payload, and ids whose keys are not what they should be, leave the queue and are reported: their lease and count
+-- are deleted, so that a record among them can be scheduled again.
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 
+-- an id whose keys are of a foreign kind leaves the queue whole; its payload, if it has one, is reported with it
+local function set_aside(place, id, payload, what)
+  redis.call('DEL', 'arq:retry:' .. id, 'arq:in-progress:' .. id)
+  if payload ~= '' then redis.call('DEL', 'arq:job:' .. id) end
+  redis.call('ZREM', KEYS[place], id)
+  local at = #odd
+  odd[at + 1], odd[at + 2], odd[at + 3], odd[at + 4] = place, id, what, payload
+end
+
 -- what an id without a payload is: missing, or something of a foreign kind stands in its place
 local function leave(place, id)
   local kind = redis.call('TYPE', 'arq:job:' .. id).ok
+  if kind ~= 'none' then return set_aside(place, id, '', 'arq:job:' .. id .. ' holds a ' .. kind) end
   redis.call('ZREM', KEYS[place], id)
-  if kind == 'none' then
-    missing[#missing + 1], missing[#missing + 2] = place, id
-  else
-    odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = place, id, 'arq:job:' .. id .. ' holds a ' .. kind
-  end
+  missing[#missing + 1], missing[#missing + 2] = place, id
 end
 
--- lease an id to this call
+-- lease an id to this call; whatever kind of thing stood in the place of its lease gives way
 local function grant(place, id, payload, due_ms)
   local try = redis.pcall('INCR', 'arq:retry:' .. id)
-  if type(try) == 'table' then
-    redis.call('ZREM', KEYS[place], id)
-    odd[#odd + 1], odd[#odd + 2], odd[#odd + 3] = place, id, 'arq:retry:' .. id .. ' holds no number'
-    return
-  end
+  if type(try) == 'table' then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if try == 1 then redis.call('PEXPIRE', 'arq:retry:' .. id, 88400000) end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1

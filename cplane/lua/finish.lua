@@ -6,6 +6,7 @@
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
 --   2 release  handed back, due at `number` (its old score, ms), the try uncounted
 --   3 aside    the id leaves the queue; its payload goes to the set-aside stream with `text`, the reason
+--   4 postpone due again in `number` ms from now, the try uncounted
 -- answers for each: 1 applied, 0 another's lease (nothing touched), -1 no lease known (nothing touched)
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -46,6 +47,7 @@ for i, back in ipairs(cmsgpack.unpack(ARGV[1])) do
       wake = true
     else
       redis.call('DEL', lease_key)
+      if action == 4 then number = now_ms + number end
       redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
       redis.call('DECR', 'arq:retry:' .. id)
       wake = true
