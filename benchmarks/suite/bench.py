@@ -10,7 +10,7 @@ from benchmarks.suite.environments import python
 from benchmarks.suite.processes import Child, Producer, Unavailable, child
 from benchmarks.suite.results import Results
 from benchmarks.suite.servers import Servers
-from benchmarks.suite.systems import ROOT, System
+from benchmarks.suite.systems import System
 from benchmarks.suite.tally import Tally
 from cplane.migrations import upgrade
 
@@ -60,7 +60,7 @@ class Bench:
     @asynccontextmanager
     async def stage(self, system: System, count: int) -> AsyncGenerator["Stage"]:
         """Empty servers, slots for `count` jobs, and a producer of this system."""
-        await self.servers.empty(await self.servers.template(system, lambda url: self._prepare(system, url)))
+        await self.servers.empty(await self.template(system))
         async with AsyncExitStack() as stack:
             tally = Tally(count)
             stack.callback(tally.close)
@@ -77,6 +77,10 @@ class Bench:
             )
             await producer.ready()
             yield Stage(self, system, tally, producer)
+
+    async def template(self, system: System) -> str | None:
+        """The database that holds the system's own tables, empty."""
+        return await self.servers.template(system, lambda url: self._prepare(system, url))
 
     def log(self, name: str) -> Path:
         """Where a child's output goes."""
@@ -150,7 +154,3 @@ class Stage:
             return 0
         return int(await self.bench.servers.fetch("SELECT count(*) FROM cplane.jobs WHERE state <> 'succeeded'"))
 
-
-def sources() -> Path:
-    """The folder that modules of the suite are run from."""
-    return ROOT

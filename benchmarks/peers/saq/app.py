@@ -8,13 +8,13 @@ import os
 from typing import Any
 
 import uvloop
-from saq import Queue
+from saq.queue.redis import RedisQueue
 
 from benchmarks.kit.slots import open_slots
 
 uvloop.install()
 slots = open_slots()
-queue = Queue.from_url(os.environ["BENCH_REDIS_URL"], max_concurrent_ops=64)
+queue = RedisQueue.from_url(os.environ["BENCH_REDIS_URL"], max_concurrent_ops=64)
 
 
 async def noop(_: dict[str, Any], *, slot: int) -> None:
