@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the suite is found from whatever folder this is started in
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # the suite is found from whatever folder this is started in
 
 from benchmarks.suite.cli import app
 

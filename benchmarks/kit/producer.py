@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from benchmarks.kit.slots import Slots, open_slots
@@ -185,7 +186,7 @@ def sync_single(client: SyncClient, _: Slots, order: Order) -> None:
 def sync_concurrent(client: SyncClient, _: Slots, order: Order) -> None:
     """As many threads as submitters."""
     with ThreadPoolExecutor(order["submitters"]) as threads:
-        for _done in threads.map(lambda slot: client.submit(order["job"], slot), _range(order)):
+        for _done in threads.map(partial(client.submit, order["job"]), _range(order)):
             pass
 
 

@@ -153,4 +153,3 @@ class Stage:
         if not (self.system.ours and self.system.database):
             return 0
         return int(await self.bench.servers.fetch("SELECT count(*) FROM cplane.jobs WHERE state <> 'succeeded'"))
-

@@ -49,7 +49,9 @@ A busy machine distorts everything: look at the lowest and the highest of the ro
 
 Only = Annotated[str, typer.Option("--only", metavar="NAME,…", help="Only these systems.")]
 Scenario = Annotated[str, typer.Option("--scenario", metavar="NAME,…", help="Only these scenarios.")]
-Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="How often each is measured: 3, or 1 with --quick.")]
+Rounds = Annotated[
+    int | None, typer.Option("--rounds", min=1, help="How often each is measured: 3, or 1 with --quick.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and one round: minutes instead of an hour or two.")]
 Full = Annotated[bool, typer.Option("--full", help="Scale up to 1,000,000 queued jobs and 5,000,000 records.")]
 Durable = Annotated[
@@ -98,7 +100,9 @@ def main(
 
 def app() -> None:
     """Run the command line."""
-    command = typer.Typer(rich_markup_mode="rich", add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    command = typer.Typer(
+        rich_markup_mode="rich", add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
     command.command(epilog=EPILOG.replace("\n", "\n\n"))(main)
     command()
 
@@ -120,12 +124,20 @@ def _scenarios(chosen: str) -> list[ModuleType]:
     wanted = [name.strip() for name in chosen.split(",") if name.strip()]
     for name in wanted:
         if name not in SCENARIOS:
-            raise typer.BadParameter(f"no scenario named '{name}'; known: {', '.join(SCENARIOS)}", param_hint="--scenario")
+            raise typer.BadParameter(
+                f"no scenario named '{name}'; known: {', '.join(SCENARIOS)}", param_hint="--scenario"
+            )
     return [module for name, module in SCENARIOS.items() if not wanted or name in wanted]
 
 
 async def _run(
-    console: Console, systems: Sequence[System], scenarios: Sequence[ModuleType], effort: Effort, *, durable: bool, keep: bool
+    console: Console,
+    systems: Sequence[System],
+    scenarios: Sequence[ModuleType],
+    effort: Effort,
+    *,
+    durable: bool,
+    keep: bool,
 ) -> Bench:
     """Prepare, run every scenario, answer what was found; a signal stops it and everything it started."""
     task = asyncio.current_task()
@@ -156,7 +168,9 @@ async def _run(
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), console=console)
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), console=console
+    )
 
 
 async def _environments(

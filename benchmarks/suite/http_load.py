@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import time
+from functools import partial
 from typing import Any, cast
 
 import uvloop
@@ -83,7 +84,7 @@ async def load(given: dict[str, Any]) -> dict[str, object]:
     ends = [loop.create_future() for _ in range(int(given["connections"]))]
     began = time.perf_counter()
     for end in ends:
-        await loop.create_connection(lambda end=end: Connection(plan, end), HOST, int(given["port"]))
+        await loop.create_connection(partial(Connection, plan, end), HOST, int(given["port"]))
     await asyncio.gather(*ends)
     took_s = time.perf_counter() - began
     ordered = sorted(plan.took_ms)

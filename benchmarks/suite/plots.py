@@ -26,8 +26,8 @@ INTRODUCTION = """# Benchmarks
 
 cplane beside the task frameworks that people would take instead, all measured in one run on one machine, each in the configuration that its own
 documentation offers for speed; what that is, and why, is written down in `benchmarks/peers/NAME/app.py`. This page is generated from the
-values of that run, good and bad. A *transient* job (`@job(record=False)`) has no row in Postgres, as the peers on Redis have none; a *recorded* one has a
-committed row for its submission and for every attempt.
+values of that run, good and bad. A *transient* job (`@job(record=False)`) has no row in Postgres, as the peers on Redis have none; a
+*recorded* one has a committed row for its submission and for every attempt.
 
 To reproduce it, from a clone:
 
@@ -39,8 +39,9 @@ $ python benchmarks/peers.py {arguments}
 """
 
 EXPLANATION = """
-Every job gets the number of a slot in shared memory and leaves there how often it ran and when it was submitted, started and finished: a job that was
-*lost* has no run, one that was *doubled* more than one. Rounds are interleaved: every system is measured once before any is measured again; shown are medians.
+Every job gets the number of a slot in shared memory and leaves there how often it ran and when it was submitted, started and finished: a
+job that was *lost* has no run, one that was *doubled* more than one. Rounds are interleaved: every system is measured once before any is
+measured again; shown are medians.
 Before each run Redis is emptied and its log rewritten, and the database is made anew. `python benchmarks/peers.py --help` says more.
 """
 
@@ -61,8 +62,16 @@ def write_report(results: Results, folder: Path) -> list[Path]:
 def _drawn(results: Results) -> Iterable[tuple[str, str]]:
     for name, title in TITLES.items():
         yield name, _bars(results, name, title)
-    yield "queued", _curves(results, "queued", "throughput", "jobs/s", "Throughput as the queue grows: jobs/s over jobs queued")
-    yield "records", _curves(results, "records", "records() p99", "ms", "A page of records as the table grows: p99 in ms over records")
+    yield (
+        "queued",
+        _curves(results, "queued", "throughput", "jobs/s", "Throughput as the queue grows: jobs/s over jobs queued"),
+    )
+    yield (
+        "records",
+        _curves(
+            results, "records", "records() p99", "ms", "A page of records as the table grows: p99 in ms over records"
+        ),
+    )
 
 
 def _bars(results: Results, scenario: str, title: str) -> str:
@@ -110,7 +119,12 @@ def _verdicts(results: Results) -> str:
 def _rows(results: Results) -> str:
     lines: list[str] = []
     for scenario, rows in itertools.groupby(ordered(results), key=lambda row: row.scenario):
-        lines += ["", f"### {scenario}", "", "| case | system | median | lowest | highest | × best peer | lost | doubled | |"]
+        lines += [
+            "",
+            f"### {scenario}",
+            "",
+            "| case | system | median | lowest | highest | × best peer | lost | doubled | |",
+        ]
         lines.append("|---|---|--:|--:|--:|--:|--:|--:|---|")
         lines += [_line(row.case, *cells(results, row)) for row in rows]
     return "\n".join(lines) + "\n"

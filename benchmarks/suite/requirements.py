@@ -44,7 +44,9 @@ def _against(
     return measure
 
 
-def _own(scenario: str, case: str, system: str, base: str | None = None) -> Callable[[Results], tuple[float, str] | None]:
+def _own(
+    scenario: str, case: str, system: str, base: str | None = None
+) -> Callable[[Results], tuple[float, str] | None]:
     """Our own figure, or its ratio to our own in the case `base`."""
 
     def measure(results: Results) -> tuple[float, str] | None:
@@ -52,7 +54,11 @@ def _own(scenario: str, case: str, system: str, base: str | None = None) -> Call
         if row is None or base is None:
             return (row.value, system) if row is not None else None
         from_row = results.find(scenario, base, system)
-        return (row.value / from_row.value, f"{_figure(row)} against {_figure(from_row)}") if from_row is not None else None
+        return (
+            (row.value / from_row.value, f"{_figure(row)} against {_figure(from_row)}")
+            if from_row is not None
+            else None
+        )
 
     return measure
 
@@ -74,6 +80,13 @@ def _largest(middle: str, end: str, system: str, *, ratio: bool) -> Callable[[Re
     return measure
 
 
+def _http_ratio(results: Results) -> tuple[float, str] | None:
+    ours, theirs = (results.find(http.NAME, http.RATE, name) for name in (http.OURS, http.THEIRS))
+    if ours is None or theirs is None:
+        return None
+    return ours.value / theirs.value, f"{_figure(ours)} against {_figure(theirs)}"
+
+
 T, P = throughput.NAME, pickup.NAME
 ONE, FOUR = throughput.case(1), throughput.case(4)
 IDLE_P50 = f"{pickup.IDLE}, p50"
@@ -85,7 +98,7 @@ REQUIREMENTS = (
     Requirement("transient, 4 workers against 1", 1, None, "×", _own(T, FOUR, TRANSIENT.name, ONE)),
     Requirement("recorded, 4 workers against 1", 1, None, "×", _own(T, FOUR, RECORDED.name, ONE)),
     Requirement("recorded submit_many, best peer's bulk", 3, None, "×", _against(submitting.NAME, submitting.BULK, RECORDED.name)),
-    Requirement("HTTP submits, the reference", 8, None, "×", lambda results: _http_ratio(results)),
+    Requirement("HTTP submits, the reference", 8, None, "×", _http_ratio),
     Requirement("HTTP submits, p99", None, 50, "ms", _own(http.NAME, http.P99, http.OURS)),
     Requirement("transient pickup p50, best peer", None, 1, "×", _against(P, IDLE_P50, TRANSIENT.name)),
     Requirement("recorded pickup p50, best peer", None, 2, "×", _against(P, IDLE_P50, RECORDED.name)),
@@ -111,13 +124,6 @@ def _verdict(requirement: Requirement, found: tuple[float, str] | None) -> Verdi
     value, against = found
     met = (low is None or value >= low) and (high is None or value <= high)
     return Verdict(requirement.says, asked, f"{value:.2f} {unit}", against, met)
-
-
-def _http_ratio(results: Results) -> tuple[float, str] | None:
-    ours, theirs = (results.find(http.NAME, http.RATE, name) for name in (http.OURS, http.THEIRS))
-    if ours is None or theirs is None:
-        return None
-    return ours.value / theirs.value, f"{_figure(ours)} against {_figure(theirs)}"
 
 
 def _number(row: Row) -> int:

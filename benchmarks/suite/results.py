@@ -39,7 +39,15 @@ class Results:
     rows: list[Row] = field(default_factory=list[Row])
 
     def add(
-        self, scenario: str, case: str, system: str, unit: str, value: float, *, count: Count | None = None, note: str = ""
+        self,
+        scenario: str,
+        case: str,
+        system: str,
+        unit: str,
+        value: float,
+        *,
+        count: Count | None = None,
+        note: str = "",
     ) -> None:
         """One round's value."""
         row = self._row(scenario, case, system, unit)

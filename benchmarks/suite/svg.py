@@ -58,11 +58,13 @@ def curves(title: str, unit: str, series: Mapping[str, Sequence[tuple[float, flo
         return left + (math.log10(x) - least) / span * (WIDTH - left - 190), bottom - y / highest * (bottom - top)
 
     lines = [f'<path class="axis" d="M{left} {top}V{bottom}H{WIDTH - 180}"/>']
-    for x in sorted({x for x, _ in points}):
-        lines.append(_text(place(x, 0)[0], bottom + 18, f"{x:,.0f}", anchor="middle"))
+    ticks = sorted({x for x, _ in points})
+    lines += [_text(place(x, 0)[0], bottom + 18, f"{x:,.0f}", anchor="middle") for x in ticks]
     for part in (0.25, 0.5, 0.75, 1.0):
         y = highest / 1.1 * part
-        lines.append(_text(left - 8, place(points[0][0], y)[1] + 4, f"{y:,.0f}" if y >= 10 else f"{y:.1f}", anchor="end"))
+        lines.append(
+            _text(left - 8, place(points[0][0], y)[1] + 4, f"{y:,.0f}" if y >= 10 else f"{y:.1f}", anchor="end")
+        )
     lines.append(_text(left, top - 8, unit))
     for number, (name, line) in enumerate(series.items()):
         placed = [place(x, y) for x, y in line]

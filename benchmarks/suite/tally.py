@@ -31,7 +31,7 @@ class Tally:
     """A file of slots, made empty; removed by `close`."""
 
     def __init__(self, count: int) -> None:
-        handle, name = mkstemp(prefix="bench-slots-", dir="/dev/shm")  # noqa: S108  shared memory is what it is for
+        handle, name = mkstemp(prefix="bench-slots-", dir="/dev/shm")
         self.path = Path(name)
         self.count = count
         create(self.path, count)
@@ -103,8 +103,7 @@ class Tally:
 
     def _slots(self, first: int, count: int) -> Iterator[tuple[int, int, int, int]]:
         data = self._read(HEADER_WORDS + first * WORDS, count * WORDS)
-        for runs, submitted, started, finished in struct.iter_unpack("4Q", data):
-            yield runs, submitted, started, finished
+        yield from struct.iter_unpack("4Q", data)
 
     def _read(self, word: int, words: int) -> bytes:
         self._file.seek(word * 8)

@@ -1,7 +1,8 @@
 """32 HTTP clients submit at once: `cplane web` beside a plain FastAPI endpoint that does the same in the usual way.
 
-The reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds to a Redis stream, in each request, under uvicorn
-with uvloop and httptools. One process each, no worker beside. Afterwards the accepted requests are compared with the rows that are there.
+The reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds to a Redis stream, in each request,
+under uvicorn with uvloop and httptools. One process each, no worker beside. Afterwards the accepted requests are compared with the rows
+that are there.
 """
 
 import sys
@@ -39,14 +40,23 @@ async def _measure(bench: Bench, name: str) -> None:
     ours = name == OURS
     await bench.servers.empty(await bench.template(RECORDED) if ours else None)
     requests = bench.effort.sized(2000, 15_000)
-    plan = {"method": "POST", "path": "/api/v1/jobs", "body": BODY, "connections": CLIENTS, "requests": requests, "warm": WARM}
+    plan = {
+        "method": "POST",
+        "path": "/api/v1/jobs",
+        "body": BODY,
+        "connections": CLIENTS,
+        "requests": requests,
+        "warm": WARM,
+    }
     tally = Tally(1)
     try:
         env = {**bench.environment(RECORDED, 256), VARIABLE: str(tally.path)}
         command, cwd = _command(ours)
         async with web_server(command, env=env, cwd=cwd, log=bench.log(name)) as port:
             seen = await load(bench.folder, {**plan, "port": port})
-        rows = int(await bench.servers.fetch("SELECT count(*) FROM cplane.jobs" if ours else "SELECT count(*) FROM job"))
+        rows = int(
+            await bench.servers.fetch("SELECT count(*) FROM cplane.jobs" if ours else "SELECT count(*) FROM job")
+        )
     finally:
         tally.close()
     accepted = seen.accepted + WARM
@@ -59,5 +69,16 @@ async def _measure(bench: Bench, name: str) -> None:
 def _command(ours: bool) -> tuple[list[str], Path]:
     if ours:
         return [sys.executable, "-m", "cplane", "web", "--port", "{port}"], RECORDED.files
-    uvicorn = [python(REFERENCE), "-m", "uvicorn", "app:app", "--port", "{port}", "--loop", "uvloop", "--http", "httptools"]
+    uvicorn = [
+        python(REFERENCE),
+        "-m",
+        "uvicorn",
+        "app:app",
+        "--port",
+        "{port}",
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+    ]
     return [*uvicorn, "--no-access-log", "--log-level", "warning"], BENCHMARKS / REFERENCE

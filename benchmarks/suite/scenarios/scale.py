@@ -1,24 +1,26 @@
 """cplane alone, as what it holds grows: jobs that wait in the queue, and records in the database.
 
-**Queued.** Before the worker starts, N + M jobs that are due wait in one queue. The rate is taken over M jobs, after the first 1,000, and N still wait
-when it ends: "N queued" means from N to N + M, the same M for every N, and nobody submits meanwhile. Then the worker stops, and with N queued
-submit rates are measured.
+**Queued.** Before the worker starts, N + M jobs that are due wait in one queue. The rate is taken over M jobs, after the first 1,000, and N
+still wait when it ends: "N queued" means from N to N + M, the same M for every N, and nobody submits meanwhile. Then the worker stops, and
+with N queued submit rates are measured.
 
-**Records.** Finished records and their attempts are put in with SQL, spread over 20 job names, 94 % succeeded, then ANALYZE. Then a page of 50 is
-listed 200 times for each of four filters, through `ControlPlane.records()` and over HTTP, and jobs are submitted and run beside those records.
+**Records.** Finished records and their attempts are put in with SQL, spread over 20 job names, 94 % succeeded, then ANALYZE. Then a page of
+50 is listed 200 times for each of four filters, through `ControlPlane.records()` and over HTTP, and jobs are submitted and run beside those
+records.
 """
 
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from asyncpg import PostgresError
 
 from benchmarks.kit.slots import VARIABLE
 from benchmarks.suite.bench import Bench, Stage
 from benchmarks.suite.processes import Unavailable
-from benchmarks.suite.systems import RECORDED, TRANSIENT, System
+from benchmarks.suite.systems import RECORDED, System
 from benchmarks.suite.tally import Tally, percentile
 from benchmarks.suite.web import load, web_server
 from cplane import ControlPlane
@@ -56,11 +58,11 @@ async def run(bench: Bench) -> None:
         for queued in _queued_sizes(bench):
             for system in systems:
                 bench.tell(f"scale, round {number + 1}: {system.name} with {queued:,} queued")
-                await _tried(bench, system, queued_case(queued), lambda s=system, q=queued: _with_queued(bench, s, q))
+                await _tried(bench, system, queued_case(queued), partial(_with_queued, bench, system, queued))
     if RECORDED in systems:
         for records in _record_sizes(bench):
             bench.tell(f"scale: {records:,} records")
-            await _tried(bench, RECORDED, record_case(records), lambda r=records: _with_records(bench, r))
+            await _tried(bench, RECORDED, record_case(records), partial(_with_records, bench, records))
 
 
 def queued_case(queued: int) -> str:

@@ -29,7 +29,9 @@ def case(concurrency: int) -> str:
 
 async def _measure(bench: Bench, system: System, concurrency: int) -> None:
     if concurrency not in system.sleeps:
-        bench.results.skip(NAME, case(concurrency), system.name, "n/a: so many processes are not sensible on this machine")
+        bench.results.skip(
+            NAME, case(concurrency), system.name, "n/a: so many processes are not sensible on this machine"
+        )
         return
     count = int(concurrency / SLEEP_S * bench.effort.run_s)
     try:

@@ -5,6 +5,7 @@ run its first job. How many jobs a system gets follows from a short trial, so th
 """
 
 import asyncio
+import time
 
 from benchmarks.suite.bench import Bench, Stage
 from benchmarks.suite.processes import Unavailable
@@ -86,8 +87,7 @@ async def _drain(stage: Stage, count: int, workers: int) -> float:
 
 async def _records_open(stage: Stage) -> int:
     """Records that have not succeeded, once they had time to."""
-    for _ in range(int(FINAL_S / 0.2)):
-        if not (unfinished := await stage.records_open()):
-            return 0
+    until = time.monotonic() + FINAL_S
+    while (unfinished := await stage.records_open()) and time.monotonic() < until:
         await asyncio.sleep(0.2)
     return unfinished
