@@ -33,19 +33,21 @@ SCENARIOS: dict[str, Any] = {
 }
 QUICK_S, USUAL_S = 1.0, 4.0
 
-EPILOG = f"""
-[b]Scenarios[/]: {", ".join(SCENARIOS)}.
-[b]Systems[/]: {", ".join(system.name for system in SYSTEMS)}; a first word is enough: cplane.
-
-[cyan]$ python benchmarks/peers.py --quick[/]   everything, small: is it all there, and about how fast
-[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/benchmarks.md shows
-[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]
-[cyan]$ python benchmarks/peers.py --scenario scale --full[/]   up to a million queued jobs and five million records
-
-Each peer gets an environment of its own below .cache/benchmarks, with the versions in benchmarks/peers/NAME/requirements.txt. All systems get the
-same Redis and Postgres, started and emptied here. How each is configured, and why, stands in benchmarks/peers/NAME/app.py.
-A busy machine distorts everything: look at the lowest and the highest of the rounds.
-"""
+ENVIRONMENTS_HELP = """Each peer gets an environment of its own below .cache/benchmarks, with the versions in
+benchmarks/peers/NAME/requirements.txt. All systems get the same Redis and Postgres, started and emptied here. How each is configured, and
+why, stands in benchmarks/peers/NAME/app.py."""
+EPILOG = "\n\n".join(
+    [
+        f"[b]Scenarios[/]: {', '.join(SCENARIOS)}.",
+        f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both of ours.",
+        "[cyan]$ python benchmarks/peers.py --quick[/]   everything, small: is it all there, and about how fast",
+        "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/benchmarks.md shows",
+        "[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]",
+        "[cyan]$ python benchmarks/peers.py --only cplane --scenario scale --full[/]   up to five million records",
+        ENVIRONMENTS_HELP,
+        "A busy machine distorts everything: look at the lowest and the highest of the rounds.",
+    ]
+)
 
 Only = Annotated[str, typer.Option("--only", metavar="NAME,…", help="Only these systems.")]
 Scenario = Annotated[str, typer.Option("--scenario", metavar="NAME,…", help="Only these scenarios.")]
@@ -103,7 +105,7 @@ def app() -> None:
     command = typer.Typer(
         rich_markup_mode="rich", add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
     )
-    command.command(epilog=EPILOG.replace("\n", "\n\n"))(main)
+    command.command(epilog=EPILOG)(main)
     command()
 
 
