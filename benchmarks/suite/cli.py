@@ -32,6 +32,8 @@ SCENARIOS: dict[str, Any] = {
     module.NAME: module for module in (throughput, sleeping, submitting, pickup, footprint, scale, http)
 }
 QUICK_S, USUAL_S = 1.0, 4.0
+FILE_WIDTH = 180
+"""Columns where the output is no terminal."""
 
 ENVIRONMENTS_HELP = """Each peer gets an environment of its own below .cache/benchmarks, with the versions in
 benchmarks/peers/NAME/requirements.txt. All systems get the same Redis and Postgres, started and emptied here. How each is configured, and
@@ -81,12 +83,13 @@ def main(
     No-op throughput with 1, 2 and 4 workers, jobs that sleep, submit rates, pickup latency, memory and idle CPU, how cplane scales, and HTTP submits
     beside a plain FastAPI endpoint. Every job leaves a mark in shared memory, so jobs that were lost or ran twice are counted in every run.
     """
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     systems = _systems(only)
     scenarios = _scenarios(scenario)
     effort = Effort(rounds=rounds or (1 if quick else 3), run_s=QUICK_S if quick else USUAL_S, quick=quick, full=full)
     try:
         bench = asyncio.run(_run(console, systems, scenarios, effort, durable=durable, keep=keep))
+        bench.results.conditions["arguments"] = _again(only, scenario, effort, durable=durable)
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("stopped; every process that was started is gone")
         raise typer.Exit(130) from None
@@ -98,6 +101,14 @@ def main(
         bench.results.save(json)
     if plots:
         write_report(bench.results, ROOT / "docs")
+
+
+def _again(only: str, scenario: str, effort: Effort, *, durable: bool) -> str:
+    """The arguments that measure the same again."""
+    given = {"--only": only, "--scenario": scenario, "--rounds": str(effort.rounds)}
+    words = [word for name, value in given.items() if value for word in (name, value)]
+    flags = {"--quick": effort.quick, "--full": effort.full, "--fast": not durable}
+    return " ".join([*words, *(flag for flag, on in flags.items() if on), "--json results.json --plots"])
 
 
 def app() -> None:
@@ -178,7 +189,9 @@ def _progress(console: Console) -> Progress:
 async def _environments(
     systems: Sequence[System], scenarios: Sequence[ModuleType], progress: Progress, shown: TaskID
 ) -> None:
-    names = list(dict.fromkeys(system.folder for system in systems if not system.ours))
+    names: list[str] = []
+    if not {*scenarios} <= {scale, http}:  # these two are ours alone
+        names += dict.fromkeys(system.folder for system in systems if not system.ours)
     if http in scenarios:
         names.append(environments.REFERENCE)
     for name in names:
@@ -211,7 +224,6 @@ async def _conditions(servers: Servers, systems: Sequence[System], effort: Effor
         "rounds": str(effort.rounds),
         "sizes": size,
         "clock": f"CLOCK_MONOTONIC, {time.get_clock_info('monotonic').resolution:g} s",
-        "arguments": " ".join(sys.argv[1:]),
         "cplane": version("cplane"),
     }
     peers = dict.fromkeys(system.folder for system in systems if not system.ours)

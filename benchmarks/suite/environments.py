@@ -1,6 +1,7 @@
 """One virtual environment a peer, made from its pinned requirements below .cache/benchmarks and kept until they change."""
 
 import asyncio
+import fcntl
 import shutil
 import sys
 from collections.abc import Sequence
@@ -32,18 +33,24 @@ def version(name: str) -> str:
 
 
 async def ensure(name: str) -> None:
-    """Make the environment unless it stands and was made from these requirements.
+    """Make the environment unless it stands and was made from these requirements; two runs at once wait for each other.
 
     Raises:
         InstallError: it could not be made.
     """
+    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+    with (ENVIRONMENTS / "lock").open("w") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        await _ensure(name)
+
+
+async def _ensure(name: str) -> None:
     wanted = requirements(name).read_text() + sys.version
     made_from = ENVIRONMENTS / name / "made-from.txt"
     if made_from.exists() and made_from.read_text() == wanted:
         return
     folder = ENVIRONMENTS / name
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     for command in _commands(name, folder):
         await _run(command)
     made_from.write_text(wanted)

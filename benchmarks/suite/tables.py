@@ -8,7 +8,7 @@ from rich.table import Table
 from benchmarks.suite.requirements import figure, judge
 from benchmarks.suite.results import LESS_IS_BETTER, Results, Row
 
-GOOD, BAD, NOTHING = "[green]met[/]", "[red]not met[/]", "[dim]not measured[/]"
+GOOD, BAD = "[green]met[/]", "[red]not met[/]"
 
 
 def print_results(console: Console, results: Results) -> None:
@@ -60,7 +60,11 @@ def requirements_table(results: Results) -> Table:
     table = Table(title="Asked for", title_justify="left")
     for heading in ("", "asked", "measured", "verdict", ""):
         table.add_column(heading, justify="right" if heading in {"asked", "measured"} else "left")
-    for verdict in judge(results):
-        said = NOTHING if verdict.met is None else GOOD if verdict.met else BAD
-        table.add_row(verdict.says, verdict.asked, verdict.measured, said, verdict.against)
+    verdicts = judge(results)
+    for verdict in verdicts:
+        if verdict.met is not None:
+            table.add_row(verdict.says, verdict.asked, verdict.measured, GOOD if verdict.met else BAD, verdict.against)
+    missing = [f"{verdict.says} ({verdict.asked})" for verdict in verdicts if verdict.met is None]
+    table.caption = f"not measured in this run: {'; '.join(missing)}" if missing else None
+    table.caption_justify = "left"
     return table

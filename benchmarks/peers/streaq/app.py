@@ -1,4 +1,7 @@
-"""streaq: uvloop through anyio, results not kept (`ttl=0`), task logs off (`silent`), no timeout a task, prefetch as large as the concurrency."""
+"""streaq: uvloop through anyio, results not kept (`ttl=0`), task logs off (`silent`), prefetch as large as the concurrency, its default.
+
+For no-op jobs, 32 to 512 at once made no difference here.
+"""
 
 import asyncio
 import os
