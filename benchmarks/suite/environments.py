@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from benchmarks.suite.systems import BENCHMARKS, ENVIRONMENTS
 
@@ -40,7 +41,8 @@ async def ensure(name: str) -> None:
     """
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     with (ENVIRONMENTS / "lock").open("w") as lock:
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        while not _is_free(lock):
+            await asyncio.sleep(0.2)
         await _ensure(name)
 
 
@@ -54,6 +56,15 @@ async def _ensure(name: str) -> None:
     for command in _commands(name, folder):
         await _run(command)
     made_from.write_text(wanted)
+
+
+def _is_free(lock: IO[str]) -> bool:
+    """Whether the lock is ours now; a thread that waits for it could not be interrupted."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _commands(name: str, folder: Path) -> list[list[str]]:
@@ -72,6 +83,10 @@ async def _run(command: Sequence[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    printed, _ = await process.communicate()
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     if process.returncode != 0:
         raise InstallError(f"{' '.join(command)}: {printed.decode(errors='replace').strip()[-400:]}")
