@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ async def child(
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
-        process.terminate()
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGTERM)  # terminate() would look for the exit code, and take it from asyncio
     with suppress(TimeoutError):
         async with asyncio.timeout(STOP_S):
             await process.wait()
@@ -104,13 +105,6 @@ class Producer:
             raise Unavailable(f"its producer ended: {self._child.complaint()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-@asynccontextmanager
-async def children(commands: Sequence[Any]) -> AsyncGenerator[list[Child]]:
-    """Several children at once, stopped together."""
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(command) for command in commands]
 
 
 def _clean_environment() -> dict[str, str]:

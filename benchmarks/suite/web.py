@@ -58,6 +58,7 @@ async def load(folder: Path, plan: Mapping[str, object]) -> Load:
     async with child(command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, log=log, piped=True) as generator:
         assert generator.process.stdout is not None
         printed = await generator.process.stdout.read()
+        await generator.process.wait()
         if not printed:
             raise Unavailable(f"the load generator ended: {generator.complaint()}")
     said: dict[str, Any] = json.loads(printed)
