@@ -1,32 +1,21 @@
 """The command line of the benchmarks."""
 
 import asyncio
-import os
-import platform
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks.suite import environments, tables
-from benchmarks.suite.bench import Bench, Effort
+from benchmarks.suite.bench import Effort
 from benchmarks.suite.plots import write_report
+from benchmarks.suite.results import Results
 from benchmarks.suite.scenarios import footprint, http, pickup, scale, sleeping, submitting, throughput
-from benchmarks.suite.servers import Servers
-from benchmarks.suite.systems import ENVIRONMENTS, ROOT, SYSTEMS, System
-from cplane.dev import DevStack
+from benchmarks.suite.session import Plan, run
+from benchmarks.suite.systems import ROOT, SYSTEMS, System
 
 SCENARIOS: dict[str, Any] = {
     module.NAME: module for module in (throughput, sleeping, submitting, pickup, footprint, scale, http)
@@ -87,20 +76,29 @@ def main(
     systems = _systems(only)
     scenarios = _scenarios(scenario)
     effort = Effort(rounds=rounds or (1 if quick else 3), run_s=QUICK_S if quick else USUAL_S, quick=quick, full=full)
+    plan = Plan(
+        systems, scenarios, effort, durable=durable, keep=keep, again=_again(only, scenario, effort, durable=durable)
+    )
+    results = Results()
     try:
-        bench = asyncio.run(_run(console, systems, scenarios, effort, durable=durable, keep=keep))
-        bench.results.conditions["arguments"] = _again(only, scenario, effort, durable=durable)
+        asyncio.run(run(plan, console, results))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopped; every process that was started is gone")
+        console.print("stopped; every process that was started is gone; this is what there was until then")
         raise typer.Exit(130) from None
     except environments.InstallError as error:
         console.print(f"[red]an environment could not be made:[/] {error}")
         raise typer.Exit(1) from None
-    tables.print_results(console, bench.results)
-    if json is not None:
-        bench.results.save(json)
+    finally:  # an hour's values are not lost with the last minute's
+        _report(console, results, json)
     if plots:
-        write_report(bench.results, ROOT / "docs")
+        write_report(results, ROOT / "docs")
+
+
+def _report(console: Console, results: Results, json: Path | None) -> None:
+    if results.rows:
+        tables.print_results(console, results)
+        if json is not None:
+            results.save(json)
 
 
 def _again(only: str, scenario: str, effort: Effort, *, durable: bool) -> str:
@@ -141,91 +139,3 @@ def _scenarios(chosen: str) -> list[ModuleType]:
                 f"no scenario named '{name}'; known: {', '.join(SCENARIOS)}", param_hint="--scenario"
             )
     return [module for name, module in SCENARIOS.items() if not wanted or name in wanted]
-
-
-async def _run(
-    console: Console,
-    systems: Sequence[System],
-    scenarios: Sequence[ModuleType],
-    effort: Effort,
-    *,
-    durable: bool,
-    keep: bool,
-) -> Bench:
-    """Prepare, run every scenario, answer what was found; a signal stops it and everything it started."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with AsyncExitStack() as stack:
-        progress = stack.enter_context(_progress(console))
-        shown = progress.add_task("preparing", total=len(scenarios) + 1)
-        await _environments(systems, scenarios, progress, shown)
-        folder = await stack.enter_async_context(_folder(console, keep=keep))
-        running = await stack.enter_async_context(DevStack(folder, durable=durable))
-        servers = Servers(running.database_url, running.redis_url)
-        bench = Bench(
-            servers=servers,
-            systems=systems,
-            effort=effort,
-            folder=folder,
-            tell=lambda words: progress.update(shown, description=words),
-        )
-        bench.results.conditions = await _conditions(servers, systems, effort)
-        console.print("  ".join(f"{name} [b]{value}[/]" for name, value in bench.results.conditions.items()))
-        for module in scenarios:
-            progress.advance(shown)
-            await module.run(bench)
-            console.print(f"[dim]{module.NAME} done[/]")
-        progress.update(shown, description="done", completed=len(scenarios) + 1)
-    return bench
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), console=console
-    )
-
-
-async def _environments(
-    systems: Sequence[System], scenarios: Sequence[ModuleType], progress: Progress, shown: TaskID
-) -> None:
-    names: list[str] = []
-    if not {*scenarios} <= {scale, http}:  # these two are ours alone
-        names += dict.fromkeys(system.folder for system in systems if not system.ours)
-    if http in scenarios:
-        names.append(environments.REFERENCE)
-    for name in names:
-        progress.update(shown, description=f"environment of {name}")
-        await environments.ensure(name)
-
-
-@asynccontextmanager
-async def _folder(console: Console, *, keep: bool) -> AsyncGenerator[Path]:
-    """Where the servers keep their data and every process its log, on the disk the project is on."""
-    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=ENVIRONMENTS))
-    try:
-        yield folder
-    finally:
-        if keep:
-            console.print(f"logs: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-async def _conditions(servers: Servers, systems: Sequence[System], effort: Effort) -> dict[str, str]:
-    """Under which conditions all this was measured; nothing that names the machine."""
-    size = "quick" if effort.quick else "full" if effort.full else "usual"
-    said = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cores": str(os.cpu_count()),
-        "Python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "rounds": str(effort.rounds),
-        "sizes": size,
-        "clock": f"CLOCK_MONOTONIC, {time.get_clock_info('monotonic').resolution:g} s",
-        "cplane": version("cplane"),
-    }
-    peers = dict.fromkeys(system.folder for system in systems if not system.ours)
-    said |= {name: environments.version(name) for name in peers}
-    return said | await servers.describe()

@@ -15,6 +15,9 @@ LOOK_S = 0.05
 STALL_S = 15.0
 """Without a new job for so long, what is missing counts as lost."""
 
+START_S = 90.0
+"""How long the first job may take: workers start slowly on a busy machine."""
+
 SETTLE_S = 0.3
 """After the last job, how long a job may come that should not."""
 
@@ -51,7 +54,7 @@ class Tally:
             now = time.monotonic()
             if reached > at:
                 at, moved = reached, now
-            elif now - moved > STALL_S and not self._moving(at, end):
+            elif now - moved > STALL_S and not self._moving(at, end, now - began):
                 return
             if now - began > deadline_s:
                 return
@@ -92,8 +95,10 @@ class Tally:
                 at += 1
         return at
 
-    def _moving(self, at: int, end: int) -> bool:
-        """Whether a job somewhere behind has ended lately: one lost job does not end the wait for the others."""
+    def _moving(self, at: int, end: int, waited_s: float) -> bool:
+        """Whether a job somewhere behind has ended lately, or may still begin: one lost job does not end the wait for the others."""
+        if not self._first_starts():
+            return waited_s < START_S
         newest = max((slot[3] for slot in self._slots(at, end - at)), default=0)
         return time.monotonic_ns() - newest < STALL_S * 1e9
 
