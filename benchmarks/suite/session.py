@@ -24,7 +24,12 @@ from benchmarks.suite.results import Results
 from benchmarks.suite.scenarios import http, scale
 from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import ENVIRONMENTS, System
+from benchmarks.suite.tally import MEMORY
+from benchmarks.suite.tally import PREFIX as SLOTS
 from cplane.dev import DevStack
+
+PREFIX = "run-"
+"""Of the folder of a run; the pid follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +98,30 @@ async def _environments(plan: Plan, progress: Progress, shown: TaskID) -> None:
 async def _folder(console: Console, *, keep: bool) -> AsyncGenerator[Path]:
     """Where the servers keep their data and every process its log, on the disk the project is on."""
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="run-", dir=ENVIRONMENTS))
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=ENVIRONMENTS))
     try:
         yield folder
     finally:
         if keep:
-            console.print(f"logs: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+            kept = ENVIRONMENTS / "logs"
+            await asyncio.to_thread(shutil.rmtree, kept, ignore_errors=True)
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns(".cplane", "artifacts"))
+            console.print(f"logs: {kept}")
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """What runs left that were killed; their servers died with them."""
+    for base, prefix in ((ENVIRONMENTS, PREFIX), (MEMORY, SLOTS)):
+        for left in base.glob(f"{prefix}*"):
+            pid = left.name.removeprefix(prefix).partition("-")[0]
+            if Path(f"/proc/{pid}").exists():
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 async def _conditions(plan: Plan, servers: Servers) -> dict[str, str]:

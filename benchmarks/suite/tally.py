@@ -1,6 +1,7 @@
 """The driver's side of the slots: waits until jobs are done, counts lost and doubled ones, and computes rates and waits."""
 
 import asyncio
+import os
 import statistics
 import struct
 import time
@@ -11,6 +12,8 @@ from tempfile import mkstemp
 
 from benchmarks.kit.slots import HEADER_WORDS, PROCESSES, WORDS, create
 
+MEMORY = Path("/dev/shm")  # noqa: S108  shared memory is what it is for
+PREFIX = "bench-slots-"
 LOOK_S = 0.05
 STALL_S = 15.0
 """Without a new job for so long, what is missing counts as lost."""
@@ -34,7 +37,7 @@ class Tally:
     """A file of slots, made empty; removed by `close`."""
 
     def __init__(self, count: int) -> None:
-        handle, name = mkstemp(prefix="bench-slots-", dir="/dev/shm")
+        handle, name = mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)
         self.path = Path(name)
         self.count = count
         create(self.path, count)
