@@ -58,8 +58,9 @@ def test_a_requirement_is_judged_against_the_best_peer() -> None:
     results = Results()
     for system, per_s in (("cplane transient", 30_000.0), ("arq", 1000.0), ("dramatiq", 5000.0)):
         results.add("throughput", "1 worker", system, "jobs/s", per_s)
-    verdict = judge(results)[0]
+    wrong, verdict, *_ = judge(results)
     assert (verdict.met, verdict.measured) == (False, "6.00 ×")
+    assert (wrong.met, wrong.against) == (True, "0 lost, 0 doubled")
     assert verdict.against == "30,000 jobs/s against dramatiq's 5,000 jobs/s"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.suite.results import Results, Row
 from benchmarks.suite.scenarios import footprint, http, pickup, scale, submitting, throughput
-from benchmarks.suite.systems import ON_POSTGRES, ON_REDIS, RECORDED, TRANSIENT
+from benchmarks.suite.systems import ON_POSTGRES, ON_REDIS, OURS, RECORDED, TRANSIENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,21 @@ def _http_ratio(results: Results) -> tuple[float, str] | None:
     return ours.value / theirs.value, f"{_figure(ours)} against {_figure(theirs)}"
 
 
+def _wrong(results: Results) -> tuple[float, str] | None:
+    """Jobs of ours that were lost or ran twice."""
+    rows = [row for row in results.rows if row.values and row.system in {*OURS, http.OURS}]
+    if not rows:
+        return None
+    lost, doubled = sum(row.lost for row in rows), sum(row.doubled for row in rows)
+    return lost + doubled, f"{lost} lost, {doubled} doubled"
+
+
 T, P = throughput.NAME, pickup.NAME
 ONE, FOUR = throughput.case(1), throughput.case(4)
 IDLE_P50 = f"{pickup.IDLE}, p50"
 
 REQUIREMENTS = (
+    Requirement("jobs of ours that were lost or ran twice", None, 0, "jobs", _wrong),
     Requirement("transient no-op jobs, best peer", 10, None, "×", _against(T, ONE, TRANSIENT.name)),
     Requirement("recorded no-op jobs, best peer on Redis", 5, None, "×", _against(T, ONE, RECORDED.name, ON_REDIS)),
     Requirement("recorded no-op jobs, procrastinate", 20, None, "×", _against(T, ONE, RECORDED.name, ON_POSTGRES)),
