@@ -11,10 +11,10 @@ from rich.console import Console
 
 from benchmarks.suite import environments, tables
 from benchmarks.suite.bench import Effort
+from benchmarks.suite.plan import Plan, run
 from benchmarks.suite.plots import write_report
 from benchmarks.suite.results import Results
 from benchmarks.suite.scenarios import footprint, http, pickup, scale, sleeping, submitting, throughput
-from benchmarks.suite.session import Plan, run
 from benchmarks.suite.systems import ROOT, SYSTEMS, System
 
 SCENARIOS: dict[str, Any] = {
