@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.suite import environments
 from benchmarks.suite.bench import Bench, Effort
@@ -55,7 +55,7 @@ async def run(plan: Plan, console: Console, results: Results) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(_progress(console))
-        shown = progress.add_task("preparing", total=len(plan.scenarios) + 1)
+        shown = progress.add_task("preparing", total=None)
         await _environments(plan, progress, shown)
         folder = await stack.enter_async_context(_folder(console, keep=plan.keep))
         running = await stack.enter_async_context(DevStack(folder, durable=plan.durable))
@@ -65,21 +65,28 @@ async def run(plan: Plan, console: Console, results: Results) -> None:
             systems=plan.systems,
             effort=plan.effort,
             folder=folder,
-            tell=lambda words: progress.update(shown, description=words),
+            tell=lambda words: progress.update(shown, description=words, advance=1),
             results=results,
         )
         results.conditions = await _conditions(plan, servers)
         console.print("  ".join(f"{name} [b]{value}[/]" for name, value in results.conditions.items()))
+        progress.update(shown, total=sum(module.steps(bench) for module in plan.scenarios))
         for module in plan.scenarios:
-            progress.advance(shown)
             await module.run(bench)
             console.print(f"[dim]{module.NAME} done[/]")
-        progress.update(shown, description="done", completed=len(plan.scenarios) + 1)
+        progress.update(shown, description="done", total=progress.tasks[0].completed)
 
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), console=console
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("about"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("to go"),
+        console=console,
     )
 
 

@@ -17,6 +17,11 @@ JOBS = 1000
 CALM_S = 2.0
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return len(bench.systems) * bench.effort.rounds
+
+
 async def run(bench: Bench) -> None:
     """All rounds."""
     for number in range(bench.effort.rounds):

@@ -17,6 +17,11 @@ PAUSE_S = 0.07
 WARM = 20
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return len(bench.systems) * bench.effort.rounds
+
+
 async def run(bench: Bench) -> None:
     """All rounds."""
     for number in range(bench.effort.rounds):

@@ -51,6 +51,13 @@ SELECT id, 1, 'seed', 'submit', state, started_at, finished_at FROM cplane.jobs
 """
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return sum(system.ours for system in bench.systems) * bench.effort.rounds * len(_queued_sizes(bench)) + len(
+        _record_sizes(bench)
+    )
+
+
 async def run(bench: Bench) -> None:
     """The queue, then the records."""
     systems = [system for system in bench.systems if system.ours]

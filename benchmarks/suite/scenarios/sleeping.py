@@ -13,6 +13,11 @@ CONCURRENCIES = (32, 256)
 SLEEP_S = 0.1
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return len(bench.systems) * bench.effort.rounds * len(CONCURRENCIES)
+
+
 async def run(bench: Bench) -> None:
     """All rounds."""
     for number in range(bench.effort.rounds):

@@ -14,6 +14,11 @@ WARM = 100
 """Submits before the clock starts: connections are open and scripts loaded."""
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return len(bench.systems) * bench.effort.rounds
+
+
 async def run(bench: Bench) -> None:
     """All rounds."""
     for number in range(bench.effort.rounds):

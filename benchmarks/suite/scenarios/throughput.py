@@ -17,6 +17,11 @@ TRIAL = 300
 FINAL_S = 10.0
 
 
+def steps(bench: Bench) -> int:
+    """How often `run` tells what it does."""
+    return len(bench.systems) * (1 + bench.effort.rounds * len(WORKERS))
+
+
 async def run(bench: Bench) -> None:
     """All rounds."""
     able = [system for system in bench.systems if await _trial(bench, system)]
