@@ -152,6 +152,7 @@ async def _seed(bench: Bench, records: int) -> None:
     await bench.servers.execute(SEED_ATTEMPTS)
     for table in ("cplane.jobs", "cplane.attempts"):
         await bench.servers.execute(f"VACUUM ANALYZE {table}")
+    await bench.servers.execute("CHECKPOINT")  # what seeding wrote shall not be written during the measurements
 
 
 async def _list_pages(bench: Bench, case: str) -> None:
