@@ -1,0 +1,21 @@
+"""cplane, transient jobs: no row in Postgres, as the peers on Redis; the result is kept in Redis for a second."""
+
+import asyncio
+
+from benchmarks.kit.slots import open_slots
+from cplane import job
+
+slots = open_slots()
+
+
+@job(record=False, result_ttl=1)
+async def noop(slot: int) -> None:
+    slots.begin(slot)
+    slots.end(slot)
+
+
+@job(record=False, result_ttl=1)
+async def sleep(slot: int) -> None:
+    slots.begin(slot)
+    await asyncio.sleep(0.1)
+    slots.end(slot)

@@ -1,0 +1,112 @@
+"""Child processes: each in a group of its own, stopped by pid whatever happens, and gone when this process dies."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cplane.dev.parent import bound_to_parent
+
+STOP_S = 10.0
+ORDER_S = 600.0
+
+
+class Unavailable(Exception):
+    """A system cannot take part; the message says why."""
+
+
+class Child:
+    """A running child."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._log = log
+
+    def complaint(self) -> str:
+        """The last line it logged."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it printed nothing"
+
+    def check(self) -> None:
+        """Raise Unavailable if it ended."""
+        if self.process.returncode is not None:
+            raise Unavailable(f"it ended with exit code {self.process.returncode}: {self.complaint()}")
+
+
+@asynccontextmanager
+async def child(
+    command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, piped: bool = False
+) -> AsyncGenerator[Child]:
+    """Run a command; its output goes to `log`, or its stdin and stdout to us. It is stopped at the end."""
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**_clean_environment(), **env},
+            cwd=cwd,
+            stdin=asyncio.subprocess.PIPE if piped else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE if piped else output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=bound_to_parent(signal.SIGTERM, None),
+        )
+    try:
+        yield Child(process, log)
+    finally:
+        await asyncio.shield(asyncio.ensure_future(_stop(process)))
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGTERM)  # terminate() would look for the exit code, and take it from asyncio
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STOP_S):
+            await process.wait()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # the group is ours: what it forked goes with it
+    await process.wait()
+
+
+class Producer:
+    """A producer process that takes orders."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    async def ready(self) -> None:
+        """Wait until it takes orders.
+
+        Raises:
+            Unavailable: it cannot.
+        """
+        answer = await self._answer()
+        if "unavailable" in answer:
+            raise Unavailable(str(answer["unavailable"]))
+
+    async def order(self, do: str, job: str, first: int, count: int, **more: float) -> float:
+        """Carry out an order; answers the seconds it took."""
+        assert self._child.process.stdin is not None
+        order = {"do": do, "job": job, "first": first, "count": count, **more}
+        self._child.process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._child.process.stdin.drain()
+        return float((await self._answer())["took_s"])
+
+    async def _answer(self) -> dict[str, Any]:
+        assert self._child.process.stdout is not None
+        async with asyncio.timeout(ORDER_S):
+            line = await self._child.process.stdout.readline()
+        if not line:
+            await self._child.process.wait()
+            raise Unavailable(f"its producer ended: {self._child.complaint()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _clean_environment() -> dict[str, str]:
+    """Ours without what would configure a system behind our back."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("CPLANE_", "BENCH_", "PYTHON"))}
