@@ -28,7 +28,8 @@ CREATE FUNCTION chaos.note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO chaos.moves (record, new, attempt, cause) VALUES (NEW.id, NEW.state, NEW.attempt, NEW.cause);
-    ELSIF OLD.state NOT IN ('queued', 'running') OR (OLD.state, OLD.attempt) IS DISTINCT FROM (NEW.state, NEW.attempt) THEN
+    ELSIF (OLD.state, OLD.attempt) IS DISTINCT FROM (NEW.state, NEW.attempt)
+          OR (OLD.state NOT IN ('queued', 'running') AND OLD IS DISTINCT FROM NEW) THEN
         INSERT INTO chaos.moves (record, old, new, attempt, cause) VALUES (NEW.id, OLD.state, NEW.state, NEW.attempt, NEW.cause);
     END IF;
     RETURN NULL;

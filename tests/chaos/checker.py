@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from tests.chaos.history import FINAL, Ended, Fault, FaultKind, History, Record, Run
 
-LEGAL = {
+LEGAL: dict[str | None, set[str]] = {
     None: {"queued"},
     "queued": {"queued", "running", "cancelled"},
     "running": {"running", "queued", "succeeded", "failed", "cancelled"},
-    "succeeded": {"succeeded"},
-    "failed": {"failed"},
-    "cancelled": {"cancelled"},
+    "succeeded": set[str](),
+    "failed": set[str](),
+    "cancelled": set[str](),
 }
 """Moves of a record, replays aside. Written down a second time on purpose: the suite does not ask the product what is right."""
 
@@ -27,6 +27,9 @@ EXPLAINS: dict[str, frozenset[FaultKind]] = {
 """Which faults may be behind another attempt. Losing Redis, setting a clock or a deploy must never cost a lease."""
 
 DEATHS = frozenset({FaultKind.KILL, FaultKind.CRASH, FaultKind.POISON})
+
+HELD = frozenset({FaultKind.FREEZE, FaultKind.BLOCK, FaultKind.STALL})
+"""When a worker cannot stop what it runs, because it does not run itself."""
 
 LEAVES = DEATHS | {FaultKind.STOP}
 
@@ -86,6 +89,18 @@ def runs_once(history: History, bounds: Bounds) -> Iterator[Violation]:
     for (record, attempt), count in Counter((run.record, run.attempt) for run in history.runs).items():
         if count > 1:
             yield Violation("runs once", record, f"attempt {attempt} ran {count} times")
+
+
+def runs_alone(history: History, bounds: Bounds) -> Iterator[Violation]:
+    """An attempt has ended before the next begins: a worker stops what it can no longer trust, if it is let."""
+    began = {(run.record, run.attempt): run.began for run in history.runs}
+    for run in history.runs:
+        after = [began[run.record, n] for n in range(run.attempt + 1, run.attempt + 9) if (run.record, n) in began]
+        if not after or (run.ended is not None and run.ended <= min(after)):
+            continue
+        mine = [fault for fault in history.faults if fault.pid == run.pid]
+        if not any(_overlaps(fault, run.began, min(after), HELD | DEATHS) for fault in mine):
+            yield Violation("runs alone", run.record, f"attempt {run.attempt} still ran when the next began")
 
 
 def one_finish(history: History, bounds: Bounds) -> Iterator[Violation]:
@@ -277,6 +292,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         accepted_is_final,
         runs_once,
+        runs_alone,
         one_finish,
         moves_are_legal,
         attempts_are_told,

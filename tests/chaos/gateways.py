@@ -15,6 +15,8 @@ from enum import StrEnum
 from functools import wraps
 from typing import Any, Protocol, cast
 
+from sqlmodel.ext.asyncio.session import AsyncSession
+
 from cplane.errors import DatabaseUnavailable, QueueUnavailable
 from cplane.events import Events
 from cplane.queue import Claim, Queue
@@ -78,7 +80,9 @@ class Faults(Protocol):
 
     async def before(self, verb: str, given: object) -> None: ...
 
-    async def after(self, verb: str, answer: object) -> None: ...
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        """`joined`: within a transaction of the caller's, which may yet be rolled back."""
+        ...
 
 
 class Armed:
@@ -92,7 +96,7 @@ class Armed:
     async def before(self, verb: str, given: object) -> None:
         await self._meet(verb, "before", _has_content(given))
 
-    async def after(self, verb: str, answer: object) -> None:
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
         await self._meet(verb, "after", _has_content(answer))
 
     async def _meet(self, verb: str, place: str, content: bool) -> None:
@@ -128,7 +132,7 @@ class Dice:
             self._note(verb, "error")
             raise _unavailable(verb)
 
-    async def after(self, verb: str, answer: object) -> None:
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
         if self._random.random() < self._rates.late_error:
             self._note(verb, "done, but an error")
             raise _unavailable(verb)
@@ -147,8 +151,8 @@ class Watch:
     async def before(self, verb: str, given: object) -> None:
         return
 
-    async def after(self, verb: str, answer: object) -> None:
-        if verb == "store.finish":
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        if verb == "store.finish" and not joined:
             for (record, attempt), state in cast("dict[tuple[object, int], str]", answer).items():
                 self._journal.write("accepted", record=record, attempt=attempt, state=str(state))
 
@@ -195,8 +199,9 @@ def _wrap_call(
         for fault in faults:
             await fault.before(name, given)
         answer = await verb(self, *args, **kwargs)
+        joined = any(isinstance(value, AsyncSession) for value in (*args, *kwargs.values()))
         for fault in faults:
-            await fault.after(name, answer)
+            await fault.after(name, answer, joined=joined)
         if journal is not None and name not in WAITS and time.monotonic() - began > SLOW_S:
             journal.write("fault", kind=FaultKind.STALL, began=began, ended=time.monotonic(), note=f"{name} took long")
         return answer
@@ -215,7 +220,7 @@ def _wrap_block(
         async with verb(self, *args, **kwargs) as opened:
             yield opened
         for fault in faults:
-            await fault.after(name, True)
+            await fault.after(name, True, joined=False)
 
     return block
 

@@ -16,6 +16,7 @@ from tests.chaos.journal import here
 
 SOON = RetryPolicy(retries=2, backoff_s=0.05, factor=1.0)
 STEP_S = 0.05
+OVERSTAY_S = 30.0
 
 
 class Unlucky(Exception):
@@ -97,4 +98,20 @@ async def chaos_blocks(ctx: Context, tag: str, seconds: float) -> dict[str, int]
             began = time.monotonic()
             time.sleep(seconds)  # noqa: ASYNC251  the fault itself
             here().write("fault", kind=FaultKind.BLOCK, began=began, ended=time.monotonic())
+        return {"attempt": ctx.attempt}
+
+
+@job
+async def chaos_overstays(ctx: Context, tag: str, folder: str) -> dict[str, int]:
+    """Its first attempt holds the loop until the second has begun; the second works until the first has had time to record its end."""
+    with told(ctx):
+        began = time.monotonic()
+        second = Path(folder) / f"second-{tag}"
+        if ctx.attempt == 1:
+            while not second.exists() and time.monotonic() < began + OVERSTAY_S:
+                time.sleep(STEP_S)  # noqa: ASYNC251  the fault itself
+            here().write("fault", kind=FaultKind.BLOCK, began=began, ended=time.monotonic())
+        else:
+            second.touch()
+            await asyncio.sleep(1.0)
         return {"attempt": ctx.attempt}

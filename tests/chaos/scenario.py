@@ -127,6 +127,12 @@ class Scenario:
         now = time.monotonic()
         self.journal.write("fault", kind=kind, began=began or now, ended=ended or now, pid=pid, note=note)
 
+    @contextmanager
+    def died_elsewhere(self) -> Iterator[None]:
+        """What the block starts is lost with a worker that never was."""
+        yield
+        self.note_fault(FaultKind.KILL, "a worker that never was")
+
     # jobs
 
     async def submit(self, call: Call) -> UUID | None:
@@ -188,6 +194,10 @@ class Scenario:
 
         if not await until(deadline_s, begun):
             raise AssertionError(f"{number} runs did not begin within {deadline_s:g} s\n{self.report([])}")
+
+    async def reached(self) -> bool:
+        """Whether a worker came to its point."""
+        return any(line["event"] == "reached" for line in self.journal.lines())
 
     # the end
 

@@ -32,6 +32,8 @@ class Workload:
         tag = f"{job}-{next(self._numbers)}"
         if job == "chaos_flaky":
             args = {"times": 1, "folder": str(self._folder)} | args
+        if job == "chaos_overstays":
+            args = {"folder": str(self._folder)} | args
         return Call(job=job, tag=tag, args=args, delay_s=delay_s, key=f"key-{tag}" if keyed else None)
 
     def each(self) -> list[Call]:

@@ -1,0 +1,67 @@
+"""The network between a worker and a server is cut, held in either direction, or slow. The client and another worker are not touched."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.history import FaultKind
+from tests.chaos.nursery import Nursery
+from tests.chaos.arena import arena
+from tests.chaos.proxy import Proxy
+from tests.chaos.scenario import AFTER_S, scenario
+from tests.conftest import Servers
+from tests.chaos.test_crash_points import database
+
+HELD_S = 3.5
+"""Longer than the lease: somebody else takes over."""
+
+
+def hold_both(proxy: Proxy) -> None:
+    proxy.hold()
+
+
+def hold_questions(proxy: Proxy) -> None:
+    proxy.to_server.hold()
+
+
+def hold_answers(proxy: Proxy) -> None:
+    """Everything is carried out, and nobody hears of it."""
+    proxy.to_client.hold()
+
+
+def cut(proxy: Proxy) -> None:
+    proxy.refusing = True
+    proxy.reset()
+
+
+def slow(proxy: Proxy) -> None:
+    proxy.to_server.delay_s = proxy.to_client.delay_s = 0.15
+
+
+FAULTS: tuple[Callable[[Proxy], None], ...] = (hold_both, hold_questions, hold_answers, cut, slow)
+
+
+@pytest.mark.parametrize("server", ["postgres", "redis"])
+@pytest.mark.parametrize("break_off", FAULTS, ids=lambda fault: fault.__name__)
+async def test_a_worker_is_cut_off(
+    server: str, break_off: Callable[[Proxy], None], servers: Servers, nursery: Nursery, tmp_path: Path
+) -> None:
+    async with database(servers) as url, arena(url) as made, scenario(made, nursery, tmp_path) as run:
+        cut_off = await run.start_worker(proxied=True)
+        await run.submit_all(run.workload.mixed(15, longest_s=1.0))
+        await run.submit_all([run.workload.call("chaos_works", seconds=4.0) for _ in range(3)])
+        await run.until_runs(8)
+        proxy = made.postgres_proxy if server == "postgres" else made.redis_proxy
+        with run.fault(FaultKind.PARTITION, f"{server}: {break_off.__name__}", after_s=AFTER_S):
+            break_off(proxy)
+            await run.start_worker()
+            await run.submit_all(run.workload.mixed(5))
+            await asyncio.sleep(HELD_S)
+            if proxy.to_server.delay_s == 0:
+                proxy.reset()  # what was held for so long has been given up by then
+            proxy.heal()
+        await run.submit_all(run.workload.mixed(5))
+        await run.judge()
+        assert cut_off.alive
