@@ -259,7 +259,7 @@ def outcomes_are_right(history: History, bounds: Bounds) -> Iterator[Violation]:
         if poisoned and record.crashes < MAX_CRASHES:
             yield Violation("outcomes are right", record.id, f"failed as poison after {record.crashes} crashes")
         elif not poisoned and record.state not in SETTLES.get(record.job, {"succeeded"}):
-            what = f"'{record.job}' {record.state} with {record.error_type}"
+            what = f"'{record.job}' {record.state} with {record.error_type}: {record.error_message}"
             yield Violation("outcomes are right", record.id, what)
 
 

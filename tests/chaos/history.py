@@ -113,6 +113,7 @@ class Record:
     crashes: int = 0
     interruptions: int = 0
     error_type: str | None = None
+    error_message: str | None = None
     result_attempt: int | None = None
 
 
