@@ -44,11 +44,14 @@ SOCKET = ".s.PGSQL.5432"
 class Arena:
     """The addresses workers use (through the proxies), the servers' own, and the servers if they are ours to break."""
 
-    def __init__(self, database_url: str, redis: EmbeddedRedis, folder: Path, postgres: EmbeddedPostgres | None) -> None:
+    def __init__(
+        self, database_url: str, redis: EmbeddedRedis, folder: Path, postgres: EmbeddedPostgres | None
+    ) -> None:
         self.database_url = database_url
         self.redis_url = redis.url
         self.folder = folder
         self._redis = redis
+        self._redis_data = folder / "redis"
         self._postgres = postgres
         self._through = folder / "p"
         self._through.mkdir()
@@ -72,8 +75,8 @@ class Arena:
     # Redis
 
     async def kill_redis(self) -> None:
-        assert self._redis._server is not None
-        os.kill(self._redis._server.pid, signal.SIGKILL)
+        server = await self.redis_command("INFO", "server")
+        os.kill(int(server["process_id"]), signal.SIGKILL)
         await self._redis.ended()
 
     async def start_redis(self) -> None:
@@ -82,14 +85,14 @@ class Arena:
     def save_redis(self) -> Path:
         """A copy of what Redis holds on disk now."""
         copy = self.folder / f"saved-{uuid4().hex[:8]}"
-        shutil.copytree(self._redis._data, copy)
+        shutil.copytree(self._redis_data, copy)
         return copy
 
     def load_redis(self, saved: Path | None) -> None:
         """Put a copy (None: nothing) in the place of what Redis, which must not run, had on disk."""
-        shutil.rmtree(self._redis._data)
+        shutil.rmtree(self._redis_data)
         if saved is not None:
-            shutil.copytree(saved, self._redis._data)
+            shutil.copytree(saved, self._redis_data)
 
     async def flush_redis(self) -> None:
         await self.redis_command("FLUSHALL")
@@ -115,8 +118,8 @@ class Arena:
     async def stop_postgres(self, sent: signal.Signals) -> None:
         """SIGINT: fast, SIGQUIT: immediate, as after a crash."""
         assert self._postgres is not None
-        assert self._postgres._server is not None
-        os.kill(self._postgres._server.pid, sent)
+        pid = int((self.folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(pid, sent)
         await self._postgres.ended()
 
     async def start_postgres(self) -> None:

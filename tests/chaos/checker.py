@@ -136,7 +136,9 @@ def moves_are_legal(history: History, bounds: Bounds) -> Iterator[Violation]:
             yield Violation("moves are legal", record, f"{old} → {move.new} (attempt {move.attempt})")
         counted = old == "queued" and move.new == "running"
         if move.attempt != attempt[record] + counted:
-            yield Violation("moves are legal", record, f"{old} → {move.new}: attempt {attempt[record]} → {move.attempt}")
+            yield Violation(
+                "moves are legal", record, f"{old} → {move.new}: attempt {attempt[record]} → {move.attempt}"
+            )
         state[record], attempt[record] = move.new, move.attempt
 
 
@@ -194,7 +196,9 @@ def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
         for run in history.runs:
             again = began.get((run.record, run.attempt + 1))
             if death.kind in DEATHS and _died_in(run, death) and again is not None and again > until:
-                what = f"attempt {run.attempt} died at {death.began:.3f}, the next began {again - death.began:.2f} s later"
+                what = (
+                    f"attempt {run.attempt} died at {death.began:.3f}, the next began {again - death.began:.2f} s later"
+                )
                 yield Violation("restarts in time", run.record, what)
 
 
@@ -238,8 +242,10 @@ def cancelled_stays_cancelled(history: History, bounds: Bounds) -> Iterator[Viol
     """A record that was cancelled while it was queued does not run after that."""
     records = {record.id: record for record in history.records}
     for steer in history.steers:
-        if steer.verb != "cancel" or steer.state != "cancelled" or any(
-            other.verb == "replay" and other.record == steer.record for other in history.steers
+        if (
+            steer.verb != "cancel"
+            or steer.state != "cancelled"
+            or any(other.verb == "replay" and other.record == steer.record for other in history.steers)
         ):
             continue
         if (record := records.get(steer.record)) is not None and record.state != "cancelled":

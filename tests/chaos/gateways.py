@@ -8,7 +8,7 @@ import inspect
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,7 +28,15 @@ GATEWAYS: dict[str, type[Any]] = {"store": Store, "queue": Queue, "events": Even
 
 CLIENT = frozenset(
     {
-        *("store.submit", "store.get", "store.get_many", "store.find", "store.attempts", "store.cancel", "store.replay"),
+        *(
+            "store.submit",
+            "store.get",
+            "store.get_many",
+            "store.find",
+            "store.attempts",
+            "store.cancel",
+            "store.replay",
+        ),
         *("store.artifact", "store.artifacts", "store.add_artifact"),
         *("queue.ping", "queue.result", "queue.depth"),
     }
@@ -169,7 +177,9 @@ def verbs() -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def wrapped(faults: Sequence[Faults], journal: Journal | None = None, names: frozenset[str] | None = None) -> Iterator[None]:
+def wrapped(
+    faults: Sequence[Faults], journal: Journal | None = None, names: frozenset[str] | None = None
+) -> Generator[None]:
     """The gateways with faults around their verbs (all that a worker calls, or `names`), until the block ends."""
     chosen = verbs() if names is None else {name: _verb(name) for name in names}
     for name, verb in chosen.items():
@@ -233,11 +243,10 @@ def _has_content(value: object) -> bool:
     """Whether a call was given, or answered, anything to lose. A verb that answers nothing always counts."""
     if isinstance(value, Claim):
         return bool(value.grants)
-    if isinstance(value, list | dict | str | bytes):
-        return bool(cast("Sequence[object]", value))
     if isinstance(value, tuple):
-        first = cast("tuple[object, ...]", value)[0] if value else None
-        return _has_content(first) if isinstance(first, list) else bool(value)
+        value = next(iter(cast("tuple[object, ...]", value)), None)  # events, and the position after them
+    if isinstance(value, list | dict):
+        return bool(cast("list[object]", value))
     return True
 
 

@@ -3,13 +3,15 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlmodel import text
 
 from cplane import Context, job
+from cplane.errors import InvalidJob
+from cplane.jobs import AnyJob
 from cplane.retry import RetryPolicy
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import here
@@ -24,7 +26,7 @@ class Unlucky(Exception):
 
 
 @contextmanager
-def told(ctx: Context) -> Iterator[None]:
+def told(ctx: Context) -> Generator[None]:
     """Note that this attempt's code runs, and how it ended."""
     run = {"record": ctx.id, "attempt": ctx.attempt}
     here().write("begin", **run)
@@ -77,7 +79,9 @@ async def chaos_writes(ctx: Context, tag: str) -> dict[str, int]:
         async with ctx.transaction() as session:
             connection = await session.connection()
             row = {"record": ctx.id, "attempt": ctx.attempt}
-            await connection.execute(text("INSERT INTO chaos.effects (record, attempt) VALUES (:record, :attempt)"), row)
+            await connection.execute(
+                text("INSERT INTO chaos.effects (record, attempt) VALUES (:record, :attempt)"), row
+            )
         return {"attempt": ctx.attempt}
 
 
@@ -115,3 +119,18 @@ async def chaos_overstays(ctx: Context, tag: str, folder: str) -> dict[str, int]
             second.touch()
             await asyncio.sleep(1.0)
         return {"attempt": ctx.attempt}
+
+
+def _transient() -> AnyJob | None:
+    """A job without a record, where the product takes one."""
+
+    async def chaos_transient(x: int) -> int:
+        return x + 1
+
+    try:
+        return job(record=False)(chaos_transient)
+    except InvalidJob:
+        return None
+
+
+TRANSIENT = _transient()

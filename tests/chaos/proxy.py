@@ -86,7 +86,8 @@ class Proxy:
         self._writers.add(server_writer)
         try:
             await self._either(
-                lambda: _pump(reader, server_writer, self.to_server), lambda: _pump(server_reader, writer, self.to_client)
+                lambda: _pump(reader, server_writer, self.to_server),
+                lambda: _pump(server_reader, writer, self.to_client),
             )
         finally:
             self._writers.discard(server_writer)

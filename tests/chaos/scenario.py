@@ -4,30 +4,18 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from cplane.errors import CplaneError, IllegalMove, OutsideError
 from cplane.plane import ControlPlane
 from cplane.settings import load_settings
+from tests.chaos import reading
 from tests.chaos.arena import Arena, until
 from tests.chaos.checker import Bounds, Violation, check, summary
-from tests.chaos.history import (
-    Accepted,
-    Ended,
-    Exit,
-    Fault,
-    FaultKind,
-    History,
-    Move,
-    Record,
-    Run,
-    Steer,
-    Submit,
-)
+from tests.chaos.history import Ended, Exit, FaultKind, History, Move, Record
 from tests.chaos.journal import VARIABLE, Journal
 from tests.chaos.nursery import ChaosWorker, Nursery
 from tests.chaos.worker import VARIABLE as PLAN_VARIABLE
@@ -102,7 +90,7 @@ class Scenario:
                 await worker.ended()
 
     @contextmanager
-    def frozen(self, worker: ChaosWorker) -> Iterator[None]:
+    def frozen(self, worker: ChaosWorker) -> Generator[None]:
         with self.fault(FaultKind.FREEZE, pid=worker.pid):
             worker.send(signal.SIGSTOP)
             try:
@@ -113,7 +101,9 @@ class Scenario:
     # faults
 
     @contextmanager
-    def fault(self, kind: FaultKind, note: str = "", *, pid: int | None = None, after_s: float = 0.0) -> Iterator[None]:
+    def fault(
+        self, kind: FaultKind, note: str = "", *, pid: int | None = None, after_s: float = 0.0
+    ) -> Generator[None]:
         """Note that something is broken while the block runs."""
         began = time.monotonic()
         try:
@@ -128,7 +118,7 @@ class Scenario:
         self.journal.write("fault", kind=kind, began=began or now, ended=ended or now, pid=pid, note=note)
 
     @contextmanager
-    def died_elsewhere(self) -> Iterator[None]:
+    def died_elsewhere(self) -> Generator[None]:
         """What the block starts is lost with a worker that never was."""
         yield
         self.note_fault(FaultKind.KILL, "a worker that never was")
@@ -209,7 +199,7 @@ class Scenario:
         unfinished = "SELECT count(*) AS n FROM cplane.jobs WHERE state IN ('queued', 'running')"
 
         async def final() -> bool:
-            return (await self.arena.query(unfinished))[0]["n"] == 0
+            return bool((await self.arena.query(unfinished))[0]["n"] == 0)
 
         async def empty() -> bool:
             return not await self.arena.scheduled()
@@ -231,7 +221,7 @@ class Scenario:
         """What a failing test shows."""
         said = "\n".join(f"  {violation}" for violation in violations)
         faults = "\n".join(
-            f"  {line['began']:.3f}–{line['ended']:.3f} {line['kind']} {line.get('pid')} {line.get('note', '')}"
+            f"  {line['began']:.3f} to {line['ended']:.3f} {line['kind']} {line.get('pid')} {line.get('note', '')}"
             for line in self.journal.lines()
             if line["event"] == "fault"
         )
@@ -242,36 +232,18 @@ class Scenario:
         lines = list(self.journal.lines())
         records = await self._records()
         return History(
-            submits=tuple(
-                Submit(
-                    tag=line["tag"], job=line["job"], at=line["submitted_at"], record=line["record"],
-                    key=line["key"], delay_s=line["delay_s"],
-                )  # fmt: skip
-                for line in lines if line["event"] == "submit"
-            ),
-            runs=tuple(_runs(lines)),
-            faults=tuple(
-                Fault(
-                    kind=FaultKind(line["kind"]), began=line["began"], ended=line["ended"],
-                    pid=line["pid"], note=line.get("note", ""),
-                )  # fmt: skip
-                for line in lines if line["event"] == "fault"
-            ),
+            submits=tuple(reading.submits(lines)),
+            runs=tuple(reading.runs(lines)),
+            faults=tuple(reading.faults(lines)),
             moves=tuple(await self._moves()),
-            accepted=tuple(
-                Accepted(record=line["record"], attempt=line["attempt"], state=line["state"])
-                for line in lines if line["event"] == "accepted"
-            ),
-            steers=tuple(
-                Steer(record=line["record"], verb=line["verb"], at=line["at"], state=line["state"])
-                for line in lines if line["event"] == "steer"
-            ),
+            accepted=tuple(reading.accepted(lines)),
+            steers=tuple(reading.steers(lines)),
             records=tuple(records),
             attempts=tuple(await self._attempts(records)),
             exits=tuple(Exit(pid=worker.pid, at=worker.ended_at) for worker in self.workers if worker.ended_at),
             effects=await self._effects(),
             scheduled=tuple(await self.arena.scheduled()),
-        )  # fmt: skip
+        )
 
     async def _records(self) -> list[Record]:
         rows = await self.arena.query("""
@@ -290,13 +262,11 @@ class Scenario:
 
     async def _attempts(self, records: Iterable[Record]) -> list[Ended]:
         """As the public name tells them: how they are stored is the product's affair."""
-        told: list[Ended] = []
-        for record in records:
-            for attempt in await self.plane.attempts(UUID(record.id)):
-                told.append(
-                    Ended(record=record.id, attempt=attempt.attempt, cause=attempt.cause.value, state=attempt.state.value)
-                )
-        return told
+        return [
+            Ended(record=record.id, attempt=attempt.attempt, cause=attempt.cause.value, state=attempt.state.value)
+            for record in records
+            for attempt in await self.plane.attempts(UUID(record.id))
+        ]
 
     def end(self) -> None:
         """Nothing of the run is left."""
@@ -313,27 +283,6 @@ class Scenario:
             f"seed {self.seed}: {judged}; {len(history.submits)} submissions, {summary(history.records)}; "
             f"{len(history.runs)} runs ({again} of them again), {faults} faults, {len(history.faults) - faults} stalls"
         )
-
-
-def _runs(lines: list[dict[str, Any]]) -> Iterator[Run]:
-    """Begin and end of each run, by record, attempt and process."""
-    begun: dict[tuple[str, int, int], Run] = {}
-    runs: list[Run] = []
-    ended: dict[tuple[str, int, int], list[float]] = {}
-    for line in lines:
-        if line["event"] == "end":
-            ended.setdefault((line["record"], line["attempt"], line["pid"]), []).append(line["at"])
-    for line in lines:
-        if line["event"] == "begin":
-            key = line["record"], line["attempt"], line["pid"]
-            ends = ended.get(key, [])
-            run = Run(
-                record=line["record"], attempt=line["attempt"], pid=line["pid"], began=line["at"],
-                ended=ends.pop(0) if ends else None,
-            )  # fmt: skip
-            begun[key] = run
-            runs.append(run)
-    return iter(runs)
 
 
 @asynccontextmanager

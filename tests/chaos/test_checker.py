@@ -171,9 +171,7 @@ def test_a_restart_has_more_time_while_something_else_is_broken(death: Fault) ->
 
 
 def test_poison_fails_after_three_crashes_and_by_no_other_way() -> None:
-    lost = [
-        Ended(record="r", attempt=n, cause="lost" if n > 1 else "submit", state="lost") for n in range(1, 4)
-    ]
+    lost = [Ended(record="r", attempt=n, cause="lost" if n > 1 else "submit", state="lost") for n in range(1, 4)]
     poisoned = History(
         submits=(SUBMIT,),
         faults=tuple(replace(KILL, kind=FaultKind.POISON, began=at, ended=at) for at in (100.2, 103.2, 106.2)),

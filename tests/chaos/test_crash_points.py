@@ -28,7 +28,15 @@ TOGETHER = 3
 REACH_S = 6.0
 
 REACHED = (
-    *("store.start", "store.renew", "store.finish", "store.standing", "store.reap", "store.overdue", "store.transaction"),
+    *(
+        "store.start",
+        "store.renew",
+        "store.finish",
+        "store.standing",
+        "store.reap",
+        "store.overdue",
+        "store.transaction",
+    ),
     *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep", "queue.tell_health"),
     *("events.publish", "events.position"),
 )
@@ -54,9 +62,7 @@ async def database(servers: Servers) -> AsyncGenerator[str]:
 
 
 @pytest.mark.parametrize("verb", sorted(verbs()))
-async def test_a_worker_may_break_at_any_call(
-    verb: str, servers: Servers, nursery: Nursery, tmp_path: Path
-) -> None:
+async def test_a_worker_may_break_at_any_call(verb: str, servers: Servers, nursery: Nursery, tmp_path: Path) -> None:
     limit = asyncio.Semaphore(TOGETHER)
 
     async def try_point(point: Point) -> bool:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.arena import arena
 from tests.chaos.history import FaultKind
 from tests.chaos.nursery import Nursery
-from tests.chaos.arena import arena
 from tests.chaos.proxy import Proxy
 from tests.chaos.scenario import AFTER_S, scenario
-from tests.conftest import Servers
 from tests.chaos.test_crash_points import database
+from tests.conftest import Servers
 
 HELD_S = 3.5
 """Longer than the lease: somebody else takes over."""

@@ -47,7 +47,9 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(run: Scenario) -> N
 
 async def test_a_job_that_holds_the_loop_past_its_lease_runs_again_elsewhere(run: Scenario) -> None:
     blocked = await run.start_worker(CPLANE_QUEUES="default:2")
-    await run.submit_all([run.workload.call("chaos_works", seconds=3.0), run.workload.call("chaos_blocks", seconds=7.0)])
+    await run.submit_all(
+        [run.workload.call("chaos_works", seconds=3.0), run.workload.call("chaos_blocks", seconds=7.0)]
+    )
     await run.until_runs(2)
     await run.start_worker()
     history = await run.judge()

@@ -1,6 +1,6 @@
 """The chaos worker: the normal worker, with its gateways, clock or guards changed as the plan in CHAOS_PLAN says.
 
-    CHAOS_JOURNAL=run.jsonl CHAOS_PLAN='{"without": ["reconciler"]}' python -m tests.chaos.worker
+CHAOS_JOURNAL=run.jsonl CHAOS_PLAN='{"without": ["reconciler"]}' python -m tests.chaos.worker
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, tzinfo
@@ -136,7 +136,7 @@ class SteppedDatetime(datetime):
 
 
 @contextmanager
-def without_fence() -> Iterator[None]:
+def without_fence() -> Generator[None]:
     """Outcomes are recorded whoever sends them: each gets the attempt and the token that the record has just then."""
     finish = Store.finish
 
@@ -157,7 +157,7 @@ def without_fence() -> Iterator[None]:
 
 
 @contextmanager
-def without_reconciler() -> Iterator[None]:
+def without_reconciler() -> Generator[None]:
     """Nobody reaps, nobody pushes what Redis lost."""
 
     async def nothing(self: Reconciler) -> None:
@@ -168,7 +168,7 @@ def without_reconciler() -> Iterator[None]:
 
 
 @contextmanager
-def without_renewal() -> Iterator[None]:
+def without_renewal() -> Generator[None]:
     """Leases are never extended, and the worker believes that they are."""
 
     async def store_renew(self: Store, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
@@ -189,7 +189,7 @@ WITHOUT: dict[str, Callable[[], Any]] = {
 
 
 @contextmanager
-def _instead(kind: type[Any], name: str, verb: object) -> Iterator[None]:
+def _instead(kind: type[Any], name: str, verb: object) -> Generator[None]:
     true = vars(kind)[name]
     setattr(kind, name, verb)
     try:

@@ -1,12 +1,14 @@
 """What the jobs of a run are: calls of the chaos jobs, drawn from a seeded generator."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from pydantic import JsonValue
+
+WEIGHTS = {"chaos_ok": 4, "chaos_works": 2, "chaos_flaky": 1, "chaos_fails": 1, "chaos_writes": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +33,9 @@ class Workload:
     def call(self, job: str, *, delay_s: float | None = None, keyed: bool = False, **args: JsonValue) -> Call:
         tag = f"{job}-{next(self._numbers)}"
         if job == "chaos_flaky":
-            args = {"times": 1, "folder": str(self._folder)} | args
+            args |= {"times": 1, "folder": str(self._folder)}
         if job == "chaos_overstays":
-            args = {"folder": str(self._folder)} | args
+            args |= {"folder": str(self._folder)}
         return Call(job=job, tag=tag, args=args, delay_s=delay_s, key=f"key-{tag}" if keyed else None)
 
     def each(self) -> list[Call]:
@@ -47,12 +49,11 @@ class Workload:
             self.call("chaos_ok", delay_s=1.0),
         ]
 
-    def mixed(self, number: int, longest_s: float = 1.5) -> Iterator[Call]:
-        """Calls of every kind, the quick ones more often."""
+    def mixed(self, number: int, longest_s: float = 1.5, without: Sequence[str] = ()) -> Iterator[Call]:
+        """Calls of every kind but some, the quick ones more often."""
+        weights = {job: weight for job, weight in WEIGHTS.items() if job not in without}
         for _ in range(number):
-            job = self._random.choices(
-                ["chaos_ok", "chaos_works", "chaos_flaky", "chaos_fails", "chaos_writes"], [4, 2, 1, 1, 2]
-            )[0]
+            (job,) = self._random.choices(list(weights), list(weights.values()))
             args: dict[str, JsonValue] = {}
             if job == "chaos_works":
                 args["seconds"] = round(self._random.uniform(0.1, longest_s), 2)
