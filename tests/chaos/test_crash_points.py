@@ -22,7 +22,7 @@ LEASE_S = 1.0
 LATE_S = 1.5
 """Longer than a lease: what is late has been given to somebody else meanwhile."""
 
-TOGETHER = 3
+TOGETHER = 5
 """Runs at once: they wait for leases to end most of the time."""
 
 REACH_S = 6.0
