@@ -11,7 +11,7 @@ from tests.chaos.gateways import Act, Point, Rates, verbs
 from tests.chaos.history import FaultKind, History
 from tests.chaos.nursery import ChaosWorker
 from tests.chaos.scenario import AFTER_S, Scenario
-from tests.chaos.test_found import BROKEN_OFF_IS_THE_JOBS_FAULT
+from tests.chaos.test_found import BROKEN_OFF_IS_THE_JOBS_FAULT, KNOWN_CUT_OFF
 from tests.chaos.worker import Plan
 
 WORKERS = 4
@@ -49,12 +49,12 @@ class Nemesis:
         while not submitting.done():
             fault = self._run.random.choice(FAULTS)
             self._tell(self._progress(fault.__name__))
-            await fault(self)
             await self._replace_dead()
+            await fault(self)
             await asyncio.sleep(self._run.random.uniform(0, PAUSE_S))
         await submitting
         self._tell(self._progress("healed; waiting until everything is final"))
-        return await self._run.violations(final_s)
+        return await self._run.violations(final_s, known=KNOWN_CUT_OFF)
 
     def _progress(self, fault: str) -> Progress:
         return Progress(at_s=time.monotonic() - self._began, submitted=self._submitted, fault=fault)

@@ -61,6 +61,10 @@ async def test_a_job_behind_many_that_nobody_can_run_is_scheduled_again(run: Sce
     assert str(ours.id) in await run.arena.scheduled()
 
 
+KNOWN_CUT_OFF = frozenset({"runs alone"})
+"""What a worker that is cut off from Postgres is known to break. Empty it when the test below passes."""
+
+
 @pytest.mark.xfail(reason="while a renewal hangs, nobody looks which leases can no longer be trusted")
 async def test_a_worker_that_hears_nothing_from_postgres_stops_before_its_lease_ends(run: Scenario) -> None:
     await run.start_worker(proxied=True)

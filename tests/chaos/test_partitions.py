@@ -12,6 +12,7 @@ from tests.chaos.nursery import Nursery
 from tests.chaos.proxy import Proxy
 from tests.chaos.scenario import AFTER_S, Scenario, scenario
 from tests.chaos.test_crash_points import database
+from tests.chaos.test_found import KNOWN_CUT_OFF
 from tests.conftest import Servers
 
 HELD_S = 3.5
@@ -75,5 +76,5 @@ async def a_worker_is_cut_off(run: Scenario, server: str, break_off: Callable[[P
             proxy.reset()  # what was held for so long has been given up by then
         proxy.heal()
     await run.submit_all(run.workload.mixed(5))
-    await run.judge()
+    await run.judge(known=KNOWN_CUT_OFF)
     assert cut_off.alive
