@@ -3,9 +3,12 @@
 import asyncio
 import sys
 
+import pytest
+
 from tests.chaos.nursery import ROOT
 
 
+@pytest.mark.timeout(300)  # it starts a Postgres of its own, which a busy machine takes its time for
 async def test_the_long_run_ends_with_its_verdict() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.chaos", "--jobs", "40", "--minutes", "0.08", "--seed", "3", "--final", "60",
