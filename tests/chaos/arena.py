@@ -40,6 +40,9 @@ CREATE TRIGGER note AFTER INSERT OR UPDATE ON cplane.jobs FOR EACH ROW EXECUTE F
 
 SOCKET = ".s.PGSQL.5432"
 
+PREFIX = "cplane-tests-"
+"""What a killed run leaves under this name and its pid is removed by the next (see tests/conftest.py)."""
+
 
 class Arena:
     """The addresses workers use (through the proxies), the servers' own, and the servers if they are ours to break."""
@@ -137,7 +140,7 @@ class Arena:
 async def arena(database_url: str | None = None) -> AsyncGenerator[Arena]:
     """An arena in the migrated database `database_url`, or with a Postgres of its own, which can be broken."""
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", dir=_base())))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=_base())))
         postgres = None
         if database_url is None:
             (folder / "s").mkdir()
