@@ -13,7 +13,6 @@ from cplane.uuid7 import new_id
 from tests.chaos.history import FaultKind
 from tests.chaos.scenario import Scenario
 
-
 MANY = 500
 """As many as a pass of the reconciler looks at."""
 

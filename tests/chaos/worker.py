@@ -16,6 +16,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, Self, cast
 from uuid import UUID
 
+import msgspec
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -145,7 +146,7 @@ def without_fence() -> Generator[None]:
     ) -> dict[Fence, State]:
         current = await _fences(self, [one.id for one in finishes])
         stolen = [
-            replace(one, attempt=current[one.id][0], token=current[one.id][1]) if one.id in current else one
+            _changed(one, attempt=current[one.id][0], token=current[one.id][1]) if one.id in current else one
             for one in finishes
         ]
         answers = await finish(self, stolen, session)
@@ -196,6 +197,11 @@ def _instead(kind: type[Any], name: str, verb: object) -> Generator[None]:
         yield
     finally:
         setattr(kind, name, true)
+
+
+def _changed(value: Any, **fields: object) -> Any:
+    """A copy with other fields, of a dataclass or of a struct."""
+    return msgspec.structs.replace(value, **fields) if isinstance(value, msgspec.Struct) else replace(value, **fields)
 
 
 async def _fences(store: Store, records: Sequence[UUID]) -> dict[UUID, tuple[int, str]]:
