@@ -1,0 +1,255 @@
+"""Faults at the worker's gateways: every verb of Store, Queue and Events, found by looking, with a crash point before and after it.
+
+Nothing in the product knows of this: the verbs are wrapped on their classes, in the worker's process, before the worker is made.
+"""
+
+import asyncio
+import inspect
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import wraps
+from typing import Any, Protocol, cast
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from cplane.errors import DatabaseUnavailable, QueueUnavailable
+from cplane.events import Events
+from cplane.queue import Claim, Queue
+from cplane.store import Store
+from tests.chaos.history import FaultKind
+from tests.chaos.journal import Journal
+
+GATEWAYS: dict[str, type[Any]] = {"store": Store, "queue": Queue, "events": Events}
+
+CLIENT = frozenset(
+    {
+        *(
+            "store.submit",
+            "store.get",
+            "store.get_many",
+            "store.find",
+            "store.attempts",
+            "store.cancel",
+            "store.replay",
+        ),
+        *("store.artifact", "store.artifacts", "store.add_artifact"),
+        *("queue.ping", "queue.result", "queue.depth"),
+    }
+)
+"""Verbs that a worker calls for nobody, or only for jobs with files: a crash there is a crash of the client."""
+
+SLOW_S = 0.25
+"""A call that takes longer is noted: on a busy machine leases of a second are lost by themselves."""
+
+WAITS = frozenset({"queue.sleep", "events.read"})
+"""Verbs whose trade is waiting."""
+
+
+class Act(StrEnum):
+    """What happens at a point."""
+
+    EXIT = "exit"
+    FAIL = "fail"
+    """before: not done, and an error. after: done, but reported as an error."""
+    DELAY = "delay"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A place in a worker where something happens once: `verb` is like store.finish, `place` is before or after."""
+
+    verb: str
+    place: str
+    act: Act
+    delay_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.verb}:{self.place}:{self.act}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How often calls of a worker go wrong, 0 to 1: not done and an error; done and an error; late."""
+
+    seed: int
+    error: float = 0.0
+    late_error: float = 0.0
+    delay: float = 0.0
+    delay_s: float = 0.3
+
+
+class Faults(Protocol):
+    """What happens around a call."""
+
+    async def before(self, verb: str, given: object) -> None: ...
+
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        """`joined`: within a transaction of the caller's, which may yet be rolled back."""
+        ...
+
+
+class Armed:
+    """One point, once, at the first call that has something to do."""
+
+    def __init__(self, point: Point, journal: Journal) -> None:
+        self._point = point
+        self._journal = journal
+        self._left = 1
+
+    async def before(self, verb: str, given: object) -> None:
+        await self._meet(verb, "before", _has_content(given))
+
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        await self._meet(verb, "after", _has_content(answer))
+
+    async def _meet(self, verb: str, place: str, content: bool) -> None:
+        point = self._point
+        if not self._left or (verb, place) != (point.verb, point.place) or not content:
+            return
+        self._left -= 1
+        self._journal.write("reached", point=str(point))
+        now = time.monotonic()
+        if point.act is Act.EXIT:
+            self._journal.write("fault", kind=FaultKind.CRASH, began=now, ended=now, note=str(point))
+            os._exit(70)
+        self._journal.write("fault", kind=FaultKind.CALL, began=now, ended=now + point.delay_s, note=str(point))
+        if point.act is Act.DELAY:
+            await asyncio.sleep(point.delay_s)
+        else:
+            raise _unavailable(verb)
+
+
+class Dice:
+    """Calls go wrong at random, always in the same order for the same seed."""
+
+    def __init__(self, rates: Rates, journal: Journal) -> None:
+        self._rates = rates
+        self._journal = journal
+        self._random = random.Random(rates.seed)
+
+    async def before(self, verb: str, given: object) -> None:
+        if self._random.random() < self._rates.delay:
+            self._note(verb, "delay", self._rates.delay_s)
+            await asyncio.sleep(self._rates.delay_s)
+        if self._random.random() < self._rates.error:
+            self._note(verb, "error")
+            raise _unavailable(verb)
+
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        if self._random.random() < self._rates.late_error:
+            self._note(verb, "done, but an error")
+            raise _unavailable(verb)
+
+    def _note(self, verb: str, what: str, took_s: float = 0.0) -> None:
+        now = time.monotonic()
+        self._journal.write("fault", kind=FaultKind.CALL, began=now, ended=now + took_s, note=f"{verb}: {what}")
+
+
+class Watch:
+    """No fault of ours: notes outcomes that were accepted."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    async def before(self, verb: str, given: object) -> None:
+        return
+
+    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+        if verb == "store.finish" and not joined:
+            for (record, attempt), state in cast("dict[tuple[object, int], str]", answer).items():
+                self._journal.write("accepted", record=record, attempt=attempt, state=str(state))
+
+
+def verbs() -> dict[str, Callable[..., Any]]:
+    """Every verb that a worker may call, by its name; what is added to a gateway later is found as well."""
+    found = {
+        f"{gateway}.{name}": verb
+        for gateway, kind in GATEWAYS.items()
+        for name, verb in vars(kind).items()
+        if not name.startswith("_") and (inspect.iscoroutinefunction(verb) or _opens_block(verb))
+    }
+    return {name: verb for name, verb in found.items() if name not in CLIENT}
+
+
+@contextmanager
+def wrapped(
+    faults: Sequence[Faults], journal: Journal | None = None, names: frozenset[str] | None = None
+) -> Generator[None]:
+    """The gateways with faults around their verbs (all that a worker calls, or `names`), until the block ends."""
+    chosen = verbs() if names is None else {name: _verb(name) for name in names}
+    for name, verb in chosen.items():
+        gateway, _, attribute = name.partition(".")
+        wrap = _wrap_block if _opens_block(verb) else _wrap_call
+        setattr(GATEWAYS[gateway], attribute, wrap(name, verb, faults, journal))
+    try:
+        yield
+    finally:
+        for name, verb in chosen.items():
+            gateway, _, attribute = name.partition(".")
+            setattr(GATEWAYS[gateway], attribute, verb)
+
+
+def _verb(name: str) -> Callable[..., Any]:
+    gateway, _, attribute = name.partition(".")
+    return cast("Callable[..., Any]", vars(GATEWAYS[gateway])[attribute])
+
+
+def _wrap_call(
+    name: str, verb: Callable[..., Any], faults: Sequence[Faults], journal: Journal | None
+) -> Callable[..., Any]:
+    @wraps(verb)
+    async def call(self: object, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else True
+        began = time.monotonic()
+        for fault in faults:
+            await fault.before(name, given)
+        answer = await verb(self, *args, **kwargs)
+        joined = any(isinstance(value, AsyncSession) for value in (*args, *kwargs.values()))
+        for fault in faults:
+            await fault.after(name, answer, joined=joined)
+        if journal is not None and name not in WAITS and time.monotonic() - began > SLOW_S:
+            journal.write("fault", kind=FaultKind.STALL, began=began, ended=time.monotonic(), note=f"{name} took long")
+        return answer
+
+    return call
+
+
+def _wrap_block(
+    name: str, verb: Callable[..., Any], faults: Sequence[Faults], journal: Journal | None
+) -> Callable[..., Any]:
+    @wraps(verb)
+    @asynccontextmanager
+    async def block(self: object, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+        for fault in faults:
+            await fault.before(name, True)
+        async with verb(self, *args, **kwargs) as opened:
+            yield opened
+        for fault in faults:
+            await fault.after(name, True, joined=False)
+
+    return block
+
+
+def _opens_block(verb: object) -> bool:
+    return inspect.isasyncgenfunction(getattr(verb, "__wrapped__", None))
+
+
+def _has_content(value: object) -> bool:
+    """Whether a call was given, or answered, anything to lose. A verb that answers nothing always counts."""
+    if isinstance(value, Claim):
+        return bool(value.grants)
+    if isinstance(value, tuple):
+        value = next(iter(cast("tuple[object, ...]", value)), None)  # events, and the position after them
+    if isinstance(value, list | dict):
+        return bool(cast("list[object]", value))
+    return True
+
+
+def _unavailable(verb: str) -> Exception:
+    error = DatabaseUnavailable if verb.startswith("store.") else QueueUnavailable
+    return error(f"chaos: {verb} did not answer")

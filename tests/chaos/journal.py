@@ -1,0 +1,41 @@
+"""The journal of a run: one line of JSON for each thing that happens, written by the driver, the workers and the jobs themselves.
+
+A line is one append to a file that all of them share: lines never mix, and a kill loses nothing that was written. Times are those of the
+machine's monotonic clock, which is one for all processes and which no clock step moves.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "CHAOS_JOURNAL"
+
+
+class Journal:
+    """Appends to the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, event: str, **fields: object) -> None:
+        line = {"event": event, "at": time.monotonic(), "pid": os.getpid()} | fields
+        os.write(self._fd, json.dumps(line, default=str).encode() + b"\n")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        with self.path.open() as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+@cache
+def here() -> Journal:
+    """The journal of this worker process."""
+    return Journal(Path(os.environ[VARIABLE]))

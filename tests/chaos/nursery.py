@@ -1,0 +1,149 @@
+"""Where chaos workers come from: one process that has imported everything and forks a worker in milliseconds.
+
+It ends when its stdin does, which is when the test does, and every worker it made dies with it.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cplane.dev.parent import bound_to_parent
+
+ROOT = Path(__file__).parents[2]
+
+
+class ChaosWorker:
+    """A worker process. It is no child of ours: a descriptor of the process itself tells when it ends."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.pid = pid
+        self.log = log
+        self.ended_at: float | None = None
+        self._ended = asyncio.Event()
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._note_end()
+            return
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._note_end)
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended.is_set()
+
+    def send(self, sent: signal.Signals) -> bool:
+        """Signal it; answers whether it was there to be signalled."""
+        if not self.alive:
+            return False
+        try:
+            signal.pidfd_send_signal(self._fd, sent)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def ended(self) -> None:
+        await self._ended.wait()
+
+    def _note_end(self) -> None:
+        if self._ended.is_set():
+            return
+        self.ended_at = time.monotonic()
+        self._ended.set()
+        with suppress(AttributeError):  # it was gone before it could be watched
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+
+
+class Nursery:
+    """`with Nursery() as nursery:` then `nursery.fork(…)`."""
+
+    def __enter__(self) -> Self:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CPLANE_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.nursery"],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._read()  # it has imported everything
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def fork(self, environment: Mapping[str, str], log: Path) -> ChaosWorker:
+        """A worker with these variables beside its own, which prints into `log`."""
+        assert self._process.stdin is not None
+        request = {"environment": dict(environment), "log": str(log)}
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return ChaosWorker(self._read(), log)
+
+    def _read(self) -> int:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the nursery ended with exit code {self._process.wait()}")
+        return int(line)
+
+
+def main() -> None:
+    """Fork a worker for each line of stdin; answer its pid."""
+    from tests.chaos import worker
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: the system buries them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print(0, flush=True)  # noqa: T201  the protocol
+    for line in sys.stdin:
+        request: dict[str, Any] = json.loads(line)
+        die_with_us = bound_to_parent(signal.SIGKILL, None)
+        pid = os.fork()
+        if pid == 0:
+            die_with_us()
+            _become(request, worker.main)
+        print(pid, flush=True)  # noqa: T201
+
+
+def _become(request: dict[str, Any], run: Any) -> None:
+    """Be a worker: in a session of its own, with its own output. Never returns."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until its clock can be set
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(request["environment"])
+    code = 1
+    try:
+        run()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Reading a journal: its lines become the values of a history."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tests.chaos.history import Accepted, Fault, FaultKind, Run, Steer, Submit
+
+Line = dict[str, Any]
+
+
+def submits(lines: Iterable[Line]) -> Iterator[Submit]:
+    for line in of_kind(lines, "submit"):
+        yield Submit(
+            tag=line["tag"],
+            job=line["job"],
+            at=line["submitted_at"],
+            record=line["record"],
+            key=line["key"],
+            delay_s=line["delay_s"],
+        )
+
+
+def runs(lines: Iterable[Line]) -> Iterator[Run]:
+    """Begin and end of each run belong together by record, attempt and process."""
+    known = list(lines)
+    ends: dict[tuple[str, int, int], deque[float]] = defaultdict(deque)
+    for line in of_kind(known, "end"):
+        ends[line["record"], line["attempt"], line["pid"]].append(line["at"])
+    for line in of_kind(known, "begin"):
+        mine = ends[line["record"], line["attempt"], line["pid"]]
+        yield Run(
+            record=line["record"],
+            attempt=line["attempt"],
+            pid=line["pid"],
+            began=line["at"],
+            ended=mine.popleft() if mine else None,
+        )
+
+
+def faults(lines: Iterable[Line]) -> Iterator[Fault]:
+    for line in of_kind(lines, "fault"):
+        kind = FaultKind(line["kind"])
+        yield Fault(kind=kind, began=line["began"], ended=line["ended"], pid=line["pid"], note=line.get("note", ""))
+
+
+def accepted(lines: Iterable[Line]) -> Iterator[Accepted]:
+    for line in of_kind(lines, "accepted"):
+        yield Accepted(record=line["record"], attempt=line["attempt"], state=line["state"])
+
+
+def steers(lines: Iterable[Line]) -> Iterator[Steer]:
+    for line in of_kind(lines, "steer"):
+        yield Steer(record=line["record"], verb=line["verb"], at=line["at"], state=line["state"])
+
+
+def of_kind(lines: Iterable[Line], event: str) -> Iterator[Line]:
+    return (line for line in lines if line["event"] == event)

@@ -1,0 +1,317 @@
+"""One run: jobs are submitted, workers work, things break, and the checker judges what came of it."""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from cplane.errors import CplaneError, IllegalMove, OutsideError
+from cplane.plane import ControlPlane
+from cplane.settings import load_settings
+from tests.chaos import reading
+from tests.chaos.arena import Arena, until
+from tests.chaos.checker import Bounds, Violation, check, summary
+from tests.chaos.history import Ended, Exit, FaultKind, History, Move, Record
+from tests.chaos.journal import VARIABLE, Journal
+from tests.chaos.nursery import ChaosWorker, Nursery
+from tests.chaos.worker import VARIABLE as PLAN_VARIABLE
+from tests.chaos.worker import Plan
+from tests.chaos.workload import Call, Workload
+
+START_S = 20.0
+STOP_S = 40.0
+FINAL_S = 60.0
+AFTER_S = 1.0
+"""How long a fault of a server is felt after it is healed."""
+
+KEY_TRIES = 20
+
+
+class Scenario:
+    """What a test steers: submits, workers, faults; then `judge`."""
+
+    def __init__(
+        self, arena: Arena, nursery: Nursery, plane: ControlPlane, folder: Path, *, seed: int, lease_s: float, room: int
+    ) -> None:
+        self.arena = arena
+        self.plane = plane
+        self.folder = folder
+        self.seed = seed
+        self.lease_s = lease_s
+        self.random = random.Random(f"faults {seed}")
+        self.journal = Journal(folder / "journal.jsonl")
+        self.workload = Workload(seed, folder)
+        self.workers: list[ChaosWorker] = []
+        self._nursery = nursery
+        self._room = room
+
+    # workers
+
+    async def start_worker(self, plan: Plan | None = None, *, proxied: bool = False, **more: str) -> ChaosWorker:
+        """A worker that has begun to serve; its variables can be added to."""
+        worker = self.fork_worker(plan, proxied=proxied, **more)
+        if not await until(START_S, lambda: self._started(worker), every_s=0.02):
+            raise AssertionError(f"the worker did not start:\n{worker.log.read_text()[-4000:]}")
+        return worker
+
+    def fork_worker(self, plan: Plan | None = None, *, proxied: bool = False, **more: str) -> ChaosWorker:
+        environment = {
+            "CPLANE_DATABASE_URL": self.arena.proxied_database_url if proxied else self.arena.database_url,
+            "CPLANE_REDIS_URL": self.arena.proxied_redis_url if proxied else self.arena.redis_url,
+            "CPLANE_ARTIFACTS_URL": (self.folder / "artifacts").as_uri(),
+            "CPLANE_IMPORTS": "tests.chaos.jobs",
+            "CPLANE_QUEUES": f"default:{self._room}",
+            "CPLANE_LEASE_S": str(self.lease_s),
+            "CPLANE_DRAIN_S": "5",
+            VARIABLE: str(self.journal.path),
+            PLAN_VARIABLE: (plan or Plan()).dump(),
+            **more,
+        }
+        worker = self._nursery.fork(environment, self.folder / f"worker-{len(self.workers)}.log")
+        self.workers.append(worker)
+        return worker
+
+    async def _started(self, worker: ChaosWorker) -> bool:
+        if not worker.alive:
+            raise AssertionError(f"the worker ended at once:\n{worker.log.read_text()[-4000:]}")
+        return any(line["event"] == "started" and line["pid"] == worker.pid for line in self.journal.lines())
+
+    def kill(self, worker: ChaosWorker) -> None:
+        if worker.send(signal.SIGKILL):
+            self.note_fault(FaultKind.KILL, pid=worker.pid)
+
+    async def stop(self, worker: ChaosWorker) -> None:
+        """SIGTERM, and wait until it has left."""
+        with self.fault(FaultKind.STOP, pid=worker.pid):
+            worker.send(signal.SIGTERM)
+            async with asyncio.timeout(STOP_S):
+                await worker.ended()
+
+    @contextmanager
+    def frozen(self, worker: ChaosWorker) -> Generator[None]:
+        with self.fault(FaultKind.FREEZE, pid=worker.pid):
+            worker.send(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                worker.send(signal.SIGCONT)
+
+    # faults
+
+    @contextmanager
+    def fault(
+        self, kind: FaultKind, note: str = "", *, pid: int | None = None, after_s: float = 0.0
+    ) -> Generator[None]:
+        """Note that something is broken while the block runs."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note_fault(kind, note, began=began, ended=time.monotonic() + after_s, pid=pid)
+
+    def note_fault(
+        self, kind: FaultKind, note: str = "", *, pid: int | None = None, began: float = 0.0, ended: float = 0.0
+    ) -> None:
+        now = time.monotonic()
+        self.journal.write("fault", kind=kind, began=began or now, ended=ended or now, pid=pid, note=note)
+
+    @contextmanager
+    def died_elsewhere(self) -> Generator[None]:
+        """What the block starts is lost with a worker that never was."""
+        yield
+        self.note_fault(FaultKind.KILL, "a worker that never was")
+
+    # jobs
+
+    async def submit(self, call: Call) -> UUID | None:
+        """Submit; without an answer there is no id. A call with a key is sent again until there is one."""
+        at = time.monotonic()
+        for _ in range(KEY_TRIES if call.key else 1):
+            try:
+                handle = await self.plane.create_job(
+                    call.job, {"tag": call.tag} | call.args, key=call.key, delay=call.delay_s
+                )
+            except CplaneError:
+                self._note_submit(call, at, None)
+                await asyncio.sleep(0.05)
+            else:
+                self._note_submit(call, at, handle.id)
+                return handle.id
+        return None
+
+    async def submit_all(self, calls: Iterable[Call]) -> list[UUID | None]:
+        return await asyncio.gather(*(self.submit(call) for call in calls))
+
+    async def submit_many(self, calls: list[Call]) -> None:
+        """As one batch."""
+        at = time.monotonic()
+        submissions = [
+            (job := self.plane.catalog.get(call.job))
+            .using(delay=call.delay_s)
+            .submission(job.encode_json({"tag": call.tag} | call.args))
+            for call in calls
+        ]
+        try:
+            handles = await self.plane.submit_many(submissions)
+        except OutsideError:
+            handles = []
+        for place, call in enumerate(calls):
+            self._note_submit(call, at, handles[place].id if handles else None)
+
+    async def cancel(self, record: UUID) -> None:
+        try:
+            state = await self.plane.cancel(record)
+        except IllegalMove:
+            return
+        except OutsideError:  # it may have been carried out all the same
+            self.journal.write("steer", record=record, verb="cancel", state="unknown")
+        else:
+            self.journal.write("steer", record=record, verb="cancel", state=state.value)
+
+    async def replay(self, record: UUID) -> None:
+        self.journal.write("steer", record=record, verb="replay", state="queued")
+        await self.plane.retry(record)
+
+    def _note_submit(self, call: Call, at: float, record: UUID | None) -> None:
+        fields = {"tag": call.tag, "job": call.job, "key": call.key, "delay_s": call.delay_s or 0.0}
+        self.journal.write("submit", submitted_at=at, record=record and str(record), **fields)
+
+    async def until_runs(self, number: int, *, deadline_s: float = START_S, attempt: int | None = None) -> None:
+        """Until so many runs have begun, of any attempt or of this one."""
+
+        async def begun() -> bool:
+            lines = [line for line in self.journal.lines() if line["event"] == "begin"]
+            return sum(attempt in {None, line["attempt"]} for line in lines) >= number
+
+        if not await until(deadline_s, begun):
+            raise AssertionError(f"{number} runs did not begin within {deadline_s:g} s\n{self.report([])}")
+
+    async def reached(self) -> bool:
+        """Whether a worker came to its point."""
+        return any(line["event"] == "reached" for line in self.journal.lines())
+
+    # the end
+
+    async def settle(self, deadline_s: float = FINAL_S) -> bool:
+        """Wait until every record is final and Redis has let go of them; whether they were, the checker says."""
+        unfinished = "SELECT count(*) AS n FROM cplane.jobs WHERE state IN ('queued', 'running')"
+
+        async def final() -> bool:
+            return bool((await self.arena.query(unfinished))[0]["n"] == 0)
+
+        async def empty() -> bool:
+            return not await self.arena.scheduled()
+
+        return await until(deadline_s, final) and await until(self.lease_s * 2 + 15, empty)
+
+    async def judge(self, deadline_s: float = FINAL_S, *, known: frozenset[str] = frozenset()) -> History:
+        """Settle, and fail if a rule was broken; `known` are those that the product is known to break here."""
+        violations, history = await self.violations(deadline_s, known=known)
+        assert not violations, self.report(violations)
+        return history
+
+    async def violations(
+        self, deadline_s: float = FINAL_S, *, known: frozenset[str] = frozenset()
+    ) -> tuple[list[Violation], History]:
+        await self.settle(deadline_s)
+        history = await self.history()
+        found = check(history, Bounds(lease_s=self.lease_s))
+        return [violation for violation in found if violation.rule not in known], history
+
+    def report(self, violations: Iterable[Violation]) -> str:
+        """What a failing test shows."""
+        said = "\n".join(f"  {violation}" for violation in violations)
+        faults = "\n".join(
+            f"  {line['began']:.3f} to {line['ended']:.3f} {line['kind']} {line.get('pid')} {line.get('note', '')}"
+            for line in self.journal.lines()
+            if line["event"] == "fault"
+        )
+        logs = "\n".join(f"{worker.log}:\n{worker.log.read_text()[-2500:]}" for worker in self.workers)
+        return f"\nseed {self.seed}, {self.journal.path}\n{said}\nfaults:\n{faults}\n{logs}"
+
+    async def history(self) -> History:
+        lines = list(self.journal.lines())
+        records = await self._records()
+        return History(
+            submits=tuple(reading.submits(lines)),
+            runs=tuple(reading.runs(lines)),
+            faults=tuple(reading.faults(lines)),
+            moves=tuple(await self._moves()),
+            accepted=tuple(reading.accepted(lines)),
+            steers=tuple(reading.steers(lines)),
+            records=tuple(records),
+            attempts=tuple(await self._attempts(records)),
+            exits=tuple(Exit(pid=worker.pid, at=worker.ended_at) for worker in self.workers if worker.ended_at),
+            effects=await self._effects(),
+            scheduled=tuple(await self.arena.scheduled()),
+        )
+
+    async def _records(self) -> list[Record]:
+        rows = await self.arena.query("""
+            SELECT id::text, args->>'tag' AS tag, job, state, attempt, failures, crashes, interruptions, error_type, error_message,
+                   CASE WHEN jsonb_typeof(result) = 'object' THEN (result->>'attempt')::int END AS result_attempt
+            FROM cplane.jobs""")
+        return [Record(**row) for row in rows]
+
+    async def _moves(self) -> list[Move]:
+        rows = await self.arena.query("SELECT record::text, old, new, attempt, cause FROM chaos.moves ORDER BY seq")
+        return [Move(**row) for row in rows]
+
+    async def _effects(self) -> Mapping[str, int]:
+        rows = await self.arena.query("SELECT record::text, count(*) AS n FROM chaos.effects GROUP BY record")
+        return {row["record"]: row["n"] for row in rows}
+
+    async def _attempts(self, records: Iterable[Record]) -> list[Ended]:
+        """As the public name tells them: how they are stored is the product's affair."""
+        return [
+            Ended(record=record.id, attempt=attempt.attempt, cause=attempt.cause.value, state=attempt.state.value)
+            for record in records
+            for attempt in await self.plane.attempts(UUID(record.id))
+        ]
+
+    def end(self) -> None:
+        """Nothing of the run is left."""
+        for worker in self.workers:
+            worker.send(signal.SIGKILL)
+        self.journal.close()
+
+    def verdict(self, history: History, violations: list[Violation]) -> str:
+        """One line for a person."""
+        faults = sum(fault.kind is not FaultKind.STALL for fault in history.faults)
+        judged = f"{len(violations)} violations" if violations else "no violation"
+        again = sum(run.attempt > 1 for run in history.runs)
+        return (
+            f"seed {self.seed}: {judged}; {len(history.submits)} submissions, {summary(history.records)}; "
+            f"{len(history.runs)} runs ({again} of them again), {faults} faults, {len(history.faults) - faults} stalls"
+        )
+
+
+@asynccontextmanager
+async def scenario(
+    arena: Arena,
+    nursery: Nursery,
+    folder: Path,
+    *,
+    seed: int = 1,
+    lease_s: float = 2.0,
+    room: int = 20,
+    proxied: bool = False,
+) -> AsyncGenerator[Scenario]:
+    """A run in this arena; `proxied`: its client, too, goes through the proxies."""
+    settings = load_settings(
+        database_url=arena.proxied_database_url if proxied else arena.database_url,
+        redis_url=arena.proxied_redis_url if proxied else arena.redis_url,
+        artifacts_url=(folder / "artifacts").as_uri(),
+        imports=("tests.chaos.jobs",),
+    )
+    folder.mkdir(exist_ok=True)
+    async with ControlPlane(settings) as plane:
+        run = Scenario(arena, nursery, plane, folder, seed=seed, lease_s=lease_s, room=room)
+        try:
+            yield run
+        finally:
+            run.end()

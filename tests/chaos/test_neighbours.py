@@ -1,0 +1,52 @@
+"""Workers of plain arq serve the same queue: each does what it knows, and what the other takes by mistake is not lost."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.chaos.arena import until
+from tests.chaos.jobs import TRANSIENT
+from tests.chaos.nursery import ROOT
+from tests.chaos.scenario import Scenario
+
+
+@asynccontextmanager
+async def plain_worker(run: Scenario) -> AsyncGenerator[None]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "arq", "tests.chaos.plain_arq.Settings",
+        cwd=ROOT, env=os.environ | {"CPLANE_REDIS_URL": run.arena.redis_url, "PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert await until(20, lambda: serves(run))
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def serves(run: Scenario) -> bool:
+    return bool(await run.arena.redis_command("EXISTS", "arq:queue:health-check"))
+
+
+async def test_recorded_jobs_are_done_beside_a_worker_of_plain_arq(run: Scenario) -> None:
+    """It takes them, does not know them, and throws them away, as arq does: the reconciler brings them back."""
+    async with plain_worker(run):
+        await run.start_worker()
+        await run.submit_all(run.workload.mixed(20))
+        await run.submit_all([run.workload.call("chaos_ok", delay_s=1.0 + n / 10) for n in range(20)])
+        await run.judge()
+
+
+@pytest.mark.skipif(TRANSIENT is None, reason="@job(record=False) is not accepted yet")
+async def test_transient_jobs_are_done_by_either_of_both_workers(run: Scenario) -> None:
+    async with plain_worker(run):
+        await run.start_worker()
+        transient = [await run.plane.create_job("chaos_transient", {"x": n}) for n in range(20)]
+        await run.submit_all(run.workload.mixed(10))
+        assert [await handle.result(30) for handle in transient] == [n + 1 for n in range(20)]
+        await run.judge()

@@ -1,0 +1,12 @@
+"""Without a fault every job runs once, and the checker has nothing to say."""
+
+from tests.chaos.scenario import Scenario
+
+
+async def test_without_faults_each_job_runs_as_often_as_it_asks_for(run: Scenario) -> None:
+    await run.start_worker()
+    await run.start_worker()
+    await run.submit_all([*run.workload.each(), *run.workload.mixed(40)])
+    await run.submit_many([run.workload.call("chaos_ok") for _ in range(20)])
+    history = await run.judge()
+    assert {attempt.cause for attempt in history.attempts} <= {"submit", "retry"} or history.faults

@@ -1,0 +1,61 @@
+"""What the jobs of a run are: calls of the chaos jobs, drawn from a seeded generator."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from pydantic import JsonValue
+
+WEIGHTS = {"chaos_ok": 4, "chaos_works": 2, "chaos_flaky": 1, "chaos_fails": 1, "chaos_writes": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One submission to be made."""
+
+    job: str
+    tag: str
+    args: dict[str, JsonValue] = field(default_factory=dict[str, JsonValue])
+    delay_s: float | None = None
+    key: str | None = None
+
+
+class Workload:
+    """Makes calls; tags are unique within a run."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self._random = random.Random(f"workload {seed}")
+        self._folder = folder
+        self._numbers = count()
+
+    def call(self, job: str, *, delay_s: float | None = None, keyed: bool = False, **args: JsonValue) -> Call:
+        tag = f"{job}-{next(self._numbers)}"
+        if job == "chaos_flaky":
+            args |= {"times": 1, "folder": str(self._folder)}
+        if job == "chaos_overstays":
+            args |= {"folder": str(self._folder)}
+        return Call(job=job, tag=tag, args=args, delay_s=delay_s, key=f"key-{tag}" if keyed else None)
+
+    def each(self) -> list[Call]:
+        """One call of each kind that ends by itself."""
+        return [
+            self.call("chaos_ok"),
+            self.call("chaos_works", seconds=1.5),
+            self.call("chaos_flaky"),
+            self.call("chaos_fails"),
+            self.call("chaos_writes", keyed=True),
+            self.call("chaos_ok", delay_s=1.0),
+        ]
+
+    def mixed(self, number: int, longest_s: float = 1.5, without: Sequence[str] = ()) -> Iterator[Call]:
+        """Calls of every kind but some, the quick ones more often."""
+        weights = {job: weight for job, weight in WEIGHTS.items() if job not in without}
+        for _ in range(number):
+            (job,) = self._random.choices(list(weights), list(weights.values()))
+            args: dict[str, JsonValue] = {}
+            if job == "chaos_works":
+                args["seconds"] = round(self._random.uniform(0.1, longest_s), 2)
+            delay_s = self._random.uniform(0.2, 2.0) if self._random.random() < 0.15 else None
+            yield self.call(job, delay_s=delay_s, keyed=self._random.random() < 0.3, **args)
