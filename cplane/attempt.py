@@ -145,6 +145,7 @@ class Attempt(msgspec.Struct, eq=False):
         grant: Grant,
         job: AnyJob | PlainFunction,
         tools: Tools,
+        *,
         trusted_until: float,
         began_ms: int,
     ) -> Self:

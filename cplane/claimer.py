@@ -230,7 +230,9 @@ class Claimer:
             log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
             into.refused.append(Return(grant, Action.ASIDE, text=str(error).encode()))
             return
-        attempt = Attempt.of_envelope(envelope, grant, job, shared.tools, into.trusted_until, into.now_ms)
+        attempt = Attempt.of_envelope(
+            envelope, grant, job, shared.tools, trusted_until=into.trusted_until, began_ms=into.now_ms
+        )
         shared.leases.add(attempt)
         if (outcome := _spent(attempt, envelope)) is not None:
             attempt.seal()

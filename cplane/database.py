@@ -39,29 +39,37 @@ class Database:
         self._pool_size = pool_size
         self._command_timeout_s = command_timeout_s
         self._engine: AsyncEngine | None = None
+        self._moves: AsyncEngine | None = None
 
     async def __aenter__(self) -> Self:
-        self._engine = create_async_engine(
+        self._engine = self._create(self._pool_size)
+        # plans for the moves are made once, for batches of any size: planning anew takes as long as all the rest of a small batch
+        self._moves = self._create(self._pool_size, plan_cache_mode="force_generic_plan")
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        for engine in (self._engine, self._moves):
+            if engine is not None:
+                await engine.dispose()
+        self._engine = self._moves = None
+
+    def _create(self, pool_size: int, **server_settings: str) -> AsyncEngine:
+        engine = create_async_engine(
             engine_url(self._url),
-            pool_size=self._pool_size,
+            pool_size=pool_size,
             max_overflow=0,
             pool_timeout=COMMAND_TIMEOUT_S,
             pool_use_lifo=True,
             connect_args={
                 "timeout": CONNECT_TIMEOUT_S,
                 "command_timeout": self._command_timeout_s,
-                "server_settings": {"application_name": "cplane", "timezone": "UTC"},
+                "server_settings": {"application_name": "cplane", "timezone": "UTC", **server_settings},
             },
         )
-        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._engine is not None:
-            await self._engine.dispose()
-            self._engine = None
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        return engine
 
     @property
     def engine(self) -> AsyncEngine:
@@ -70,9 +78,7 @@ class Database:
         Raises:
             RuntimeError: outside the context.
         """
-        if self._engine is None:
-            raise RuntimeError("the database is not open; use `async with Database(url) as database:`")
-        return self._engine
+        return _opened(self._engine)
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
@@ -96,7 +102,7 @@ class Database:
             SchemaMismatch: the tables are missing or of another version.
         """
         with translated():
-            async with self.engine.connect() as connection:
+            async with _opened(self._moves).connect() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 rows: list[Any] = await driver.fetch(statement.sql, *statement.arguments(values))
                 return rows
@@ -110,6 +116,12 @@ class Database:
         async with self.session() as session:
             connection = await session.connection()
             return str(await connection.scalar(text("SHOW server_version")))
+
+
+def _opened(engine: AsyncEngine | None) -> AsyncEngine:
+    if engine is None:
+        raise RuntimeError("the database is not open; use `async with Database(url) as database:`")
+    return engine
 
 
 class translated:  # noqa: N801  used like the functions of contextlib
@@ -170,12 +182,22 @@ def is_outage(error: BaseException) -> bool:
     """Whether Postgres is to blame, not the statement."""
     if isinstance(error, OUTAGES):
         return True
+    # asyncpg's own state, upset by a connection that ended under a statement; not Postgres's internal errors
+    if isinstance(_driver_error(error), asyncpg.InternalClientError):
+        return True
     if isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
     ):
         return True
     # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role
     return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D"}
+
+
+def _driver_error(error: BaseException) -> BaseException | None:
+    """What the driver raised, under SQLAlchemy's wrappings."""
+    if not isinstance(error, DBAPIError):
+        return error
+    return error.orig.__cause__ if error.orig is not None and error.orig.__cause__ is not None else error.orig
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -29,6 +29,7 @@ class Leases:
         self._events = events
         self._lease_s = lease_s
         self._margin_s = min(2.0, lease_s / 5)  # what is done last must still arrive in time
+        self._tick_s = min(TICK_S, lease_s / 10)
         self._attempts: dict[Fence | str, Attempt] = {}
 
     def __iter__(self) -> Iterator[Attempt]:
@@ -50,15 +51,20 @@ class Leases:
         self._attempts.pop(attempt.fence, None)
 
     async def keep(self) -> None:
-        """Renew every third of a lease; every second write new progress and stop what is no longer trusted. For ever."""
+        """Renew every third of a lease, and every second write new progress. For ever."""
         renew_at = time.monotonic() + self._lease_s / 3
         while True:
-            await asyncio.sleep(min(TICK_S, self._lease_s / 10))
+            await asyncio.sleep(self._tick_s)
             now = time.monotonic()
             due = now >= renew_at
             attempts = [attempt for attempt in self if due or not attempt.progress_told]
             if await self._renew(attempts) and due:
                 renew_at = now + self._lease_s / 3
+
+    async def watch(self) -> None:
+        """Stop what is no longer trusted, however long a renewal hangs. For ever."""
+        while True:
+            await asyncio.sleep(self._tick_s)
             self._stop_untrusted()
 
     async def listen(self) -> None:
@@ -69,22 +75,28 @@ class Leases:
                 await self._renew([attempt for attempt in self if attempt.uuid in wanted])
 
     async def _renew(self, attempts: Sequence[Attempt]) -> bool:
-        """Renew in both stores; Postgres is the one that counts, where there is a record. Answers whether it did."""
+        """Renew in both stores at once; Postgres is the one that counts, where there is a record. Answers whether it did."""
         if not attempts:
             return True
         sent = time.monotonic()
-        recorded = await self._renew_records([attempt for attempt in attempts if attempt.record_id is not None], sent)
+        records = [attempt for attempt in attempts if attempt.record_id is not None]
+        async with asyncio.TaskGroup() as group:  # one that hangs does not hold up the other
+            renewing = group.create_task(self._renew_records(records, sent), name="renew leases in Postgres")
+            queued = group.create_task(self._renew_queued(attempts, sent), name="renew leases in Redis")
+        return renewing.result() and (queued.result() or len(records) == len(attempts))
+
+    async def _renew_queued(self, attempts: Sequence[Attempt], sent: float) -> bool:
         try:
             renewals = await self._queue.renew([attempt.grant for attempt in attempts], self._lease_s)
         except QueueUnavailable as error:
             log.warning("Redis could not be told that leases are renewed", count=len(attempts), reason=str(error))
-            return recorded and all(attempt.record_id is not None for attempt in attempts)
+            return False
         for attempt, renewal in zip(attempts, renewals, strict=True):
             if attempt.record_id is None:  # where Redis has lost its memory, nobody else has the job either
                 self._apply(attempt, lost=renewal is Renewal.FENCED, sent=sent)
             if renewal is Renewal.ABORT_WANTED:
                 attempt.stop(Stop.CANCEL)
-        return recorded
+        return True
 
     async def _renew_records(self, attempts: Sequence[Attempt], sent: float) -> bool:
         if not attempts:

@@ -309,7 +309,7 @@ class ControlPlane:
     async def retry(self, record_id: UUID) -> None:
         """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, IllegalMove."""
         standing = await self.store.replay(record_id)
-        push = Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)
+        push = Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0, sooner=True)
         await asyncio.wait([self._schedule.put(push)], timeout=PUSH_WAIT_S)
 
 

@@ -71,11 +71,15 @@ class Push(msgspec.Struct, frozen=True):
     priority: Priority = Priority.NORMAL
     once: bool = False
     """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
+    sooner: bool = False
+    """An id that is there already, and that nobody has leased, is to be due that soon: its record was moved since."""
 
     @classmethod
-    def of_record(cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int) -> Self:
+    def of_record(
+        cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int, *, sooner: bool = False
+    ) -> Self:
         """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
-        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority)
+        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority, sooner=sooner)
 
 
 class Pushed(IntEnum):
@@ -218,7 +222,8 @@ class Queue:
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
             batch = [
-                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group
+                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.sooner)
+                for push in group
             ]
             return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 

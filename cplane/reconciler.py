@@ -61,7 +61,7 @@ class Reconciler:
         reaped = await self._store.reap(HEADS)
         if reaped:
             log.warning("leases ended without their worker", count=len(reaped))
-            await self._schedule([standing for standing in reaped if standing.state is State.QUEUED])
+            await self._schedule([standing for standing in reaped if standing.state is State.QUEUED], sooner=True)
             await self._events.publish([Event(standing.id, standing.state) for standing in reaped])
 
     async def _check_epoch(self) -> None:
@@ -87,11 +87,8 @@ class Reconciler:
         if scheduled:
             log.info("jobs that Redis did not hold are scheduled", count=scheduled)
 
-    async def _schedule(self, standings: Sequence[Standing]) -> int:
-        pushes = [
-            Push.of_record(standing.queue, standing.priority, standing.id, standing.job, standing.due_in_ms)
-            for standing in standings
-        ]
+    async def _schedule(self, standings: Sequence[Standing], *, sooner: bool = False) -> int:
+        pushes = [Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, sooner=sooner) for s in standings]
         return (await self._queue.enqueue(pushes)).count(Pushed.SCHEDULED) if pushes else 0
 
 

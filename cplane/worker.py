@@ -293,6 +293,7 @@ class Worker(arq.worker.Worker):
         """Serve until stopped, or until a task of ours ends by itself: that is a fault, and stops the worker."""
         side: list[asyncio.Task[None]] = [
             asyncio.create_task(self._leases.keep(), name="keep leases"),
+            asyncio.create_task(self._leases.watch(), name="watch leases"),
             asyncio.create_task(self._persist(self._leases.listen, "hear of cancels"), name="hear of cancels"),
             asyncio.create_task(self._every(EVERY_S, self._reconciler.run, "reconcile"), name="reconcile"),
             asyncio.create_task(

@@ -10,6 +10,7 @@
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
+local RECORD = '\166record\195' -- how the envelope of a record ends (envelope.py)
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 
@@ -31,38 +32,46 @@ local function leave(place, id)
 end
 
 -- lease an id to this call; whatever kind of thing stood in the place of its lease gives way
+local moves = {}
 local function grant(place, id, payload, due_ms)
-  local try = redis.pcall('INCR', 'arq:retry:' .. id)
-  if type(try) == 'table' then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
-  if try == 1 then redis.call('PEXPIRE', 'arq:retry:' .. id, 88400000) end
+  local try, retry_key = 1, 'arq:retry:' .. id
+  -- the tries of a record are counted in Postgres
+  if string.sub(payload, -8) ~= RECORD and not redis.call('SET', retry_key, 1, 'NX', 'PX', 88400000) then
+    try = redis.pcall('INCR', retry_key)
+    if type(try) == 'table' then return set_aside(place, id, payload, retry_key .. ' holds no number') end
+  end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
   redis.call('SET', 'arq:in-progress:' .. id, ARGV[3] .. ':' .. count, 'PX', lease_ms)
-  redis.call('ZADD', KEYS[place], now_ms + lease_ms, id)
-  local at = #claimed
+  local to, at = #moves, #claimed
+  moves[to + 1], moves[to + 2] = now_ms + lease_ms, id
   claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms
 end
 
 for place = 1, 3 do
   local lane, skip = KEYS[place], 0
   while count < room and looked < looks do
-    local due = redis.call('ZRANGEBYSCORE', lane, '-inf', now_ms, 'WITHSCORES', 'LIMIT', skip, math.min(room - count, looks - looked))
+    local most = math.min(room - count, looks - looked, 250)
+    local due = redis.call('ZRANGEBYSCORE', lane, '-inf', now_ms, 'WITHSCORES', 'LIMIT', skip, most)
     if #due == 0 then break end
+    local keys = {}
+    for i = 1, #due, 2 do keys[i], keys[i + 1] = 'arq:in-progress:' .. due[i], 'arq:job:' .. due[i] end
+    local held = redis.call('MGET', unpack(keys)) -- what is no string reads as nothing
     for i = 1, #due, 2 do
-      local id, due_ms = due[i], due[i + 1]
-      local held = redis.call('MGET', 'arq:in-progress:' .. id, 'arq:job:' .. id)
-      local lease, payload = held[1], held[2]
+      local id, lease, payload = due[i], held[i], held[i + 1]
       looked = looked + 1
       if lease == '1' then
         skip = skip + 1 -- leased by a plain arq worker: its score is not ours to move
       elseif lease then
         redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', 'arq:in-progress:' .. id)), id)
       elseif payload then
-        grant(place, id, payload, due_ms)
+        grant(place, id, payload, due[i + 1])
       else
         leave(place, id)
       end
     end
+    if #moves > 0 then redis.call('ZADD', lane, unpack(moves)) end
+    moves = {}
   end
   local next_due = redis.call('ZRANGEBYSCORE', lane, '-inf', '+inf', 'WITHSCORES', 'LIMIT', skip, 1)[2]
   if next_due and tonumber(next_due) ~= math.huge then

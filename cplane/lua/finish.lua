@@ -12,47 +12,67 @@ local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local answers, wake = {}, false
+local backs = cmsgpack.unpack(ARGV[1])
+local gone, left = {}, { {}, {}, {} } -- keys to delete, and ids that leave each lane: together, at the end
 
-for i, back in ipairs(cmsgpack.unpack(ARGV[1])) do
-  local lane, id, action, number, text, keep = KEYS[back[1]], back[2], back[4], back[5], back[6], back[7]
-  local lease_key = 'arq:in-progress:' .. id
-  local lease = redis.pcall('GET', lease_key) -- a table, unlike any token, if it holds something else
-  if not lease then
-    answers[i] = -1
-  elseif lease ~= back[3] then
-    answers[i] = 0
+local function leave(back)
+  local id, keep = back[2], back[7]
+  local at, ids = #gone, left[back[1]]
+  gone[at + 1], gone[at + 2] = 'arq:job:' .. id, 'arq:retry:' .. id
+  if keep > 0 then redis.call('PEXPIRE', 'arq:in-progress:' .. id, keep) else gone[at + 3] = 'arq:in-progress:' .. id end
+  ids[#ids + 1] = id
+  if aborts then redis.call('ZREM', 'arq:abort', id) end
+end
+
+local function apply(back)
+  local lane, id, action, number, text = KEYS[back[1]], back[2], back[4], back[5], back[6]
+  if action == 0 then
+    if text ~= '' and number > 0 then
+      redis.call('SET', 'arq:result:' .. id, text, 'PX', math.floor(number))
+    elseif text ~= '' then
+      redis.call('SET', 'arq:result:' .. id, text)
+    end
+    return leave(back)
+  elseif action == 3 then
+    local payload = redis.call('GET', 'arq:job:' .. id) or ''
+    redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'queue', lane, 'id', id, 'reason', text, 'payload', payload)
+    return leave(back)
+  end
+  wake = true
+  gone[#gone + 1] = 'arq:in-progress:' .. id
+  if action == 1 then
+    if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
+    redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
   else
-    answers[i] = 1
-    if action == 0 or action == 3 then
-      if action == 3 then
-        local payload = redis.call('GET', 'arq:job:' .. id) or ''
-        redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'queue', lane, 'id', id, 'reason', text, 'payload', payload)
-      elseif text ~= '' and number > 0 then
-        redis.call('SET', 'arq:result:' .. id, text, 'PX', math.floor(number))
-      elseif text ~= '' then
-        redis.call('SET', 'arq:result:' .. id, text)
-      end
-      if keep > 0 then
-        redis.call('PEXPIRE', lease_key, keep)
-        redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
-      else
-        redis.call('DEL', lease_key, 'arq:job:' .. id, 'arq:retry:' .. id)
-      end
-      redis.call('ZREM', lane, id)
-      if aborts then redis.call('ZREM', 'arq:abort', id) end
-    elseif action == 1 then
-      redis.call('DEL', lease_key)
-      if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
-      redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
-      wake = true
+    if action == 4 then number = now_ms + number end
+    redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
+    if redis.call('EXISTS', 'arq:retry:' .. id) == 1 then redis.call('DECR', 'arq:retry:' .. id) end
+  end
+end
+
+local function in_parts(command, key, list) -- Lua passes some thousands of arguments at most
+  for from = 1, #list, 1000 do
+    local part = { unpack(list, from, math.min(from + 999, #list)) }
+    if key then redis.call(command, key, unpack(part)) else redis.call(command, unpack(part)) end
+  end
+end
+
+for from = 1, #backs, 500 do
+  local keys = {}
+  for i = from, math.min(from + 499, #backs) do keys[#keys + 1] = 'arq:in-progress:' .. backs[i][2] end
+  for n, lease in ipairs(redis.call('MGET', unpack(keys))) do
+    local back = backs[from + n - 1]
+    if not lease then
+      answers[#answers + 1] = -1
+    elseif lease ~= back[3] then
+      answers[#answers + 1] = 0
     else
-      redis.call('DEL', lease_key)
-      if action == 4 then number = now_ms + number end
-      redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
-      redis.call('DECR', 'arq:retry:' .. id)
-      wake = true
+      answers[#answers + 1] = 1
+      apply(back)
     end
   end
 end
+in_parts('DEL', nil, gone)
+for lane = 1, 3 do in_parts('ZREM', KEYS[lane], left[lane]) end
 if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
 return answers
