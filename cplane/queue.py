@@ -348,7 +348,8 @@ class Queue:
         """The counter by which a Redis that lost its memory is noticed: read (None), or moved on, to `at_least` or beyond."""
         async with translated("reading the epoch"):
             if at_least is None:
-                return int(await self._redis.get(EPOCH) or 0)
+                value = cast("bytes | None", await self._redis.get(EPOCH))
+                return int(value) if value is not None and value.isdigit() else 0
             return int(await self._call("epoch", [EPOCH], at_least))
 
     async def eviction(self) -> str | None:
