@@ -210,7 +210,9 @@ class Queue:
         """Schedule ids; an id that is there already stays as it is."""
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
-            batch = [(LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group]
+            batch = [
+                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once) for push in group
+            ]
             return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):

@@ -132,6 +132,7 @@ def ctx(tmp_path: Path) -> Context:
     log: Any = structlog.get_logger()
     return Context(
         id=uuid4(),
+        key="test",
         job="test",
         attempt=1,
         log=log,
