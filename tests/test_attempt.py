@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -158,8 +158,8 @@ async def attempt_floods(ctx: Context, steps: int) -> int:
     return steps
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest_asyncio.fixture(autouse=True)
+async def fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setitem(globals(), "gate", Gate())
     monkeypatch.setitem(globals(), "stubborn", Stubborn())
     monkeypatch.setattr("cplane.attempt.CLEANUP_S", 0.1)
@@ -220,14 +220,13 @@ async def test_a_job_that_ignores_a_cancel_is_left_behind_and_cancelled(
 async def test_a_stopping_worker_leaves_a_stubborn_job_behind_and_hands_it_back(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        async with running(settings.model_copy(update={"drain_s": 0.0})):
-            handle = await attempt_ignores_a_cancel.submit()
-            await stubborn.entered.wait()
-        assert stubborn.cancels >= 1
-        assert await handle.state() is State.QUEUED
-        stubborn.free.set()
-        await stubborn.gone.wait()
+    async with running(settings.model_copy(update={"drain_s": 0.0})):
+        handle = await attempt_ignores_a_cancel.submit()
+        await stubborn.entered.wait()
+    assert stubborn.cancels >= 1
+    assert (await plane.record(handle.id)).state is State.QUEUED
+    stubborn.free.set()
+    await stubborn.gone.wait()
 
 
 async def test_a_job_that_cancels_itself_has_failed(settings: CplaneSettings, plane: ControlPlane) -> None:
