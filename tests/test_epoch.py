@@ -134,7 +134,7 @@ async def test_one_worker_restores_while_the_others_leave_it_alone(
     await raw(plane).flushdb()
     under_way, go_on = asyncio.Event(), asyncio.Event()
     restoring: list[str] = []
-    restore_all = Reconciler._restore_all
+    restore_all = Reconciler._restore_all  # pyright: ignore[reportPrivateUsage]  it is what is to be slow
 
     async def slowly(self: Reconciler) -> None:
         restoring.append(self._worker)  # pyright: ignore[reportPrivateUsage]
