@@ -235,9 +235,10 @@ class Queue:
         number = next(self._grants)
         order, prefix = order_of(number), f"{self._prefix}-{number}"
         async with translated("claiming jobs"):
-            claimed, missing, odd, wait_ms = await self._call(
+            answer: tuple[list[Any], list[Any], list[Any], int] = await self._call(
                 "claim", [*_lanes(queue, order), _wake_key(queue)], room, int(lease_s * 1000), prefix, LOOKS
             )
+        claimed, missing, odd, wait_ms = answer
         return Claim(
             grants=[
                 Grant(queue, order[place - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
@@ -285,7 +286,8 @@ class Queue:
     async def sweep(self, queue: str, looks: int = LOOKS) -> Sweep:
         """Take lost ids and old aborts out of a queue, and say how it stands."""
         async with translated("sweeping a queue"):
-            missing, lag_ms, due, later = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
+            answer: tuple[list[Any], int, int, int] = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
+        missing, lag_ms, due, later = answer
         lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
 
@@ -362,7 +364,8 @@ class Queue:
         """The counter by which a Redis that lost its memory is noticed: read (None), or moved on, to `at_least` or beyond."""
         async with translated("reading the epoch"):
             if at_least is None:
-                return int(await self._redis.get(EPOCH) or 0)
+                value = cast("bytes | None", await self._redis.get(EPOCH))
+                return int(value) if value is not None and value.isdigit() else 0
             return int(await self._call("epoch", [EPOCH], at_least))
 
     async def eviction(self) -> str | None:

@@ -1,0 +1,234 @@
+"""Priorities: three lanes of a queue, served high to low, none starved, and a job stays in its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
+from cplane.errors import InvalidArguments
+from cplane.jobs import AnyJob
+from cplane.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
+from cplane.states import Priority
+from tests.workers import DEADLINE_S, Gate, running
+
+HIGH, NORMAL, LOW = LANES
+AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)
+
+gate = Gate()
+ran: list[str] = []
+
+
+@job
+async def priority_recorded(label: str) -> None:
+    ran.append(label)
+
+
+@job(record=False)
+async def priority_transient(label: str) -> None:
+    ran.append(label)
+
+
+@job(priority="high")
+async def priority_high() -> None: ...
+
+
+@job(priority="low", record=False, retries=RetryPolicy(retries=1, backoff_s=60, jitter=0))
+async def priority_low_retried(ctx: Context) -> None:
+    ran.append(f"attempt {ctx.attempt}")
+    raise ValueError
+
+
+@job(priority="low", retries=RetryPolicy(retries=1, backoff_s=60, jitter=0))
+async def priority_low_record_retried(ctx: Context) -> None:
+    ran.append(f"attempt {ctx.attempt}")
+    raise ValueError
+
+
+@job(priority="low")
+async def priority_low_gate() -> None:
+    await gate.pass_through()
+
+
+@job(priority="low", record=False)
+async def priority_low_transient_gate() -> None:
+    await gate.pass_through()
+
+
+@pytest.fixture(autouse=True)
+def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "gate", Gate())
+    ran.clear()
+
+
+@pytest_asyncio.fixture
+async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
+    async with ControlPlane(settings) as plane:
+        yield plane
+
+
+def raw(plane: ControlPlane) -> Any:
+    """The server, past the queue; its client's types are too loose to be of use."""
+    return plane.redis
+
+
+async def lane_of(plane: ControlPlane, job_id: object, queue: str = "default") -> list[Priority]:
+    """The lanes that hold an id."""
+    return [lane for lane in LANES if await raw(plane).zscore(redis_name(queue, lane), str(job_id)) is not None]
+
+
+def ids(claim: Claim) -> list[str]:
+    return [grant.id for grant in claim.grants]
+
+
+def push(name: str, priority: Priority, delay_ms: int = 0) -> Push:
+    return Push("default", name, b"x", delay_ms, priority)
+
+
+def test_the_normal_lane_is_arqs_own_queue() -> None:
+    assert [redis_name("default", lane) for lane in LANES] == ["arq:queue@high", "arq:queue", "arq:queue@low"]
+    assert redis_name("browser", HIGH) == "arq:queue:browser@high"
+    assert queue_of(redis_name("browser")) == "browser"
+
+
+def test_no_lane_is_starved() -> None:
+    served_first = [order_of(claim)[0] for claim in range(1600)]
+    assert {lane: served_first.count(lane) for lane in LANES} == {HIGH: 1200, NORMAL: 300, LOW: 100}
+    longest = {lane: max(len(run) for run in waits(served_first, lane)) for lane in LANES}
+    assert longest == {HIGH: 1, NORMAL: 7, LOW: 15}, "claims in a row that serve another lane first"
+    assert all(sorted(order) == sorted(LANES) for order in ORDERS)
+
+
+def waits(served: list[Priority], lane: Priority) -> list[list[Priority]]:
+    runs: list[list[Priority]] = [[]]
+    for each in served:
+        if each is lane:
+            runs.append([])
+        else:
+            runs[-1].append(each)
+    return runs
+
+
+async def test_a_claim_serves_high_before_normal_before_low_whatever_falls_due_first(plane: ControlPlane) -> None:
+    queue = Queue(plane.redis)
+    await queue.enqueue(
+        [push("low", LOW, -9000), push("normal", NORMAL, -5000), push("high", HIGH), push("not due", HIGH, 60_000)]
+    )
+    first = await queue.claim("default", 2, 30)
+    assert [(grant.id, grant.priority) for grant in first.grants] == [("high", HIGH), ("normal", NORMAL)]
+    assert first.wait_s == 0, "more is due"
+    second = await queue.claim("default", 2, 30)
+    assert [(grant.id, grant.priority) for grant in second.grants] == [("low", LOW)]
+
+
+async def test_low_jobs_are_claimed_although_high_ones_never_end(plane: ControlPlane) -> None:
+    queue = Queue(plane.redis)
+    await queue.enqueue([push("low", LOW, -1000)])
+    claims = 0
+    while "low" not in (claimed := ids(await queue.claim("default", 1, 30))):
+        claims += 1
+        assert claims < 16
+        assert len(claimed) <= 1
+        await queue.enqueue([push(f"high {claims}", HIGH), push(f"normal {claims}", NORMAL)])
+
+
+@pytest.mark.parametrize("asked", [priority_recorded, priority_transient], ids=["recorded", "transient"])
+async def test_a_worker_runs_what_is_urgent_first(settings: CplaneSettings, plane: ControlPlane, asked: AnyJob) -> None:
+    for priority in (LOW, NORMAL, HIGH):
+        await asked.using(priority=priority).submit_many({"label": f"{priority} {n}"} for n in range(3))
+    one_at_a_time = settings.model_copy(update={"queues": {"default": 1}})
+    last = await asked.using(priority="low").submit("last")
+    async with running(one_at_a_time):
+        await last.result(DEADLINE_S)
+    # the fourth claim serves the normal lane first, so that it is not starved
+    assert ran == [
+        "high 0", "high 1", "high 2", "normal 0", "normal 1", "normal 2", "low 0", "low 1", "low 2", "last",
+    ]  # fmt: skip
+
+
+async def test_the_priority_of_one_submission_outranks_the_jobs_own(plane: ControlPlane) -> None:
+    own, other = await priority_high.submit(), await priority_high.using(priority="low", delay=60).submit()
+    transient = await priority_transient.using(priority="high").submit("x")
+    by_name = await plane.create_job("priority_high", {}, priority="normal")
+    assert [await lane_of(plane, handle.id) for handle in (own, other, transient, by_name)] == [
+        [HIGH], [LOW], [HIGH], [NORMAL],
+    ]  # fmt: skip
+    assert (await plane.record(own.id)).priority is HIGH
+    assert (await plane.record(other.id)).priority is LOW
+    for wrong in ("urgent", "", "HIGH"):
+        with pytest.raises(InvalidArguments, match="is not a priority"):
+            priority_high.using(priority=wrong)
+    with pytest.raises(InvalidArguments, match="'urgent' is not a priority"):
+        await plane.create_job("priority_high", {}, priority="urgent")
+
+
+async def test_the_same_key_with_another_priority_is_another_call(plane: ControlPlane) -> None:
+    from cplane.errors import IdempotencyConflict
+
+    first = await priority_recorded.using(key="k").submit("x")
+    assert (await priority_recorded.using(key="k", priority="normal").submit("x")).id == first.id
+    with pytest.raises(IdempotencyConflict):
+        await priority_recorded.using(key="k", priority="high").submit("x")
+
+
+@pytest.mark.parametrize("asked", [priority_low_retried, priority_low_record_retried], ids=["transient", "recorded"])
+async def test_a_retry_stays_in_its_lane(settings: CplaneSettings, plane: ControlPlane, asked: AnyJob) -> None:
+    handle = await asked.submit()
+    async with running(settings), asyncio.timeout(DEADLINE_S):
+        while ran != ["attempt 1"] or await raw(plane).exists(f"arq:in-progress:{handle.id}"):
+            await asyncio.sleep(0.01)
+    assert await lane_of(plane, handle.id) == [LOW]
+
+
+@pytest.mark.parametrize("asked", [priority_low_transient_gate, priority_low_gate], ids=["transient", "recorded"])
+async def test_a_release_stays_in_its_lane(settings: CplaneSettings, plane: ControlPlane, asked: AnyJob) -> None:
+    handle = await asked.submit()
+    async with running(settings.model_copy(update={"drain_s": 0.0})):
+        await gate.entered.wait()
+        assert await lane_of(plane, handle.id) == [LOW]
+    assert await lane_of(plane, handle.id) == [LOW]
+    assert ids(await plane.queue.claim("default", 1, 30)) == [str(handle.id)]
+
+
+async def test_a_lost_lease_is_scheduled_again_in_its_lane(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cplane.worker.EVERY_S", 0.05)
+    handle = await priority_low_gate.using(delay=60).submit()
+    await raw(plane).flushdb()
+    async with running(settings), asyncio.timeout(DEADLINE_S):
+        while await lane_of(plane, handle.id) != [LOW]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_replay_goes_to_the_lane_of_its_record(plane: ControlPlane) -> None:
+    handle = await priority_low_gate.submit()
+    await handle.cancel()
+    (grant,) = (await plane.queue.claim("default", 1, 30)).grants
+    await plane.queue.finish([Return(grant, Action.DONE)])
+    await plane.retry(handle.id)
+    assert await lane_of(plane, handle.id) == [LOW]
+
+
+async def test_delayed_jobs_keep_their_lane(settings: CplaneSettings, plane: ControlPlane) -> None:
+    low = await priority_transient.using(priority="low", delay=0.2).submit("low")
+    high = await priority_recorded.using(priority="high", delay=0.2).submit("high")
+    assert await lane_of(plane, low.id) == [LOW]
+    assert await lane_of(plane, high.id) == [HIGH]
+    async with running(settings):
+        await low.result(DEADLINE_S)
+        await high.result(DEADLINE_S)
+    assert await plane.queue.depth("default") == 0
+
+
+async def test_a_sweep_and_the_depth_count_every_lane(plane: ControlPlane) -> None:
+    await plane.queue.enqueue([push(lane, lane) for lane in LANES])
+    await plane.queue.enqueue([push(f"{lane} later", lane, 60_000) for lane in LANES])
+    for lane in LANES:
+        await raw(plane).zadd(redis_name("default", lane), {f"lost {lane}": 5})
+    sweep = await plane.queue.sweep("default")
+    assert [(lost.priority, lost.id) for lost in sweep.missing] == [(lane, f"lost {lane}") for lane in LANES]
+    assert (sweep.due, sweep.later) == (3, 3)
+    assert await plane.queue.depth("default") == 6
