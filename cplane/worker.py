@@ -41,6 +41,7 @@ from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Recorder
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import State
+from cplane.watchdog import Watchdog
 
 CRON_S = 0.5
 """How often cron jobs are looked at: arq's own rhythm."""
@@ -266,6 +267,7 @@ class Worker(arq.worker.Worker):
                 idle=self._idle,
             )
             self._claimers = {queue: Claimer(queue, room, claims) for queue, room in self.queues.items()}
+            stack.enter_context(Watchdog())
             if self._signals:
                 stack.enter_context(_Signals(self))
             await self._hook(self.on_startup, self.ctx)

@@ -1,0 +1,75 @@
+"""Notices a job that never yields: while the event loop is blocked, nothing else runs and no lease is renewed. A thread looks from outside."""
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+BLOCKED_S = 1.0
+"""A loop that does not turn for so long is blocked; far longer than any step of ours, far shorter than a lease."""
+
+LOOK_S = 0.5
+
+FRAMES = 5
+"""Innermost lines of the blocking code that are shown."""
+
+log = structlog.get_logger("cplane")
+
+
+class Watchdog:
+    """Watches the running loop of the thread that enters it, and says which task blocks it, and where."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
+        self._beat_at = 0.0
+        self._beating: asyncio.TimerHandle | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch the event loop", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._loop, self._thread_id = asyncio.get_running_loop(), threading.get_ident()
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic()
+        if self._loop is not None:
+            self._beating = self._loop.call_later(LOOK_S, self._beat)
+
+    def _watch(self) -> None:
+        """In the thread: say once that the loop is blocked, and once for how long it was."""
+        blocked_at = 0.0
+        while not self._done.wait(LOOK_S):
+            late_s = time.monotonic() - self._beat_at - LOOK_S
+            if blocked_at and self._beat_at > blocked_at:
+                log.warning("the event loop turns again", blocked_s=round(self._beat_at - blocked_at, 1))
+                blocked_at = 0.0
+            elif not blocked_at and late_s > BLOCKED_S:
+                blocked_at = self._beat_at
+                self._report(late_s)
+
+    def _report(self, late_s: float) -> None:
+        task = asyncio.current_task(self._loop)
+        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  the one way to look into another thread
+        lines = [] if frame is None else traceback.format_list(traceback.extract_stack(frame)[-FRAMES:])
+        log.error(
+            "the event loop is blocked: nothing else runs, and leases are not renewed",
+            job="(no task)" if task is None else task.get_name(),
+            blocked_s=round(late_s, 1),
+            hint="await what takes long, or make the job a plain def: it runs in a thread",
+            at="".join(lines).rstrip(),
+        )

@@ -1,0 +1,52 @@
+"""A job that never yields is named while it blocks the loop."""
+
+import asyncio
+import threading
+
+import pytest
+import structlog
+
+from cplane import ControlPlane, CplaneSettings, job
+from tests.workers import DEADLINE_S, running
+
+told = threading.Event()
+
+
+@job(record=False)
+async def watchdog_blocks() -> None:
+    told.wait(DEADLINE_S)  # as a computation would: the loop stands still until it was noticed
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cplane.watchdog.LOOK_S", 0.02)
+    monkeypatch.setattr("cplane.watchdog.BLOCKED_S", 0.1)
+    told.clear()
+
+
+async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(settings: CplaneSettings) -> None:
+    entries: list[structlog.typing.EventDict] = []
+    again = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def note(_: object, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        entries.append(entry)
+        if "is blocked" in entry["event"]:
+            told.set()
+        if "turns again" in entry["event"]:
+            loop.call_soon_threadsafe(again.set)
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[note])
+    try:
+        async with ControlPlane(settings), running(settings), asyncio.timeout(DEADLINE_S):
+            handle = await watchdog_blocks.submit()
+            await handle.result(DEADLINE_S)
+            await again.wait()
+    finally:
+        structlog.reset_defaults()
+    (blocked,) = [entry for entry in entries if "is blocked" in entry["event"] and "watchdog" in entry["job"]]
+    assert blocked["job"] == f"watchdog_blocks {handle.id}"
+    assert "told.wait(DEADLINE_S)" in blocked["at"]
+    assert blocked["blocked_s"] >= 0.1
+
