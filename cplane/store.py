@@ -230,6 +230,17 @@ class Store:
         async with self._database.session() as session:
             return [_standing(row) for row in await _rows(session, statements.REPLAY_MANY, values)]
 
+    async def count_replayable(self, where: RecordFilter) -> int:
+        """How many failed and cancelled records fit."""
+        values = {"state": where.state, "job": where.job, "queue": where.queue}
+        async with self._database.session() as session:
+            return int((await _rows(session, statements.REPLAYABLE, values))[0].number)
+
+    async def queues(self) -> list[str]:
+        """The queues in which records wait."""
+        async with self._database.session() as session:
+            return [row.queue for row in await _rows(session, statements.QUEUES, {})]
+
     # what a worker does
 
     async def start(self, worker: str, grants: Sequence[tuple[UUID, str]], lease_s: float) -> list[Started]:
