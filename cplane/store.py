@@ -149,8 +149,8 @@ class Store:
         async with self._database.autocommit() as connection:
             rows = {row[0]: row for row in (await connection.execute(statements.SUBMIT, values)).all()}
             keys = [record.key for record in records if record.id not in rows and record.key is not None]
-            known = (await connection.execute(statements.BY_KEY, {"keys": keys})).all() if keys else []
-            earlier: dict[str | None, Any] = {row.key: row for row in known}
+            known: Sequence[Any] = (await connection.execute(statements.BY_KEY, {"keys": keys})).all() if keys else ()
+            earlier = {row.key: row for row in known}
         return [_submitted(record, rows.get(record.id), earlier.get(record.key)) for record in records]
 
     async def get(self, record_id: UUID) -> JobRecord:
