@@ -31,6 +31,9 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     failures: int = 0
     interruptions: int = 0
     """The budgets a transient job has spent so far."""
+    queue: str | None = None
+    priority: str | None = None
+    """Where a transient job waits, if it is another place than its job's own."""
 
 
 class KeptResult(msgspec.Struct, frozen=True):

@@ -23,22 +23,24 @@ from cplane.database import Database
 from cplane.errors import (
     CplaneError,
     IdempotencyConflict,
+    IllegalMove,
     InvalidArguments,
     JobCancelled,
     JobFailed,
     OutsideError,
     QueueUnavailable,
+    RecordNotFound,
 )
 from cplane.events import CONTROL, EVENTS, Event, Events
 from cplane.handle import Handle
 from cplane.jobs import Registry, Submission
-from cplane.queue import Push, Queue
+from cplane.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import Priority, State
-from cplane.store import NewRecord, RecordFilter, Store, Submitted
-from cplane.transient import TransientJobs
+from cplane.store import NewRecord, RecordFilter, Standing, Store, Submitted
+from cplane.transient import TransientJob, TransientJobs
 from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
 
@@ -48,6 +50,12 @@ PUSH_WAIT_S = 1.0
 CHECK_S = 2.5
 """How long `ready` waits for each server."""
 
+RETRY_CHUNK = 1000
+"""Records that are run again in one statement."""
+
+ASIDE_LOOKS = 20_000
+"""More than is ever kept of what was set aside."""
+
 LARGE = 10_000
 """Arguments with a text, list or object of so many parts are validated in a thread: they would hold the loop."""
 
@@ -55,6 +63,13 @@ PUSH_PAUSE_S = 1.0
 """After Redis failed, pushes pause so long: callers do not queue up behind a dead server."""
 
 log = structlog.get_logger("cplane")
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A submission, and the record it led to."""
+
+    submission: Submission
+    submitted: Submitted
 
 
 class ControlPlane:
@@ -80,6 +95,7 @@ class ControlPlane:
         self._given = settings
         self._open = AsyncExitStack()
         self._push_again_at = 0.0
+        self._registry: Registry | None = None
 
     async def __aenter__(self) -> Self:
         self.settings = self._given or load_settings()
@@ -92,7 +108,7 @@ class ControlPlane:
             self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
             self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
-            self._record = await opening.enter_async_context(Batch(self.store.submit, name="record submitted jobs"))
+            self._record = await opening.enter_async_context(Batch(self._record_group, name="record submitted jobs"))
             jobs.enter(self)
             opening.callback(jobs.leave, self)
             self._open = opening.pop_all()
@@ -113,14 +129,16 @@ class ControlPlane:
             IdempotencyConflict: the key was used for another call.
             DatabaseUnavailable: Postgres did not answer.
         """
+        return self._handle(submission, await self._submit(submission))
+
+    async def _submit(self, submission: Submission) -> Submitted:
         if not submission.job.options.record:
             self._check_size(submission)
             return await self._transient.submit(submission)
         submitted = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
             raise submitted
-        await self._scheduled([(submission, submitted)])
-        return self._handle(submission, submitted)
+        return submitted
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
         """Record a batch in one statement, then schedule it in one push.
@@ -134,15 +152,15 @@ class ControlPlane:
         if not submissions[0].job.options.record:
             for submission in submissions:
                 self._check_size(submission)
-            return await self._transient.submit_many(submissions)
-        answers = await self.store.submit([self._new_record(submission) for submission in submissions])
-        pairs: list[tuple[Submission, Submitted]] = []
+            placed = await self._transient.submit_many(submissions)
+            return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
+        handles: list[Handle[Any]] = []
+        answers = await self._record_group([self._new_record(submission) for submission in submissions])
         for submission, submitted in zip(submissions, answers, strict=True):
             if isinstance(submitted, IdempotencyConflict):
                 raise submitted
-            pairs.append((submission, submitted))
-        await self._scheduled(pairs)
-        return [self._handle(submission, submitted) for submission, submitted in pairs]
+            handles.append(self._handle(submission, submitted))
+        return handles
 
     async def create_job(
         self,
@@ -155,7 +173,22 @@ class ControlPlane:
         queue: str | None = None,
         priority: str | None = None,
     ) -> Handle[Any]:
-        """Submit a job by name, with arguments that came as JSON.
+        """Submit a job by name, with arguments that came as JSON; answers its handle. Raises what `accept` does."""
+        accepted = await self.accept(name, args, key=key, delay=delay, at=at, queue=queue, priority=priority)
+        return self._handle(accepted.submission, accepted.submitted)
+
+    async def accept(
+        self,
+        name: str,
+        args: Mapping[str, JsonValue],
+        *,
+        key: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        queue: str | None = None,
+        priority: str | None = None,
+    ) -> Accepted:
+        """Submit a job by name, with arguments that came as JSON; answers what was recorded, without reading it again.
 
         Raises:
             UnknownJob: no such job was imported; the message names those that were.
@@ -164,12 +197,19 @@ class ControlPlane:
         job = self.catalog.get(name)
         call = job.using(delay=delay, at=at, key=key, queue=queue, priority=priority)
         args_json = await asyncio.to_thread(job.encode_json, args) if _is_large(args) else job.encode_json(args)
-        return await self.submit(call.submission(args_json))
+        submission = call.submission(args_json)
+        return Accepted(submission, await self._submit(submission))
 
     @property
     def catalog(self) -> Registry:
         """Every job this process knows, the built-ins included."""
-        return load_jobs(self.settings.imports)
+        if self._registry is None:
+            self._registry = load_jobs(self.settings.imports)
+        return self._registry
+
+    def records_job(self, name: str) -> bool:
+        """Whether submissions of the job have a record (`record=False`: none). Raises UnknownJob."""
+        return self.catalog.get(name).options.record
 
     def _check_size(self, submission: Submission) -> None:
         if len(submission.args_json) > self.settings.max_body_bytes:
@@ -193,30 +233,46 @@ class ControlPlane:
         )
 
     def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:
+        if not submission.job.options.record:
+            return Handle(submitted.id, self._transient.source(submission.job, submission.queue), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
-    async def _scheduled(self, pairs: Sequence[tuple[Submission, Submitted]]) -> None:
+    async def _record_group(self, records: list[NewRecord]) -> list[Submitted | IdempotencyConflict]:
+        """Record a group in one statement, then schedule it in one push."""
+        answers = await self.store.submit(records)
         pushes = [
-            self._schedule.put(_push(submission, submitted)) for submission, submitted in pairs if submitted.created
+            Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms)
+            for record, answer in zip(records, answers, strict=True)
+            if isinstance(answer, Submitted) and answer.created
         ]
         if pushes:
-            await asyncio.wait(pushes, timeout=PUSH_WAIT_S)
+            # one that gave up waiting is pushed all the same
+            await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
+        return answers
 
-    async def _push(self, pushes: list[Push]) -> list[None]:
-        """Schedule a group; when Redis is away the records wait for the reconciler."""
+    async def _push(self, groups: list[list[Push]]) -> list[None]:
+        """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
+        pushes = [push for group in groups for push in group]
         try:
             if time.monotonic() >= self._push_again_at:
                 await self.queue.enqueue(pushes)
         except QueueUnavailable as error:
             self._push_again_at = time.monotonic() + PUSH_PAUSE_S
             log.warning("jobs are recorded but not scheduled yet", count=len(pushes), reason=str(error))
-        return [None] * len(pushes)
+        return [None] * len(groups)
 
     # asking
 
     async def record(self, record_id: UUID) -> JobRecord:
         """One record. Raises RecordNotFound."""
         return await self.store.get(record_id)
+
+    async def job(self, job_id: UUID) -> JobRecord | TransientJob:
+        """One job: its record, or of a transient job what Redis holds. Raises RecordNotFound."""
+        try:
+            return await self.store.get(job_id)
+        except RecordNotFound:
+            return await self._transient.job(job_id)
 
     async def records(
         self, where: RecordFilter | None = None, *, before: UUID | None = None, limit: int = 50
@@ -241,19 +297,22 @@ class ControlPlane:
         async with self.artifacts.open(artifact.path) as chunks:
             yield artifact, chunks
 
-    async def wait(self, record_id: UUID, timeout: float | None = None) -> JobRecord:
-        """The record once it is final; waits by push.
+    async def wait(self, record_id: UUID, timeout: float | None = None) -> JobRecord | TransientJob:
+        """The record once it is final, or a transient job once it has ended; waits by push.
 
         Raises:
             RecordNotFound: there is none.
             TimeoutError: it is not final after `timeout` seconds.
         """
         async with asyncio.timeout(timeout):
-            return await self._waiters.wait(record_id)
+            try:
+                return await self._waiters.wait(record_id)
+            except RecordNotFound:
+                return await self._transient.wait(record_id)
 
     async def state(self, record_id: UUID) -> State:
         """The state now. Raises RecordNotFound."""
-        return State((await self.store.get(record_id)).state)
+        return (await self.job(record_id)).state
 
     async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
         """The JSON of a result, once it is there. Raises JobFailed, JobCancelled, TimeoutError."""
@@ -297,7 +356,10 @@ class ControlPlane:
             RecordNotFound: there is none.
             IllegalMove: it is final.
         """
-        state = await self.store.cancel(record_id)
+        try:
+            state = await self.store.cancel(record_id)
+        except RecordNotFound:
+            return await self._transient.cancel(record_id)
         event = Event(record_id, state)
         try:
             async with asyncio.timeout(PUSH_WAIT_S):
@@ -308,13 +370,74 @@ class ControlPlane:
 
     async def retry(self, record_id: UUID) -> None:
         """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, IllegalMove."""
-        standing = await self.store.replay(record_id)
-        push = Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0, sooner=True)
-        await asyncio.wait([self._schedule.put(push)], timeout=PUSH_WAIT_S)
+        try:
+            standing = await self.store.replay(record_id)
+        except RecordNotFound:
+            await self._transient.job(record_id)
+            raise IllegalMove("the job has no record to run again from", hint="submit it once more") from None
+        await self._schedule_again([standing])
 
+    async def retry_many(
+        self, where: RecordFilter, *, before: UUID | None = None, limit: int | None = None
+    ) -> AsyncIterator[list[UUID]]:
+        """Run failed and cancelled jobs again, newest first, all that fit or at most `limit`, those older than the id `before`.
 
-def _push(submission: Submission, submitted: Submitted) -> Push:
-    return Push.of_record(submission.queue, submission.priority, submitted.id, submission.job.name, submitted.delay_ms)
+        Each step answers the ids of a chunk that is queued again; the last of them is where to go on. A record that another call
+        replays at the same time is left to it, and one that fails again meanwhile is not met twice.
+        """
+        left = limit
+        while left is None or left > 0:
+            chunk = RETRY_CHUNK if left is None else min(RETRY_CHUNK, left)
+            standings = await self.store.replay_many(where, before=before, limit=chunk)
+            if not standings:
+                return
+            await self._schedule_again(standings)
+            ids = sorted((standing.id for standing in standings), reverse=True)
+            before = ids[-1]
+            left = None if left is None else left - len(ids)
+            yield ids
+
+    async def count_retriable(self, where: RecordFilter) -> int:
+        """How many jobs `retry_many` would run again."""
+        return await self.store.count_replayable(where)
+
+    async def _schedule_again(self, standings: Sequence[Standing]) -> None:
+        pushes = [Push.of_record(each.queue, each.priority, each.id, each.job, 0, sooner=True) for each in standings]
+        await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
+
+    # queues
+
+    async def queues(self) -> list[Stand]:
+        """How each queue stands: those of the settings, of the jobs known here, and those in which records wait."""
+        names = {job.options.queue for job in self.catalog.jobs.values()}
+        names.update(self.settings.queues, await self.store.queues())
+        return [await self.queue.stand(name) for name in sorted(names)]
+
+    async def aside(self, limit: int = 100) -> list[Aside]:
+        """What was set aside from queues, newest first."""
+        return await self.queue.aside(limit)
+
+    async def count_aside(self) -> int:
+        """How many entries `aside` has."""
+        return await self.queue.count_aside()
+
+    async def drop_aside(self, job_id: str) -> Aside:
+        """Forget what was set aside under an id. Raises RecordNotFound."""
+        dropped = await self.queue.drop_aside(job_id)
+        if dropped is None:
+            raise RecordNotFound(f"nothing is set aside under the id '{job_id}'", hint="`cplane queues aside` lists it")
+        return dropped
+
+    async def requeue_aside(self, job_id: str) -> None:
+        """Put what was set aside under an id back into its queue. Raises RecordNotFound, IllegalMove: its payload is gone."""
+        found = next((each for each in await self.queue.aside(ASIDE_LOOKS) if each.id == job_id), None)
+        if found is None:
+            raise RecordNotFound(f"nothing is set aside under the id '{job_id}'", hint="`cplane queues aside` lists it")
+        if not found.payload:
+            raise IllegalMove("nothing is left of it to run", hint="`cplane queues aside --drop ID` forgets it")
+        queue, priority = lane_of(found.queue)
+        await self.queue.enqueue([Push(queue, job_id, found.payload, 0, priority)])
+        await self.queue.drop_aside(job_id)
 
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:

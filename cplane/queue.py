@@ -1,7 +1,7 @@
 """The schedule: arq's keys in Redis, moved by scripts. Each works on a batch; see the `.lua` files for their protocol."""
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
@@ -59,6 +59,12 @@ def redis_name(queue: str, priority: Priority = Priority.NORMAL) -> str:
 def queue_of(redis_queue: str) -> str:
     """The queue of a sorted set."""
     return DEFAULT_QUEUE if redis_queue == default_queue_name else redis_queue.removeprefix(f"{default_queue_name}:")
+
+
+def lane_of(redis_queue: str) -> tuple[str, Priority]:
+    """The queue and the priority of a sorted set."""
+    name, _, priority = redis_queue.partition("@")
+    return queue_of(name), Priority(priority) if priority in set(Priority) else Priority.NORMAL
 
 
 class Push(msgspec.Struct, frozen=True):
@@ -190,6 +196,29 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Stand:
+    """How a queue stands."""
+
+    queue: str
+    due: int
+    later: int
+    """Scheduled for later, or leased."""
+    lag_s: float
+    """How long the longest due id has waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What Redis holds of one job."""
+
+    payload: bytes | None
+    result: bytes | None
+    leased: bool
+    tries: int
+    abort_wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Aside:
     """One id that was set aside, with the reason."""
 
@@ -207,7 +236,7 @@ class Queue:
         self._redis = redis
         self._scripts = {
             name: redis.register_script(script_text(name))
-            for name in ("enqueue", "claim", "renew", "finish", "sweep", "abort", "epoch")
+            for name in ("enqueue", "claim", "renew", "finish", "sweep", "stand", "abort", "epoch")
         }
         self._grants = count()
         self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
@@ -291,6 +320,12 @@ class Queue:
         lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
 
+    async def stand(self, queue: str) -> Stand:
+        """How a queue stands; looking changes nothing."""
+        async with translated("looking at a queue"):
+            lag_ms, due, later = await self._answers("stand", _lanes(queue))
+        return Stand(queue, due, later, lag_ms / 1000)
+
     async def set_aside(self, ids: Sequence[tuple[Id, str, bytes]]) -> None:
         """Note ids that have left the queue for a reason an operator should see."""
         async with translated("setting ids aside"), self._redis.pipeline(transaction=False) as pipe:
@@ -308,16 +343,40 @@ class Queue:
         """What was set aside, newest first."""
         async with translated("reading what was set aside"):
             entries: Any = await self._redis.xrevrange(ASIDE, count=limit)  # pyright: ignore[reportUnknownMemberType]
-        return [
-            Aside(
-                at_ms=int(at.partition(b"-")[0]),
-                queue=_text(fields.get(b"queue", b"")),
-                id=_text(fields.get(b"id", b"")),
-                reason=_text(fields.get(b"reason", b"")),
-                payload=fields.get(b"payload", b""),
-            )
-            for at, fields in entries
-        ]
+        return [_aside(at, fields) for at, fields in entries]
+
+    async def count_aside(self) -> int:
+        """How many entries there are of what was set aside."""
+        async with translated("counting what was set aside"):
+            return int(await self._redis.xlen(ASIDE))
+
+    async def drop_aside(self, id: str) -> Aside | None:  # noqa: A002  the field's word
+        """Forget what was set aside under an id; answers the newest entry of it, None when there is none."""
+        async with translated("forgetting what was set aside"):
+            entries: Any = await self._redis.xrevrange(ASIDE)  # pyright: ignore[reportUnknownMemberType]
+            mine = [(at, fields) for at, fields in entries if _text(fields.get(b"id", b"")) == id]
+            if mine:
+                await self._redis.xdel(ASIDE, *(at for at, _ in mine))  # pyright: ignore[reportUnknownMemberType]
+        return _aside(*mine[0]) if mine else None
+
+    async def look(self, id: str) -> Look:  # noqa: A002
+        """What there is of one job, in one round trip."""
+        async with translated("asking for a job"), self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            pipe.get(result_key_prefix + id)  # pyright: ignore[reportUnusedCoroutine]
+            pipe.exists(f"arq:in-progress:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            pipe.get(f"arq:retry:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            pipe.zscore("arq:abort", id)  # pyright: ignore[reportUnusedCoroutine]
+            payload, result, leased, tries, abort = await pipe.execute()
+        return Look(payload, result, bool(leased), int(tries or 0), abort is not None)
+
+    async def due_ms(self, queue: str, id: str) -> int | None:  # noqa: A002
+        """When an id falls due by Redis's clock; None: it is not in the queue."""
+        async with translated("asking for a job"), self._redis.pipeline(transaction=False) as pipe:
+            for lane in _lanes(queue):
+                pipe.zscore(lane, id)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+            scores = cast("list[float | None]", await pipe.execute())
+        return next((int(score) for score in scores if score is not None), None)
 
     async def abort(self, queue: str, id: str, result: bytes, keep_s: float) -> Aborted:  # noqa: A002  the field's word
         """Cancel a transient job: at once, or by telling its worker. `result` is kept as its result when nobody runs it."""
@@ -420,6 +479,16 @@ async def _each_queue(
         for place, answer in zip(taken, await send(queue, [items[place] for place in taken]), strict=True):
             answers[place] = answer
     return answers
+
+
+def _aside(at: bytes, fields: Mapping[bytes, bytes]) -> Aside:
+    return Aside(
+        at_ms=int(at.partition(b"-")[0]),
+        queue=_text(fields.get(b"queue", b"")),
+        id=_text(fields.get(b"id", b"")),
+        reason=_text(fields.get(b"reason", b"")),
+        payload=fields.get(b"payload", b""),
+    )
 
 
 def _lanes(queue: str, order: Sequence[Priority] = LANES) -> list[str]:

@@ -173,6 +173,8 @@ def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:
         envelope.k,
         failures=envelope.failures + outcome.failures,
         interruptions=envelope.interruptions + outcome.interruptions,
+        queue=envelope.queue,
+        priority=envelope.priority,
     )
 
 

@@ -86,6 +86,23 @@ REPLAY_MANY = Statement(f"""
     RETURNING jobs.id, state, job, queue, priority, {DUE_IN_MS}
 """)
 
+# one look-up a queue, however many records wait
+QUEUES = Statement("""
+    WITH RECURSIVE found AS (
+        (SELECT queue FROM cplane.jobs WHERE state = 'queued' ORDER BY queue LIMIT 1)
+        UNION ALL
+        SELECT (SELECT jobs.queue FROM cplane.jobs WHERE state = 'queued' AND jobs.queue > found.queue ORDER BY jobs.queue LIMIT 1)
+        FROM found WHERE found.queue IS NOT NULL
+    )
+    SELECT queue FROM found WHERE queue IS NOT NULL
+""")
+
+REPLAYABLE = Statement("""
+    SELECT count(*) AS number FROM cplane.jobs
+    WHERE state IN ('failed', 'cancelled') AND (CAST(:state AS text) IS NULL OR state = :state)
+          AND (CAST(:job AS text) IS NULL OR job = :job) AND (CAST(:queue AS text) IS NULL OR queue = :queue)
+""")
+
 # the last SELECT answers starts that are repeated: it sees the rows as they were before the UPDATE
 START = Statement("""
     WITH due AS (

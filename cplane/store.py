@@ -228,6 +228,15 @@ class Store:
         values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
         return [_standing(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
 
+    async def count_replayable(self, where: RecordFilter) -> int:
+        """How many failed and cancelled records fit."""
+        values = {"state": where.state, "job": where.job, "queue": where.queue}
+        return int((await self._database.fetch(statements.REPLAYABLE, values))[0]["number"])
+
+    async def queues(self) -> list[str]:
+        """The queues in which records wait."""
+        return [row["queue"] for row in await self._database.fetch(statements.QUEUES, {})]
+
     # what a worker does
 
     async def start(self, worker: str, grants: Sequence[tuple[UUID, str]], lease_s: float) -> list[Started]:

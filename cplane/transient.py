@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -11,17 +12,49 @@ import msgspec
 import structlog
 
 from cplane.batch import Batch
-from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
+from cplane.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms
 from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
 from cplane.events import CONTROL, Event, Events
-from cplane.handle import Handle
-from cplane.jobs import AnyJob, Submission
-from cplane.queue import Aborted, Push, Pushed, Queue, redis_name
-from cplane.states import State
+from cplane.jobs import DEFAULT_QUEUE, AnyJob, Options, Submission, registry
+from cplane.queue import Aborted, Push, Pushed, Queue, queue_of, redis_name
+from cplane.states import Priority, State
+from cplane.store import Submitted
 from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
 
+RESULT_TTL_S = 3600.0
+"""How long the result of a job is kept that this process does not know."""
+
 log = structlog.get_logger("cplane")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransientJob:
+    """A job without a record, as far as Redis knows it: the names are those of `JobRecord`."""
+
+    id: UUID
+    job: str
+    queue: str
+    priority: Priority
+    state: State
+    args: dict[str, Any]
+    attempt: int
+    created_at: datetime
+    run_at: datetime
+    """When it is due; of one that was claimed, when it was submitted."""
+    result: Any = None
+    error_type: str | None = None
+    error_message: str | None = None
+    error_traceback: str | None = None
+    failures: int = 0
+    cancel_requested: bool = False
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    progress_done: float | None = None
+    progress_total: float | None = None
+    progress_note: str | None = None
+    key: str | None = None
+    worker: str | None = None
 
 
 class TransientJobs:
@@ -42,32 +75,82 @@ class TransientJobs:
     ) -> None:
         await self._schedule.__aexit__(exc_type, exc, tb)
 
-    async def submit(self, submission: Submission) -> Handle[Any]:
+    async def submit(self, submission: Submission) -> Submitted:
         """Schedule one job. Raises QueueUnavailable: whether it is scheduled is unknown."""
         id_ = new_id()
-        await self._schedule(await self._push(submission, id_))
-        return self._handle(submission, id_)
+        push = await self._push(submission, id_)
+        await self._schedule(push)
+        return _submitted(id_, push)
 
-    async def submit_many(self, submissions: Sequence[Submission]) -> list[Handle[Any]]:
+    async def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted]:
         """Schedule a batch in one push. Raises QueueUnavailable: whether it is scheduled is unknown."""
         ids = [new_id() for _ in submissions]
-        await self._queue.enqueue([await self._push(s, id_) for s, id_ in zip(submissions, ids, strict=True)])
-        return [self._handle(submission, id_) for submission, id_ in zip(submissions, ids, strict=True)]
+        pushes = [await self._push(submission, id_) for submission, id_ in zip(submissions, ids, strict=True)]
+        await self._queue.enqueue(pushes)
+        return [_submitted(id_, push) for id_, push in zip(ids, pushes, strict=True)]
 
     async def _push(self, submission: Submission, id_: UUID) -> Push:
         delay_ms = int((submission.delay_s or 0) * 1000)
         if submission.run_at is not None:
             delay_ms = await self._delay_ms(submission.run_at)
-        payload = encode_envelope(submission.job.name, (), msgspec.json.decode(submission.args_json))
+        options = submission.job.options
+        elsewhere = {
+            name: value
+            for name, value, own in (
+                ("queue", submission.queue, options.queue),
+                ("priority", submission.priority.value, options.priority.value),
+            )
+            if value != own
+        }
+        payload = encode_envelope(submission.job.name, (), msgspec.json.decode(submission.args_json), **elsewhere)
         return Push(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:
         """How far ahead a moment is by Redis's clock."""
         return max(0, int(run_at.timestamp() * 1000) - await self._queue.now_ms())
 
-    def _handle(self, submission: Submission, id_: UUID) -> Handle[Any]:
-        source = TransientSource(self._queue, self._events, self._waiters, submission.queue, submission.job)
-        return Handle(id_, source, submission.job)
+    async def job(self, job_id: UUID) -> TransientJob:
+        """A job as it stands. Raises RecordNotFound when there is none, or it has ended and its result is not kept any more."""
+        found = await self._queue.look(str(job_id))
+        if found.payload is None:
+            if found.result is None:
+                raise RecordNotFound(f"there is no job with the id {job_id}")
+            return _ended(job_id, decode_result(found.result))
+        envelope = decode_envelope(found.payload)
+        if envelope.record:  # what a deleted record left in the schedule
+            raise RecordNotFound(f"there is no job with the id {job_id}")
+        options = _options(envelope.f)
+        queue = envelope.queue or (DEFAULT_QUEUE if options is None else options.queue)
+        due_ms = None if found.leased else await self._queue.due_ms(queue, str(job_id))
+        return TransientJob(
+            id=job_id,
+            job=envelope.f,
+            queue=queue,
+            priority=_priority(envelope.priority, options),
+            state=State.RUNNING if found.leased else State.QUEUED,
+            args=envelope.k,
+            attempt=found.tries,
+            failures=envelope.failures,
+            cancel_requested=found.abort_wanted,
+            created_at=_time(envelope.et),
+            run_at=_time(max(envelope.et, due_ms or 0)),
+        )
+
+    async def wait(self, job_id: UUID) -> TransientJob:
+        """The job once it has ended; waits by push. Raises RecordNotFound as `job` does."""
+        return _ended(job_id, await self._waiters.wait_result(job_id))
+
+    async def cancel(self, job_id: UUID) -> State:
+        """As `Handle.cancel`, for whoever has only the id. Raises RecordNotFound, IllegalMove."""
+        found = await self.job(job_id)
+        if found.state.final:
+            hint = "only queued and running jobs can be cancelled"
+            raise IllegalMove(f"the job has {found.state} already", hint=hint)
+        return await cancel(self._queue, self._events, job_id, found.job, found.queue)
+
+    def source(self, job: AnyJob, queue: str) -> "TransientSource":
+        """Where the handle of a job that was submitted to `queue` finds it."""
+        return TransientSource(self._queue, self._events, self._waiters, queue, job)
 
 
 class TransientSource:
@@ -98,26 +181,77 @@ class TransientSource:
         (kept,) = await self._waiters.results([record_id])
         if kept is None:
             raise RecordNotFound(f"there is no job with the id {record_id}, or its result is not kept any more")
-        if kept.s:
-            return State.SUCCEEDED
-        cancelled = isinstance(kept.r, ErrorText) and kept.r.type == "CancelledError"
-        return State.CANCELLED if cancelled else State.FAILED
+        return _final_state(kept)
 
     async def cancel(self, record_id: UUID) -> State:
         """Cancel the job: a queued one at once, a running one as soon as its worker hears of it. Raises IllegalMove: it has ended."""
-        error = ErrorText("CancelledError", "it was cancelled").packed()
-        now, name = now_ms(), self._job.name
-        result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(self._queue_name), str(record_id))
-        ttl_s = self._job.options.result_ttl_s
-        aborted = await self._queue.abort(self._queue_name, str(record_id), encode(result), ttl_s)
-        if aborted is Aborted.UNKNOWN:
-            raise IllegalMove("the job has ended already", hint="only queued and running jobs can be cancelled")
-        state = State.RUNNING if aborted is Aborted.TOLD else State.CANCELLED
-        try:
-            if aborted is Aborted.TOLD:
-                await self._events.publish([Event(record_id, State.RUNNING)], CONTROL)
-            else:
-                await self._events.publish([Event(record_id, State.CANCELLED)])
-        except QueueUnavailable:
-            log.warning("a worker hears of the cancel when it renews its lease", record=str(record_id))
-        return state
+        return await cancel(self._queue, self._events, record_id, self._job.name, self._queue_name)
+
+
+async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, queue_name: str) -> State:
+    """Cancel a job of that name in that queue. Raises IllegalMove: it has ended."""
+    error, now = ErrorText("CancelledError", "it was cancelled").packed(), now_ms()
+    result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(queue_name), str(job_id))
+    options = _options(name)
+    aborted = await queue.abort(
+        queue_name, str(job_id), encode(result), RESULT_TTL_S if options is None else options.result_ttl_s
+    )
+    if aborted is Aborted.UNKNOWN:
+        raise IllegalMove("the job has ended already", hint="only queued and running jobs can be cancelled")
+    try:
+        if aborted is Aborted.TOLD:
+            await events.publish([Event(job_id, State.RUNNING)], CONTROL)
+        else:
+            await events.publish([Event(job_id, State.CANCELLED)])
+    except QueueUnavailable:
+        log.warning("a worker hears of the cancel when it renews its lease", record=str(job_id))
+    return State.RUNNING if aborted is Aborted.TOLD else State.CANCELLED
+
+
+def _ended(job_id: UUID, kept: KeptResult) -> TransientJob:
+    error = kept.r if isinstance(kept.r, ErrorText) else None
+    return TransientJob(
+        id=job_id,
+        job=kept.f,
+        queue=queue_of(kept.q),
+        priority=_priority(None, _options(kept.f)),
+        state=_final_state(kept),
+        args=kept.k,
+        result=kept.r if kept.s else None,
+        error_type=None if error is None else error.type,
+        error_message=None if error is None else error.message,
+        error_traceback=None if error is None else error.traceback,
+        attempt=kept.t,
+        created_at=_time(kept.et),
+        run_at=_time(kept.et),
+        started_at=_time(kept.st) if kept.t else None,
+        finished_at=_time(kept.ft),
+    )
+
+
+def _final_state(kept: KeptResult) -> State:
+    if kept.s:
+        return State.SUCCEEDED
+    cancelled = isinstance(kept.r, ErrorText) and kept.r.type == "CancelledError"
+    return State.CANCELLED if cancelled else State.FAILED
+
+
+def _options(name: str) -> Options | None:
+    job = registry.jobs.get(name)
+    return None if job is None else job.options
+
+
+def _priority(named: str | None, options: Options | None) -> Priority:
+    if named is not None:
+        return Priority(named)
+    return Priority.NORMAL if options is None else options.priority
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def _submitted(id_: UUID, push: Push) -> Submitted:
+    """What is known of a job without a record: by this machine's clock."""
+    now = datetime.now(UTC)
+    return Submitted(id_, True, push.delay_ms, State.QUEUED, now, now + timedelta(milliseconds=push.delay_ms))

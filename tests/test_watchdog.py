@@ -49,4 +49,3 @@ async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(setti
     assert blocked["job"] == f"watchdog_blocks {handle.id}"
     assert "told.wait(DEADLINE_S)" in blocked["at"]
     assert blocked["blocked_s"] >= 0.1
-

@@ -12,6 +12,7 @@ from cplane.cli.demo import demo
 from cplane.cli.dev import dev
 from cplane.cli.doctor import doctor
 from cplane.cli.jobs import app as jobs
+from cplane.cli.queues import app as queues
 from cplane.cli.submit import submit
 from cplane.cli.web import web
 from cplane.cli.worker import worker
@@ -22,6 +23,8 @@ EXAMPLES = (
     "cplane dev app.py",
     "cplane submit screenshot url=https://example.com --save .",
     "cplane jobs list --state failed",
+    "cplane jobs retry --state failed --job screenshot",
+    "cplane queues",
     "cplane worker --imports myapp.jobs --queues default:10,browser:4",
     "cplane web --port 8000",
     "cplane db upgrade",
@@ -42,6 +45,7 @@ app.command("demo")(demo)
 app.command("dev")(dev)
 app.command("submit")(submit)
 app.add_typer(jobs, name="jobs")
+app.add_typer(queues, name="queues")
 app.command("worker")(worker)
 app.command("web")(web)
 app.add_typer(db, name="db")

@@ -164,6 +164,7 @@ async def _tables(settings: "CplaneSettings") -> Finding:
 
 
 async def _redis(settings: "CplaneSettings") -> Finding:
+    from cplane.queue import Queue
     from cplane.redis import connect, translated
 
     async with connect(settings.redis_url) as redis, translated("telling its version"):
@@ -175,6 +176,11 @@ async def _redis(settings: "CplaneSettings") -> Finding:
     if policy != "noeviction":
         hint = "CONFIG SET maxmemory-policy noeviction: an evicted key is a lost schedule"
         return Finding("redis", Verdict.WARNING, f"{server} evicts keys when it is full ({policy})", hint)
+    async with connect(settings.redis_url) as redis:
+        aside = await Queue(redis).count_aside()
+    if aside:
+        detail = f"{server}; {aside} {'id was' if aside == 1 else 'ids were'} set aside from the queues"
+        return Finding("redis", Verdict.WARNING, detail, "`cplane queues aside` says why")
     return Finding("redis", Verdict.OK, server)
 
 

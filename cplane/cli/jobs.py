@@ -1,6 +1,7 @@
 """`cplane jobs`: look at jobs, cancel them, run them again."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from cplane.states import State
 
 if TYPE_CHECKING:
     from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+    from cplane.store import RecordFilter
+    from cplane.transient import TransientJob
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -70,9 +73,9 @@ def show(job_id: Id, *, as_json: AsJson = False) -> None:
 
     record_id = read_id(job_id)
 
-    async def ask() -> "tuple[JobRecord, list[AttemptRecord], list[ArtifactRecord]]":
+    async def ask() -> "tuple[JobRecord | TransientJob, list[AttemptRecord], list[ArtifactRecord]]":
         async with open_plane() as plane:
-            record = await plane.record(record_id)
+            record = await plane.job(record_id)
             return record, await plane.attempts(record_id), await plane.artifacts_of([record_id])
 
     record, attempts, artifacts = run(ask())
@@ -98,12 +101,39 @@ def cancel(job_id: Id) -> None:
     notes().print("cancelled" if state is State.CANCELLED else "its worker is told to stop it")
 
 
+class Retriable(StrEnum):
+    """The states in which a job can be run again."""
+
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 @app.command()
-def retry(job_id: Id) -> None:
-    """Run a failed or cancelled job again.
+def retry(
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The id of a job; without it, all that fit the options.")
+    ] = None,
+    *,
+    state: Annotated[Retriable | None, typer.Option("--state", "-s", help="All jobs in this state.")] = None,
+    job: Annotated[str | None, typer.Option("--job", "-j", help="Of them, only those of this name.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Of them, only those of this queue.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+) -> None:
+    """Run a failed or cancelled job again, or many of them.
 
     [cyan]$ cplane jobs retry ID[/]
+
+    [cyan]$ cplane jobs retry --state failed --job screenshot --dry-run[/]
     """
+    many = state is not None or job is not None or queue is not None or dry_run or yes
+    if job_id is None and state is None:
+        raise typer.BadParameter("name the id of a job, or all of a state: --state failed")
+    if job_id is not None and many:
+        raise typer.BadParameter("an id stands for one job; leave out the id, or the options")
+    if job_id is None:
+        _retry_many(State(str(state)), job, queue, dry_run=dry_run, yes=yes)
+        return
     record_id = read_id(job_id)
 
     async def ask() -> None:
@@ -114,8 +144,49 @@ def retry(job_id: Id) -> None:
     notes().print("queued again")
 
 
+def _retry_many(state: State, job: str | None, queue: str | None, *, dry_run: bool, yes: bool) -> None:
+    import sys
+
+    from cplane.errors import InvalidArguments
+    from cplane.store import RecordFilter
+
+    where = RecordFilter(state, job, queue)
+    count = run(_count(where))
+    jobs = f"{count} {state} job{'' if count == 1 else 's'}"
+    if dry_run or not count:
+        notes().print(f"{jobs} would be queued again" if count else "there are no such jobs")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidArguments(f"{jobs} would be queued again", hint="add --yes to do it, --dry-run to count only")
+        typer.confirm(f"queue {jobs} again?", abort=True, err=True)
+    done = run(_show_retries(where, count))
+    notes().print(f"{done} queued again")
+
+
+async def _count(where: "RecordFilter") -> int:
+    async with open_plane() as plane:
+        return await plane.count_retriable(where)
+
+
+async def _show_retries(where: "RecordFilter", count: int) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("queueing again"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = 0
+    async with open_plane() as plane:
+        with Progress(*columns, console=notes(), transient=True) as progress:
+            line = progress.add_task("", total=count)
+            async for ids in plane.retry_many(where):
+                done += len(ids)
+                progress.update(line, completed=done)
+    return done
+
+
 def record_json(
-    record: "JobRecord", attempts: "Sequence[AttemptRecord]" = (), artifacts: "Sequence[ArtifactRecord]" = ()
+    record: "JobRecord | TransientJob",
+    attempts: "Sequence[AttemptRecord]" = (),
+    artifacts: "Sequence[ArtifactRecord]" = (),
 ) -> dict[str, Any]:
     """A record as GET /api/v1/jobs/{id} shows it."""
     from cplane.web.views import job_view

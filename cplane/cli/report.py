@@ -14,7 +14,9 @@ from cplane.demo.report import size
 from cplane.states import AttemptState, State
 
 if TYPE_CHECKING:
+    from cplane.queue import Aside, Stand
     from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+    from cplane.transient import TransientJob
 
 STYLES = {
     State.QUEUED: "yellow",
@@ -48,14 +50,16 @@ def records_table(records: "Sequence[JobRecord]", now: datetime) -> Table:
 
 
 def record_view(
-    record: "JobRecord", attempts: "Sequence[AttemptRecord]", artifacts: "Sequence[ArtifactRecord]"
+    record: "JobRecord | TransientJob", attempts: "Sequence[AttemptRecord]", artifacts: "Sequence[ArtifactRecord]"
 ) -> RenderableType:
     """One record with its runs and its files."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("job", Text(record.job, "bold"))
     facts.add_row("id", str(record.id))
     facts.add_row("state", state_text(record.state))
-    facts.add_row("queue", record.queue)
+    facts.add_row(
+        "queue", record.queue if record.priority == "normal" else f"{record.queue}, priority {record.priority}"
+    )
     facts.add_row("created", clock(record.created_at))
     if record.state is State.QUEUED and record.run_at > datetime.now(UTC):
         facts.add_row("due", clock(record.run_at))
@@ -74,6 +78,22 @@ def record_view(
     if artifacts:
         parts += ["", artifacts_table(artifacts)]
     return Group(*parts)
+
+
+def queues_table(stands: "Sequence[Stand]") -> Table:
+    """One line a queue."""
+    table = plain_table("queue", "due", "scheduled or running", "longest wait")
+    for each in stands:
+        table.add_row(each.queue, str(each.due), str(each.later), seconds_text(each.lag_s) if each.due else "")
+    return table
+
+
+def aside_table(found: "Sequence[Aside]") -> Table:
+    """One line an id that was set aside."""
+    table = plain_table("set aside", "queue", "id", "reason")
+    for each in found:
+        table.add_row(clock(datetime.fromtimestamp(each.at_ms / 1000, UTC)), each.queue, each.id, Text(each.reason))
+    return table
 
 
 def artifacts_table(artifacts: "Sequence[ArtifactRecord]") -> Table:

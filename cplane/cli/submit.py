@@ -13,13 +13,14 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 from cplane.endings import end
 from cplane.errors import CplaneError, JobCancelled, JobFailed
-from cplane.states import State
+from cplane.states import Priority, State
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from cplane.plane import ControlPlane
     from cplane.records import ArtifactRecord, JobRecord
+    from cplane.transient import TransientJob
 
 STILL_QUEUED_S = 5.0
 """After so long without a worker we say what may be missing."""
@@ -35,6 +36,9 @@ def submit(
         str | None, typer.Option("--args", "-a", metavar="JSON", help="Arguments as one object.")
     ] = None,
     queue: Annotated[str | None, typer.Option("--queue", "-q", help="Another queue than the job's own.")] = None,
+    priority: Annotated[
+        Priority | None, typer.Option("--priority", "-p", help="Another priority than the job's own.")
+    ] = None,
     delay: Annotated[
         float | None, typer.Option("--delay", "-d", metavar="SECONDS", help="Start it so much later.")
     ] = None,
@@ -66,9 +70,9 @@ def submit(
         async with open_plane(imports) as plane:
             job = import_jobs(plane.settings.imports).get(name)
             values = read_arguments(arguments or [], args_json, job.schema())
-            handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue)
+            handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
             if not wait:
-                print_json(record_json(await plane.record(handle.id))) if as_json else typer.echo(str(handle.id))
+                print_json(record_json(await plane.job(handle.id))) if as_json else typer.echo(str(handle.id))
                 return
             record = await _wait(plane, handle.id, name, timeout)
             artifacts = await plane.artifacts_of([record.id])
@@ -82,7 +86,9 @@ def submit(
     run(ask())
 
 
-async def _wait(plane: "ControlPlane", record_id: UUID, name: str, timeout_s: float | None) -> "JobRecord":
+async def _wait(
+    plane: "ControlPlane", record_id: UUID, name: str, timeout_s: float | None
+) -> "JobRecord | TransientJob":
     """The final record; what happens until then is shown on stderr."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -135,7 +141,7 @@ async def _hint(progress: "Progress", line: "TaskID") -> None:
         progress.console.print("still queued; does a worker run that serves its queue?", soft_wrap=True)
 
 
-def _raise_unless_succeeded(record: "JobRecord") -> None:
+def _raise_unless_succeeded(record: "JobRecord | TransientJob") -> None:
     if record.state is State.CANCELLED:
         raise JobCancelled(f"job '{record.job}' was cancelled", hint=f"`cplane jobs retry {record.id}` runs it again")
     if record.state is State.FAILED:

@@ -3,10 +3,11 @@
 from cplane.web import problems
 from cplane.web.catalog import catalog
 from cplane.web.health import livez, readyz
-from cplane.web.inputs import ListQuery, SubmitBody, WaitQuery
-from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, show, submit
+from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery
+from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
+from cplane.web.queues import list_queues
 from cplane.web.resource import Answer, Operation
-from cplane.web.views import Catalog, JobList, JobView, Liveness, Readiness
+from cplane.web.views import Catalog, JobList, JobView, Liveness, QueueList, Readiness, Retried
 
 ACCEPTED = Answer("Not final yet: the record as it stands", JobView)
 FINAL = Answer("The final record", JobView)
@@ -40,6 +41,7 @@ OPERATIONS = (
                 problems.KEY_REUSED,
                 problems.KEY_IN_USE,
                 problems.DATABASE,
+                problems.QUEUE,
             ),
         ),
     ),
@@ -52,6 +54,19 @@ OPERATIONS = (
         query=ListQuery,
         answers={200: Answer("A page of records", JobList, headers={"Link": 'the next page, rel="next"'})},
         problems=(problems.INVALID_REQUEST, problems.DATABASE),
+    ),
+    Operation(
+        method="POST",
+        path=f"{JOBS}/retry",
+        id="retryJobs",
+        handler=retry_many,
+        summary="Run many failed or cancelled jobs again",
+        body=RetryBody,
+        answers={200: Answer("How many are queued again; `next` is the cursor to go on from", Retried)},
+        problems=(
+            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
+            problems.DATABASE,
+        ),
     ),
     Operation(
         method="GET",
@@ -105,6 +120,16 @@ OPERATIONS = (
         summary="List the jobs that can be submitted, with their schemas",
         answers={200: Answer("Every job by name", Catalog)},
         tag="catalog",
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/queues",
+        id="listQueues",
+        handler=list_queues,
+        summary="How the queues stand",
+        answers={200: Answer("Every queue with its numbers", QueueList)},
+        problems=(problems.DATABASE, problems.QUEUE),
+        tag="queues",
     ),
     Operation(
         method="GET",

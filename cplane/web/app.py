@@ -13,7 +13,7 @@ from cplane.web.api import OPERATIONS
 from cplane.web.docs import pages
 from cplane.web.middleware import Authentication, RequestLog
 from cplane.web.problems import EXPECTED, handle
-from cplane.web.resource import routes
+from cplane.web.resource import Direct, resources, routes
 
 
 def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | None = None) -> Starlette:
@@ -27,11 +27,13 @@ def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | 
         InvalidSettings: a variable is missing or wrong.
     """
     settings = settings or (plane.settings if plane is not None else load_settings())
+    served = resources(OPERATIONS)
     app = Starlette(
-        routes=[*routes(OPERATIONS), *pages()],
+        routes=[*routes(served), *pages()],
         middleware=[
             Middleware(RequestLog),
             *([Middleware(Authentication, keys=settings.api_keys)] if settings.api_keys else []),
+            Middleware(Direct, resources=served),
         ],
         exception_handlers=dict.fromkeys(EXPECTED, handle),
         lifespan=_lifespan,

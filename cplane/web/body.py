@@ -4,12 +4,13 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import NoReturn, TypeVar, cast
 
 from pydantic import BaseModel, JsonValue, ValidationError
+from starlette.requests import ClientDisconnect
 
 from cplane.web.problems import (
     INVALID_REQUEST,
@@ -45,15 +46,16 @@ async def read_body(request: ApiRequest, model: type[BodyT]) -> BodyT:
     Raises:
         RequestProblem: 400, 408, 413, 415 or 422 with pointers into the body.
     """
-    _check_type(request)
+    _check_type(request.header("content-type") or "", request.header("content-encoding") or "identity")
     body = await _read(request, request.settings.max_body_bytes)
     if len(body) > THREAD_BYTES:
         return await asyncio.to_thread(parse, body, model)
     return parse(body, model)
 
 
-def _check_type(request: ApiRequest) -> None:
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+@lru_cache(maxsize=64)
+def _check_type(content_type: str, encoding: str) -> None:
+    media_type, _, parameters = content_type.partition(";")
     media_type = media_type.strip().lower()
     if media_type != "application/json" and not (
         media_type.startswith("application/") and media_type.endswith("+json")
@@ -63,28 +65,33 @@ def _check_type(request: ApiRequest) -> None:
     charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters, re.IGNORECASE)
     if charset is not None and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
         raise RequestProblem(MEDIA, f"the charset is '{charset[1]}'", hint="send UTF-8")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if encoding.lower() != "identity":
         raise RequestProblem(MEDIA, "the body is compressed", hint="send it as it is")
 
 
 async def _read(request: ApiRequest, limit: int) -> bytes:
-    declared = request.headers.get("content-length", "")
+    declared = request.header("content-length") or ""
     if declared.isdecimal() and int(declared) > limit:
         _refuse(limit)
-    request.allow(BODY_S)
-    body = bytearray()
+    body, more = b"", True
+    request.answer_within(BODY_S)
     try:
-        async with asyncio.timeout(BODY_S), aclosing(request.stream()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > limit:
-                    _refuse(limit)
-    except TimeoutError:
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limit:
+                _refuse(limit)
+    except asyncio.CancelledError:
+        if not request.deadline.expired():
+            raise
         raise RequestProblem(
             SLOW_BODY, f"the body did not come within {BODY_S:g} seconds", headers={"connection": "close"}
         ) from None
     request.allow(0)
-    return bytes(body)
+    return body
 
 
 def _refuse(limit: int) -> NoReturn:
@@ -114,6 +121,13 @@ def parse(body: bytes, model: type[BodyT]) -> BodyT:
 
 def _check_text(body: bytes) -> None:
     """What pydantic lets pass or cannot locate: constants that are not JSON, members given twice, NUL, lone surrogates."""
+    if not ESCAPED.search(body):
+        try:
+            _load(body, _strict)
+        except _GivenTwiceError:
+            pass
+        else:
+            return
     twice: dict[int, list[str]] = {}
     kept: list[object] = []
 
@@ -124,18 +138,27 @@ def _check_text(body: bytes) -> None:
             twice[id(found)] = [name for name, times in Counter(name for name, _ in members).items() if times > 1]
         return found
 
-    value = _load(body, collect)
-    if not twice and not ESCAPED.search(body):
-        return
+    value = _load(body, json.JSONDecoder(object_pairs_hook=collect, parse_constant=_no_constant))
     found = (fault for where, part in _parts(value) for fault in _text_faults(where, part, twice.get(id(part), [])))
     faults = list(islice(found, MAX_FAULTS))
     if faults or twice:
         raise _invalid(faults or [Fault(pointer="", detail="a member is given more than once")], len(faults))
 
 
-def _load(body: bytes, collect: Callable[[list[tuple[str, JsonValue]]], dict[str, JsonValue]]) -> JsonValue:
+class _GivenTwiceError(Exception):
+    """Somewhere in the body is an object with two members of one name."""
+
+
+def _each_once(members: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(members)
+    if len(found) < len(members):
+        raise _GivenTwiceError
+    return found
+
+
+def _load(body: bytes, decoder: json.JSONDecoder) -> JsonValue:
     try:
-        return cast("JsonValue", json.loads(body.decode(), object_pairs_hook=collect, parse_constant=_no_constant))
+        return cast("JsonValue", decoder.decode(body.decode()))
     except RecursionError:
         raise RequestProblem(NOT_JSON, "the body is nested too deeply", hint=DEPTH_HINT) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -182,6 +205,10 @@ def _unstorable(text: str) -> bool:
 
 def _no_constant(name: str) -> NoReturn:
     raise RequestProblem(NOT_JSON, f"the body is not JSON: there is no {name} in it", hint="send null, or a text")
+
+
+_strict = json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_constant)
+"""Most bodies need no more: what is wrong with the others is looked for afterwards."""
 
 
 def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:

@@ -25,6 +25,7 @@ def entry(job: AnyJob) -> CatalogEntry:
         name=job.name,
         description=describe(job),
         queue=job.options.queue,
+        priority=job.options.priority,
         timeout=job.options.timeout_s,
         retries=job.options.retry.retries,
         args=schema_or_any(job.schema),

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -18,10 +18,13 @@ from pydantic import (
 )
 
 from cplane.names import JOB_NAME, QUEUE_NAME
-from cplane.states import State
+from cplane.states import Priority, State
 
 MAX_WAIT_S = 60.0
 MAX_DELAY_S = 10 * 366 * 86400.0
+
+MAX_RETRIED = 5000
+"""Jobs that one call runs again, at most: it must answer in time."""
 
 
 def encode_cursor(last: UUID) -> str:
@@ -43,6 +46,8 @@ Wait = Annotated[
         default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="seconds to wait for the job to become final"
     ),
 ]
+Cursor = Annotated[UUID, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})]
+JobName = Annotated[str, Field(pattern=f"^{JOB_NAME.pattern}$")]
 QueueName = Annotated[str, Field(pattern=f"^{QUEUE_NAME.pattern}$")]
 
 
@@ -60,14 +65,22 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     state: State | None = Field(default=None, description="only records in this state")
-    job: Annotated[str, Field(pattern=f"^{JOB_NAME.pattern}$")] | None = Field(
-        default=None, description="only records of this job"
-    )
+    job: JobName | None = Field(default=None, description="only records of this job")
     queue: QueueName | None = Field(default=None, description="only records in this queue")
     limit: int = Field(default=50, ge=1, le=200, description="records a page")
-    cursor: Annotated[UUID, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})] | None = Field(
-        default=None, description="where the page starts: `next` of the page before"
-    )
+    cursor: Cursor | None = Field(default=None, description="where the page starts: `next` of the page before")
+
+
+class RetryBody(BaseModel):
+    """Which jobs to run again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    state: Literal["failed", "cancelled"] = Field(default="failed", description="the state they are in")
+    job: JobName | None = Field(default=None, description="only those of this job")
+    queue: QueueName | None = Field(default=None, description="only those of this queue")
+    limit: int = Field(default=1000, ge=1, le=MAX_RETRIED, description="at most so many in this call")
+    cursor: Cursor | None = Field(default=None, description="where to go on: `next` of the call before")
 
 
 class SubmitBody(BaseModel):
@@ -78,6 +91,9 @@ class SubmitBody(BaseModel):
     job: str = Field(min_length=1, max_length=200, description="the job's name, see /api/v1/catalog")
     args: dict[str, JsonValue] = Field(default={}, description="its arguments by name")
     queue: QueueName | None = Field(default=None, description="another queue than the job's own")
+    priority: Priority | None = Field(
+        default=None, description="the lane of the queue it waits in, instead of the job's own"
+    )
     delay: float | None = Field(
         default=None, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="seconds until it may start"
     )

@@ -9,13 +9,15 @@ from starlette.responses import Response
 
 from cplane.errors import ArtifactNotFound, RecordNotFound
 from cplane.records import JobRecord
+from cplane.states import State
 from cplane.store import RecordFilter
+from cplane.transient import TransientJob
 from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
-from cplane.web.inputs import ListQuery, SubmitBody, WaitQuery, encode_cursor
-from cplane.web.request import ApiRequest
+from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor
+from cplane.web.request import ApiRequest, not_for_transient
 from cplane.web.responses import json_response
-from cplane.web.views import JobList, job_summary, job_view
+from cplane.web.views import JobList, Retried, job_summary, job_view, queued_json
 from cplane.web.waiting import record_after
 
 JOBS = "/api/v1/jobs"
@@ -26,19 +28,24 @@ async def submit(request: ApiRequest) -> Response:
     wait_s = request.query(WaitQuery).wait
     key = request.idempotency_key()
     body = await read_body(request, SubmitBody)
-    handle = await request.plane.create_job(
+    if key is not None and not request.plane.records_job(body.job):
+        raise not_for_transient(body.job)
+    accepted = await request.plane.accept(
         body.job,
         body.args,
         key=key,
         delay=body.delay,
         at=None if body.at is None else body.at.astimezone(UTC),  # the same moment is the same request
         queue=body.queue,
+        priority=body.priority,
     )
-    record = await record_after(request, handle.id, wait_s)
-    headers = {"location": _url(request, record.id)}
-    if not handle.created:
+    submitted = accepted.submitted
+    headers = {"location": _url(request, submitted.id)}
+    if submitted.created and not wait_s:
+        return Response(queued_json(accepted, headers["location"]), 202, headers, "application/json")
+    if not submitted.created:
         headers["idempotency-replayed"] = "true"
-    return await _moved(request, record, headers)
+    return await _moved(request, await record_after(request, submitted.id, wait_s), headers)
 
 
 async def list_jobs(request: ApiRequest) -> Response:
@@ -67,7 +74,7 @@ async def cancel(request: ApiRequest) -> Response:
     """Cancel a job."""
     record_id = _record_id(request)
     await request.plane.cancel(record_id)
-    return await _moved(request, await request.plane.record(record_id))
+    return await _moved(request, await request.plane.job(record_id))
 
 
 async def retry(request: ApiRequest) -> Response:
@@ -75,6 +82,17 @@ async def retry(request: ApiRequest) -> Response:
     record_id = _record_id(request)
     await request.plane.retry(record_id)
     return await _moved(request, await request.plane.record(record_id))
+
+
+async def retry_many(request: ApiRequest) -> Response:
+    """Run failed or cancelled jobs again, as many as one call may."""
+    body = await read_body(request, RetryBody)
+    where = RecordFilter(State(body.state), body.job, body.queue)
+    retried, last = 0, None
+    async for ids in request.plane.retry_many(where, before=body.cursor, limit=body.limit):
+        retried, last = retried + len(ids), ids[-1]
+    more = last is not None and retried == body.limit
+    return json_response(Retried(retried=retried, next=encode_cursor(last) if more and last is not None else None))
 
 
 async def artifact(request: ApiRequest) -> Response:
@@ -87,15 +105,17 @@ async def artifact(request: ApiRequest) -> Response:
     )
 
 
-async def _moved(request: ApiRequest, record: JobRecord, headers: Mapping[str, str] | None = None) -> Response:
+async def _moved(
+    request: ApiRequest, record: JobRecord | TransientJob, headers: Mapping[str, str] | None = None
+) -> Response:
     """The answer to a POST: 200 shows a final record, 202 one that will become final."""
     return await _shown(request, record, 200 if record.state.final else 202, headers)
 
 
 async def _shown(
-    request: ApiRequest, record: JobRecord, status: int, headers: Mapping[str, str] | None = None
+    request: ApiRequest, record: JobRecord | TransientJob, status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    started = record.attempt > 0
+    started = isinstance(record, JobRecord) and record.attempt > 0
     attempts = await request.plane.attempts(record.id) if started else []
     artifacts = await request.plane.artifacts_of([record.id]) if started else []
     return json_response(job_view(record, attempts, artifacts, _url(request, record.id)), status, headers)

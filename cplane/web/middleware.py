@@ -11,11 +11,15 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cplane.logs import Ration
 from cplane.web.problems import INTERNAL, UNAUTHORIZED, RequestProblem, answer
 
 OPEN = ("/", "/livez", "/readyz", "/docs")
 OPEN_BELOW = ("/static/", "/problems/")
 """What needs no key: it says nothing of jobs. Everything else does, also what does not exist."""
+
+LINES_PER_S = 100
+"""Under load not every request gets its line: the next one says how many went without."""
 
 log = structlog.get_logger("cplane")
 
@@ -25,6 +29,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._ration = Ration(LINES_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
@@ -51,8 +56,14 @@ class RequestLog:
                 scope, receive, watched
             )
         finally:
-            took_ms = round((time.perf_counter() - started) * 1000, 1)
-            log.debug("request", method=scope["method"], path=scope["path"], status=status or None, took_ms=took_ms)
+            if self._ration.allows():
+                self._tell(scope, status, time.perf_counter() - started)
+
+    def _tell(self, scope: Scope, status: int, took_s: float) -> None:
+        fields: dict[str, object] = {"status": status or None, "took_ms": round(took_s * 1000, 1)}
+        if untold := self._ration.untold():
+            fields["and_others"] = untold
+        log.debug("request", method=scope["method"], path=scope["path"], **fields)
 
 
 class Authentication:

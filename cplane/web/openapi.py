@@ -52,7 +52,7 @@ def document(jobs: Sequence[AnyJob], *, root_path: str = "", secured: bool = Fal
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": root_path or "/"}],
-        "tags": [{"name": "jobs"}, {"name": "catalog"}, {"name": "health"}],
+        "tags": [{"name": "jobs"}, {"name": "catalog"}, {"name": "queues"}, {"name": "health"}],
         "paths": _paths(models, secured),
         "components": {"schemas": schemas},
     }
@@ -65,7 +65,8 @@ def _schemas(jobs: Sequence[AnyJob]) -> tuple[Models, Schema]:
     answers: list[type[BaseModel]] = [
         answer.model for operation in OPERATIONS for answer in operation.answers.values() if answer.model is not None
     ]
-    inputs: list[type[BaseModel]] = [SubmitBody, *(job.signature.arguments for job in jobs if _describable(job))]
+    bodies = [operation.body for operation in OPERATIONS if operation.body is not None]
+    inputs: list[type[BaseModel]] = [*bodies, *(job.signature.arguments for job in jobs if _describable(job))]
     wanted = [*_in_mode([*answers, ProblemView], "serialization"), *_in_mode(inputs, "validation")]
     found, definitions = models_json_schema(wanted, ref_template=REFERENCE, schema_generator=_Generator)
     schemas: Mapping[Any, Schema] = {model: schema for (model, _), schema in found.items()}
@@ -110,7 +111,7 @@ def _component(job: AnyJob) -> str:
 def _submission(job: AnyJob, models: Models) -> Schema:
     arguments = job.signature.arguments
     required = any(field.is_required() for field in arguments.model_fields.values())
-    options = SubmitBody.model_json_schema()["properties"]
+    options = SubmitBody.model_json_schema(ref_template=REFERENCE)["properties"]
     return {
         "title": job.name,
         "description": describe(job),
@@ -118,7 +119,7 @@ def _submission(job: AnyJob, models: Models) -> Schema:
         "properties": {
             "job": {"type": "string", "enum": [job.name]},  # not const: of that, tools make no example
             "args": models.get(arguments, {"type": "object"}),
-            **{name: options[name] for name in ("queue", "delay", "at")},
+            **{name: options[name] for name in ("queue", "priority", "delay", "at")},
         },
         "required": ["job", "args"] if required else ["job"],
         "additionalProperties": False,
@@ -149,7 +150,7 @@ def _operation(operation: Operation, models: Models, secured: bool) -> Schema:
     if parameters := [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)]:
         described["parameters"] = parameters
     if operation.body is not None:
-        schema = {"$ref": "#/components/schemas/Submission"}
+        schema = {"$ref": "#/components/schemas/Submission"} if operation.body is SubmitBody else models[operation.body]
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if closed:
         described["security"] = [{"key": []}]

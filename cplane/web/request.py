@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -45,7 +45,19 @@ class ApiRequest(Request):
 
     def allow(self, seconds: float) -> None:
         """Move the deadline to `seconds`, and the time of an answer, from now."""
-        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds + ANSWER_S)
+        self.answer_within(seconds + ANSWER_S)
+
+    def answer_within(self, seconds: float) -> None:
+        """Move the deadline to `seconds` from now."""
+        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name, which is given in small letters."""
+        wanted = name.encode()
+        for known, value in self.scope["headers"]:
+            if known == wanted:
+                return str(value, "latin-1")
+        return None
 
     def link(self, path: str) -> str:
         """A path of this app as the client has to ask for it."""
@@ -53,6 +65,8 @@ class ApiRequest(Request):
 
     def query(self, model: type[QueryT]) -> QueryT:
         """The query parameters; an unknown, repeated or wrong one is a problem that names it."""
+        if not self.scope["query_string"]:
+            return cast("QueryT", _unasked(model))
         items = self.query_params.multi_items()
         values = dict(items)
         if len(values) < len(items):
@@ -70,14 +84,26 @@ class ApiRequest(Request):
 
     def idempotency_key(self) -> str | None:
         """The header Idempotency-Key, in quotes (as the IETF draft has it) or without."""
-        given = self.headers.getlist("idempotency-key")
-        if not given:
+        if self.header("idempotency-key") is None:
             return None
+        given = self.headers.getlist("idempotency-key")
         key = given[0][1:-1] if given[0].startswith('"') and given[0].endswith('"') else given[0]
         if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
             detail = f"one key of 1 to {MAX_KEY_LENGTH} printable ASCII characters"
             raise _invalid([Fault(header="Idempotency-Key", detail=detail)])
         return key
+
+
+def not_for_transient(job: str) -> RequestProblem:
+    """The problem of an idempotency key for a job without records."""
+    detail = f"'{job}' keeps no record that a key could lead to; leave the key out"
+    return _invalid([Fault(header="Idempotency-Key", detail=detail)])
+
+
+@cache
+def _unasked(model: type[BaseModel]) -> BaseModel:
+    """What a query says that says nothing; the models have no parameter that must be given."""
+    return model()
 
 
 def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cplane.web.problems import METHOD, Kind, RequestProblem
+from cplane.web.problems import EXPECTED, METHOD, Kind, RequestProblem, handle
 from cplane.web.request import ApiRequest
 
 Handler = Callable[[ApiRequest], Awaitable[Response]]
@@ -54,8 +54,11 @@ class Resource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the deadline covers the handler, not the sending of its answer."""
         request = ApiRequest(scope, receive, send)
-        async with request.deadline:
-            response = await self._answer(request)
+        try:
+            async with request.deadline:
+                response = await self._answer(request)
+        except EXPECTED as error:
+            response = await handle(request, error)
         await response(scope, receive, send)
 
     async def _answer(self, request: ApiRequest) -> Response:
@@ -67,9 +70,27 @@ class Resource:
         return await handler(request)
 
 
-def routes(operations: Sequence[Operation]) -> list[BaseRoute]:
-    """One route for each path."""
+class Direct:
+    """Finds a resource whose path has no parameters by the path alone; every other request goes the way of the routes."""
+
+    def __init__(self, app: ASGIApp, resources: Mapping[str, Resource]) -> None:
+        self._app = app
+        self._resources = {path: resource for path, resource in resources.items() if "{" not in path}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or pass it on."""
+        direct = scope["type"] == "http" and not scope.get("root_path")
+        await (self._resources.get(scope["path"], self._app) if direct else self._app)(scope, receive, send)
+
+
+def resources(operations: Sequence[Operation]) -> dict[str, Resource]:
+    """One resource for each path."""
     by_path: dict[str, dict[str, Handler]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation.handler
-    return [Route(path, Resource(handlers), name=path) for path, handlers in by_path.items()]
+    return {path: Resource(handlers) for path, handlers in by_path.items()}
+
+
+def routes(by_path: Mapping[str, Resource]) -> list[BaseRoute]:
+    """One route for each path."""
+    return [Route(path, resource, name=path) for path, resource in by_path.items()]

@@ -5,11 +5,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from pydantic import BaseModel, Field, JsonValue, SkipValidation
 
 from cplane.context import Artifact
+from cplane.plane import Accepted
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.states import AttemptState, Cause, State
+from cplane.states import AttemptState, Cause, Priority, State
+from cplane.transient import TransientJob
 
 
 class ErrorView(BaseModel):
@@ -55,6 +58,7 @@ class _Record(BaseModel):
     id: UUID
     job: str = Field(description="the job's name")
     queue: str
+    priority: Priority
     state: State
     progress: ProgressView | None
     attempt: int = Field(description="how often it was started; 0: not yet")
@@ -67,6 +71,10 @@ class _Record(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     url: str = Field(description="where the whole record is")
+    recorded: bool = Field(
+        default=True,
+        description="false: a transient job, known only until its result is forgotten; it has no attempts and no files",
+    )
 
 
 class JobSummary(_Record):
@@ -98,6 +106,7 @@ class CatalogEntry(BaseModel):
     name: str
     description: str
     queue: str
+    priority: Priority = Field(description="the lane of the queue it waits in, unless the submission says another")
     timeout: float = Field(description="seconds an attempt may take")
     retries: int = Field(description="how often it is run again after failing by its own fault")
     args: dict[str, Any] = Field(description="JSON Schema of the arguments")
@@ -108,6 +117,31 @@ class Catalog(BaseModel):
     """Every job this server knows, by name."""
 
     jobs: list[CatalogEntry]
+
+
+class Retried(BaseModel):
+    """What became of a call that runs many jobs again."""
+
+    retried: int = Field(description="how many jobs are queued again")
+    next: str | None = Field(description="the cursor to go on from; null: there are no more")
+
+
+class QueueView(BaseModel):
+    """How one queue stands."""
+
+    name: str
+    due: int = Field(description="ids that could start now")
+    later: int = Field(description="ids that are scheduled for later, or running")
+    lag: float = Field(description="seconds the longest due id has waited")
+
+
+class QueueList(BaseModel):
+    """How all queues stand."""
+
+    queues: list[QueueView]
+    aside: int = Field(
+        description="ids that were set aside because nobody could run them; `cplane queues aside` lists them"
+    )
 
 
 class Readiness(BaseModel):
@@ -130,7 +164,7 @@ def job_summary(record: JobRecord, url: str) -> JobSummary:
 
 
 def job_view(
-    record: JobRecord, attempts: Sequence[AttemptRecord], artifacts: Sequence[ArtifactRecord], url: str
+    record: JobRecord | TransientJob, attempts: Sequence[AttemptRecord], artifacts: Sequence[ArtifactRecord], url: str
 ) -> JobView:
     """One record, whole."""
     return JobView(
@@ -143,7 +177,41 @@ def job_view(
     )
 
 
-def _common(record: JobRecord, url: str) -> Mapping[str, Any]:
+def queued_json(accepted: Accepted, url: str) -> bytes:
+    """A record that was made a moment ago, as `job_view` shows it: the JSON of its arguments is passed on as it was recorded."""
+    submission, submitted = accepted.submission, accepted.submitted
+    return _encode(
+        {
+            "id": submitted.id,
+            "job": submission.job.name,
+            "queue": submission.queue,
+            "priority": submission.priority,
+            "state": State.QUEUED,
+            "progress": None,
+            "attempt": 0,
+            "failures": 0,
+            "cancel_requested": False,
+            "key": submission.key,
+            "worker": None,
+            "created_at": submitted.created_at,
+            "run_at": submitted.run_at,
+            "started_at": None,
+            "finished_at": None,
+            "url": url,
+            "recorded": submission.job.options.record,
+            "args": msgspec.Raw(submission.args_json),
+            "result": None,
+            "error": None,
+            "attempts": (),
+            "artifacts": (),
+        }
+    )
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _common(record: JobRecord | TransientJob, url: str) -> Mapping[str, Any]:
     progress = None
     if record.progress_done is not None:
         progress = ProgressView(done=record.progress_done, total=record.progress_total, note=record.progress_note)
@@ -151,6 +219,7 @@ def _common(record: JobRecord, url: str) -> Mapping[str, Any]:
         "id": record.id,
         "job": record.job,
         "queue": record.queue,
+        "priority": record.priority,
         "state": record.state,
         "progress": progress,
         "attempt": record.attempt,
@@ -163,10 +232,11 @@ def _common(record: JobRecord, url: str) -> Mapping[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "url": url,
+        "recorded": isinstance(record, JobRecord),
     }
 
 
-def _error(failed: JobRecord | AttemptRecord) -> ErrorDetailView | None:
+def _error(failed: JobRecord | TransientJob | AttemptRecord) -> ErrorDetailView | None:
     if failed.error_type is None:
         return None
     return ErrorDetailView(

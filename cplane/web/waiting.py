@@ -8,10 +8,11 @@ from starlette.requests import ClientDisconnect
 
 from cplane.endings import end
 from cplane.records import JobRecord
+from cplane.transient import TransientJob
 from cplane.web.request import ApiRequest
 
 
-async def record_after(request: ApiRequest, record_id: UUID, wait_s: float) -> JobRecord:
+async def record_after(request: ApiRequest, record_id: UUID, wait_s: float) -> JobRecord | TransientJob:
     """The record once it is final, or as it stands after `wait_s` seconds, or as it stands when the server stops.
 
     Raises:
@@ -24,10 +25,10 @@ async def record_after(request: ApiRequest, record_id: UUID, wait_s: float) -> J
         request.allow(0)
         if record is not None:
             return record
-    return await request.plane.record(record_id)
+    return await request.plane.job(record_id)
 
 
-async def _final(request: ApiRequest, record_id: UUID, wait_s: float) -> JobRecord | None:
+async def _final(request: ApiRequest, record_id: UUID, wait_s: float) -> JobRecord | TransientJob | None:
     final = asyncio.create_task(request.plane.wait(record_id, wait_s), name=f"wait for {record_id}")
     gone = asyncio.create_task(_gone(request), name=f"listen whether the client still waits for {record_id}")
     stopping = asyncio.create_task(request.stopping.wait(), name="listen whether the server stops")

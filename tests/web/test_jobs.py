@@ -25,6 +25,8 @@ async def test_a_submission_answers_202_with_its_location_and_its_record(api: "A
     expected: dict[str, Any] = {
         "job": "web_add",
         "queue": "default",
+        "priority": "normal",
+        "recorded": True,
         "state": "queued",
         "args": {"x": 1, "y": 2},
         "result": None,
@@ -43,7 +45,42 @@ async def test_a_submission_answers_202_with_its_location_and_its_record(api: "A
     assert {name: record[name] for name in expected} == expected
     assert set(record) == {*expected, "id", "url", "created_at", "run_at"}
     assert datetime.fromisoformat(record["created_at"]).utcoffset() == timedelta(0)
-    assert (await api.client.get(record["url"])).json() == record
+    shown = (await api.client.get(record["url"])).json()
+    assert (shown, list(shown)) == (record, list(record))
+
+
+async def test_what_is_answered_at_once_is_what_is_recorded(api: "Api", subtests: pytest.Subtests) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"job": "web:any.thing", "args": {"value": {"é": [1, 1.5, 1e3, True, None, "\u2028", {}]}}},
+        {"job": "web_visit", "args": {"url": "http://localhost", "size": {"width": 1}, "tags": ["a", "b"]}},
+        {"job": "web_add", "args": {"x": 1}, "queue": "slow", "priority": "high", "delay": 60},
+        {"job": "web_add", "args": {"x": 1}, "at": "2090-01-01T12:00:00.5+02:00", "priority": "low"},
+    ]
+    for body in bodies:
+        with subtests.test(body=body):
+            record = await api.submit(**{"name": body.pop("job"), **body})
+            assert (await api.client.get(record["url"])).json() == record
+
+
+async def test_priority_is_an_option_of_a_submission(api: "Api") -> None:
+    urgent, plain = await api.submit(priority="high"), await api.submit()
+    assert (urgent["priority"], plain["priority"]) == ("high", "normal")
+    listed = (await api.client.get(JOBS)).json()["jobs"]
+    assert [(record["id"], record["priority"]) for record in listed] == [
+        (plain["id"], "normal"),
+        (urgent["id"], "high"),
+    ]
+    (entry,) = [one for one in (await api.client.get("/api/v1/catalog")).json()["jobs"] if one["name"] == "web_add"]
+    assert entry["priority"] == "normal"
+
+
+async def test_what_is_no_priority_is_refused_in_one_sentence(api: "Api", subtests: pytest.Subtests) -> None:
+    for priority in ["urgent", "HIGH", "", 1, True, ["high"]]:
+        with subtests.test(priority=priority):
+            answer = await api.client.post(JOBS, json={"job": "web_add", "args": {"x": 1}, "priority": priority})
+            assert answer.status_code == 422
+            assert answer.json()["detail"] == "priority: Input should be 'high', 'normal' or 'low'"
+    assert await api.recorded() == 0
 
 
 async def test_only_the_given_arguments_are_recorded(api: "Api") -> None:

@@ -1,0 +1,162 @@
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from cplane import ControlPlane, CplaneSettings, State
+from cplane.envelope import record_envelope
+from cplane.queue import Id
+from cplane.states import Priority
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Cplane, Start
+
+
+@pytest_asyncio.fixture
+async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
+    async with ControlPlane(settings) as plane:
+        yield plane
+
+
+async def test_the_queues_have_their_numbers(cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane) -> None:
+    await plane.create_job("links", {"url": "http://localhost"}, queue="busy")
+    await plane.create_job("links", {"url": "http://localhost"}, queue="busy", delay=60, priority="high")
+    ended = await cplane("queues", "--json", **addresses)
+    told = json.loads(ended.stdout)
+    assert (ended.code, told["aside"]) == (0, 0)
+    (busy,) = [queue for queue in told["queues"] if queue["name"] == "busy"]
+    assert (busy["due"], busy["later"]) == (1, 1)
+    shown = await cplane("queues", **addresses)
+    assert re.search(r"^ ?busy +1 +1 +\d", shown.stdout, re.MULTILINE)
+    assert shown.stderr == ""
+
+
+async def test_what_was_set_aside_is_listed_put_back_and_forgotten(
+    cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane
+) -> None:
+    assert (await cplane("queues", "aside", **addresses)).stderr == "nothing is set aside\n"
+    payload = record_envelope("links")
+    await plane.redis.xadd(
+        "cplane:aside", {"queue": "arq:queue:busy@high", "id": "odd", "reason": "[it] is odd", "payload": payload}
+    )
+    await plane.queue.set_aside([(Id("default", Priority.NORMAL, "gone"), "its payload is gone", b"")])
+
+    listed = json.loads((await cplane("queues", "aside", "--json", **addresses)).stdout)
+    assert [(each["id"], each["queue"], each["reason"]) for each in listed] == [
+        ("gone", "arq:queue", "its payload is gone"),
+        ("odd", "arq:queue:busy@high", "[it] is odd"),
+    ]
+    shown = await cplane("queues", "aside", **addresses)
+    assert re.search(r"arq:queue:busy@high +odd +\[it\] is odd", shown.stdout)
+    assert "2 set aside" in (await cplane("queues", **addresses)).stderr
+    doctor = json.loads((await cplane("doctor", "--json", **addresses)).stdout)
+    (redis,) = [check for check in doctor["checks"] if check["name"] == "redis"]
+    assert (redis["verdict"], "2 ids were set aside" in redis["detail"]) == ("warning", True)
+
+    assert (await cplane("queues", "aside", "--requeue", "odd", **addresses)).stderr == "queued again\n"
+    (grant,) = (await plane.queue.claim("busy", 5, 30)).grants
+    assert (grant.id, grant.payload, grant.priority) == ("odd", payload, Priority.HIGH)
+    lost = await cplane("queues", "aside", "--requeue", "gone", **addresses)
+    assert (lost.code, "nothing is left of it" in lost.stderr) == (1, True)
+    assert (await cplane("queues", "aside", "--drop", "gone", **addresses)).stderr == "forgotten\n"
+    assert await plane.count_aside() == 0
+    for option in ("--drop", "--requeue"):
+        again = await cplane("queues", "aside", option, "gone", **addresses)
+        assert (again.code, "nothing is set aside under the id 'gone'" in again.stderr) == (1, True)
+
+
+@pytest.fixture
+def with_app(addresses: dict[str, str], app: "Path") -> dict[str, str]:
+    """The addresses, with the jobs of app.py."""
+    return {**addresses, "CPLANE_IMPORTS": app.stem}
+
+
+async def test_failed_jobs_are_run_again_by_filter(
+    cplane: "Cplane", with_app: dict[str, str], plane: ControlPlane
+) -> None:
+    for name in ("links", "links", "content"):
+        handle = await plane.create_job(name, {"url": "http://localhost"})
+        await plane.cancel(handle.id)
+    chosen = ("jobs", "retry", "--state", "cancelled", "--job", "links")
+
+    counted = await cplane(*chosen, "--dry-run", **with_app)
+    assert (counted.code, counted.stderr) == (0, "2 cancelled jobs would be queued again\n")
+    refused = await cplane(*chosen, **with_app)
+    assert (refused.code, "--yes" in refused.stderr) == (1, True)
+    assert await plane.queue.depth("browser") == 3  # cancelled records leave the schedule when they are claimed
+
+    ended = await cplane(*chosen, "--yes", **with_app)
+    assert (ended.code, ended.stderr.splitlines()[-1].strip()) == (0, "2 queued again")
+    assert sorted(record.state for record in await plane.records()) == [State.CANCELLED, State.QUEUED, State.QUEUED]
+    assert "no such jobs" in (await cplane(*chosen, "--yes", **with_app)).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--job", "links"],
+        ["--state", "queued"],
+        ["01900000-0000-7000-8000-000000000000", "--state", "failed"],
+        ["01900000-0000-7000-8000-000000000000", "--yes"],
+    ],
+    ids=" ".join,
+)
+async def test_a_retry_that_says_too_little_or_too_much_exits_2(cplane: "Cplane", arguments: list[str]) -> None:
+    ended = await cplane("jobs", "retry", *arguments)
+    assert ended.code == 2
+    assert "Usage: cplane jobs retry" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_priority_is_given_with_a_submission(cplane: "Cplane", with_app: dict[str, str]) -> None:
+    ended = await cplane("submit", "add", "x=1", "y=2", "--priority", "high", "--no-wait", "--json", **with_app)
+    assert json.loads(ended.stdout)["priority"] == "high"
+    wrong = await cplane("submit", "add", "x=1", "y=2", "--priority", "urgent", **with_app)
+    assert wrong.code == 2
+    assert "'urgent' is not one of 'high', 'normal', 'low'" in " ".join(wrong.stderr.replace("│", " ").split())
+
+
+BRIEF = """\
+from cplane import job
+
+
+@job(record=False)
+async def brief(x: int) -> int:
+    return x + 1
+"""
+
+
+async def test_a_transient_job_is_submitted_shown_and_cancelled(
+    cplane: "Cplane", addresses: dict[str, str], folder: "Path"
+) -> None:
+    (folder / "brief.py").write_text(BRIEF)
+    addresses["CPLANE_IMPORTS"] = "brief"
+    keyed = await cplane("submit", "brief", "x=1", "--key", "k", "--no-wait", **addresses)
+    assert (keyed.code, "keeps no record" in keyed.stderr) == (1, True)
+
+    first = (await cplane("submit", "brief", "x=1", "--no-wait", **addresses)).stdout.strip()
+    second = (await cplane("submit", "brief", "x=2", "--no-wait", **addresses)).stdout.strip()
+    assert (await cplane("jobs", "cancel", first, **addresses)).stderr == "cancelled\n"
+    assert "no record" in (await cplane("jobs", "retry", first, **addresses)).stderr
+    assert (await cplane("worker", "--burst", **addresses)).code == 0
+    shown = json.loads((await cplane("jobs", "show", second, "--json", **addresses)).stdout)
+    assert (shown["state"], shown["result"], shown["recorded"]) == ("succeeded", 3, False)
+    assert "cancelled" in (await cplane("jobs", "show", first, **addresses)).stdout
+
+
+async def test_the_result_of_a_transient_job_is_printed(
+    cplane: "Cplane", start: "Start", addresses: dict[str, str], folder: "Path"
+) -> None:
+    (folder / "brief.py").write_text(BRIEF)
+    addresses["CPLANE_IMPORTS"] = "brief"
+    async with start("worker", **addresses) as worker:
+        await worker.until("worker started")
+        ended = await cplane("submit", "brief", "x=41", **addresses)
+        assert (ended.code, ended.stdout) == (0, "42\n")
+        await worker.stop()
