@@ -229,12 +229,23 @@ class Queue:
         claimed, missing, odd, wait_ms = answer
         return Claim(
             grants=[
-                Grant(queue, order[place - 1], _text(id_), payload, abs(tries), _score(due), f"{prefix}:{n}", tries < 0)
+                Grant(
+                    queue,
+                    order[int(place) - 1],
+                    _text(id_),
+                    payload,
+                    abs(tries),
+                    _score(due),
+                    f"{prefix}:{n}",
+                    tries < 0,
+                )
                 for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
             ],
-            missing=[Id(queue, order[place - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)],
+            missing=[
+                Id(queue, order[int(place) - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
+            ],
             odd=[
-                (Id(queue, order[place - 1], _text(id_)), _text(what), payload)
+                (Id(queue, order[int(place) - 1], _text(id_)), _text(what), payload)
                 for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
             ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
@@ -276,7 +287,7 @@ class Queue:
         async with translated("sweeping a queue"):
             answer: tuple[list[Any], int, int, int] = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
         missing, lag_ms, due, later = answer
-        lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
+        lost = [Id(queue, LANES[int(lane) - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
 
     async def set_aside(self, ids: Sequence[tuple[Id, str, bytes]]) -> None:
