@@ -282,8 +282,8 @@ async def test_a_cancel_that_waits_for_a_dead_worker_is_followed_by_the_next(
 
 
 async def test_a_result_is_kept_for_as_long_as_the_job_says(settings: CplaneSettings, plane: ControlPlane) -> None:
+    short, long = await transient_gate.submit(), await transient_add.submit(1)
     async with running(settings):
-        short, long = await transient_gate.submit(), await transient_add.submit(1)
         gate.open.set()
         await asyncio.gather(short.result(DEADLINE_S), long.result(DEADLINE_S))
     assert 50_000 < await raw(plane).pttl(f"arq:result:{short.id}") <= 60_000
