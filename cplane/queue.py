@@ -273,9 +273,11 @@ class Queue:
                 Grant(queue, order[place - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
                 for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
             ],
-            missing=[Id(queue, order[place - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)],
+            missing=[
+                Id(queue, order[int(place) - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
+            ],
             odd=[
-                (Id(queue, order[place - 1], _text(id_)), _text(what), payload)
+                (Id(queue, order[int(place) - 1], _text(id_)), _text(what), payload)
                 for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
             ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
@@ -288,6 +290,11 @@ class Queue:
             wait_s: Any = max(0.01, min(longest_s, BLOCK_S))  # its types know whole seconds only
             token = await cast("Awaitable[object]", self._redis.blpop([_wake_key(queue)], timeout=wait_s))  # pyright: ignore[reportUnknownMemberType]
         return token is not None
+
+    async def wake(self, queue: str) -> None:
+        """Wake one worker that sleeps: something was pushed without one of our scripts."""
+        async with translated("waking a worker"):
+            await cast("Awaitable[int]", self._redis.lpush(_wake_key(queue), b"1"))  # pyright: ignore[reportUnknownMemberType]
 
     async def renew(self, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
         """Extend leases."""
@@ -317,7 +324,7 @@ class Queue:
         async with translated("sweeping a queue"):
             answer: tuple[list[Any], int, int, int] = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
         missing, lag_ms, due, later = answer
-        lost = [Id(queue, LANES[lane - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
+        lost = [Id(queue, LANES[int(lane) - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
 
     async def stand(self, queue: str) -> Stand:

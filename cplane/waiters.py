@@ -174,6 +174,7 @@ class Waiters:
             async with asyncio.timeout(CHECK_BLIND_S):
                 await self._hearing.wait()
         while True:
+            hearing = self._hearing.is_set()
             try:
                 standings = await self._store.standing(list(self._waiting))
                 for job_id in list(self._waiting):  # one without a record looks for its result in Redis
@@ -181,7 +182,10 @@ class Waiters:
                         self._tell(job_id)
             except DatabaseUnavailable:
                 log.warning("waited records cannot be looked up; trying again")
-            await asyncio.sleep(CHECK_S if self._hearing.is_set() else CHECK_BLIND_S)
+            if (
+                hearing or not self._hearing.is_set()
+            ):  # what ended while events began to be heard may have been missed by both
+                await asyncio.sleep(CHECK_S if hearing else CHECK_BLIND_S)
 
 
 async def _patiently(look: Callable[[UUID], Awaitable[Found | None]], job_id: UUID) -> Found | None:

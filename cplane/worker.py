@@ -420,10 +420,13 @@ class Worker(arq.worker.Worker):
 
     async def _run_cron(self) -> None:
         """arq's own cron: each fire is enqueued once, whichever worker is first."""
+        before = [cron_job.next_run for cron_job in self.cron_jobs]
         try:
             await self.run_cron(datetime.now(tz=self.timezone), CRON_S)
         except RedisError as error:
             raise QueueUnavailable("Redis did not answer while cron jobs were enqueued") from error
+        if [cron_job.next_run for cron_job in self.cron_jobs] != before:
+            await self.plane.queue.wake(queue_of(self.queue_name))  # arq's client wakes nobody
 
     async def _abort(self) -> None:
         """arq's `Job.abort`: what runs here and is to be aborted is cancelled."""

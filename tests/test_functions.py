@@ -202,7 +202,7 @@ async def test_arqs_retry_runs_a_function_again_until_its_tries_are_spent(
             await result(await enqueue(client, "two_only"))
         assert seen == [1, 2]
         assert await result(await enqueue(client, "plain_retries_ours")) == 2
-        assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 1, 4)
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 1, 4)
 
 
 async def test_a_function_that_has_spent_its_tries_is_not_run(

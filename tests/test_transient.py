@@ -182,6 +182,8 @@ async def test_a_result_is_pushed_to_who_waits_for_it(
         waiting = asyncio.create_task(handle.result(DEADLINE_S))
         await gate.entered.wait()
         assert await handle.state() is State.RUNNING
+        while not await raw(plane).exists("cplane:events:listening"):
+            await asyncio.sleep(0.005)
         gate.open.set()
         assert await waiting == "through"
 
