@@ -73,16 +73,18 @@ async def _read(request: ApiRequest, limit: int) -> bytes:
     declared = request.header("content-length") or ""
     if declared.isdecimal() and int(declared) > limit:
         _refuse(limit)
-    body, more = b"", True
+    chunks: list[bytes] = []
+    size, more = 0, True
     request.answer_within(BODY_S)
     try:
         while more:
             message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            body += message.get("body", b"")
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
             more = message.get("more_body", False)
-            if len(body) > limit:
+            if size > limit:
                 _refuse(limit)
     except asyncio.CancelledError:
         if not request.deadline.expired():
@@ -91,7 +93,7 @@ async def _read(request: ApiRequest, limit: int) -> bytes:
             SLOW_BODY, f"the body did not come within {BODY_S:g} seconds", headers={"connection": "close"}
         ) from None
     request.allow(0)
-    return body
+    return b"".join(chunks)
 
 
 def _refuse(limit: int) -> NoReturn:
