@@ -64,6 +64,9 @@ PUSH_PAUSE_S = 1.0
 
 log = structlog.get_logger("cplane")
 
+Recorded = tuple[Submitted | IdempotencyConflict, "asyncio.Future[None]"]
+"""What a submission led to, and the push that schedules it."""
+
 
 class Accepted(msgspec.Struct, frozen=True):
     """A submission, and the record it led to."""
@@ -135,9 +138,11 @@ class ControlPlane:
         if not submission.job.options.record:
             self._check_size(submission)
             return await self._transient.submit(submission)
-        submitted = await self._record(self._new_record(submission))
+        submitted, pushed = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
             raise submitted
+        if not pushed.done():
+            await asyncio.wait([pushed], timeout=PUSH_WAIT_S)
         return submitted
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
@@ -156,10 +161,11 @@ class ControlPlane:
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
         answers = await self._record_group([self._new_record(submission) for submission in submissions])
-        for submission, submitted in zip(submissions, answers, strict=True):
+        for submission, (submitted, _) in zip(submissions, answers, strict=True):
             if isinstance(submitted, IdempotencyConflict):
                 raise submitted
             handles.append(self._handle(submission, submitted))
+        await asyncio.wait({pushed for _, pushed in answers}, timeout=PUSH_WAIT_S)
         return handles
 
     async def create_job(
@@ -237,24 +243,22 @@ class ControlPlane:
             return Handle(submitted.id, self._transient.source(submission.job, submission.queue), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
-    async def _record_group(self, records: list[NewRecord]) -> list[Submitted | IdempotencyConflict]:
-        """Record a group in one statement, then schedule it in one push."""
+    async def _record_group(self, records: list[NewRecord]) -> list[Recorded]:
+        """Record a group in one statement; it is scheduled in one push, while the next group is recorded."""
         answers = await self.store.submit(records)
         pushes = [
             Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms)
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
-        if pushes:
-            # one that gave up waiting is pushed all the same
-            await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
-        return answers
+        pushed = self._schedule.put(pushes)  # it happens even if nobody waits for it any more
+        return [(answer, pushed) for answer in answers]
 
     async def _push(self, groups: list[list[Push]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
         pushes = [push for group in groups for push in group]
         try:
-            if time.monotonic() >= self._push_again_at:
+            if pushes and time.monotonic() >= self._push_again_at:
                 await self.queue.enqueue(pushes)
         except QueueUnavailable as error:
             self._push_again_at = time.monotonic() + PUSH_PAUSE_S

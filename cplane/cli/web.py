@@ -21,6 +21,7 @@ def web(*, host: Host = "127.0.0.1", port: Port = 8000) -> None:
 
 
 async def _serve(host: str, port: int) -> None:
+    from cplane.garbage import collect_rarely
     from cplane.logs import configure_logs
     from cplane.settings import load_settings
     from cplane.web import create_app, open_server
@@ -29,5 +30,6 @@ async def _serve(host: str, port: int) -> None:
     configure_logs(settings)
     with StoppedBySignals():
         async with open_server(create_app(settings), host, port) as server:
+            collect_rarely()
             notes().print(f"listening on {server.url}, documentation on {server.url}/docs", soft_wrap=True)
             await server.ended()
