@@ -249,6 +249,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
     """Run the job and decide what came of it. Errors of the job end here; only the loss of the lease is no outcome."""
     job, tools = attempt.job, attempt.tools
     try:
+        if attempt.stopped:
+            raise asyncio.CancelledError
         if isinstance(job, PlainFunction):
             return _succeeded(attempt, value=await job.call(attempt.args, attempt.grant, attempt.number, tools.ctx))
         args = attempt.args

@@ -197,10 +197,12 @@ class Claimer:
         for _ in sorted_.refused:
             self._give_up()
         shared.begin(sorted_.transient)
-        if sorted_.records:
-            await self._start(sorted_.records, sorted_.refused, sent)
-        if sorted_.refused:
-            await shared.queue.finish(sorted_.refused)
+        try:
+            if sorted_.records:
+                await self._start(sorted_.records, sent)
+        finally:  # what is refused goes back even while Postgres is away
+            if sorted_.refused:
+                await shared.queue.finish(sorted_.refused)
         if claim.odd:
             await self._set_aside(claim.odd)
         if claim.missing:
@@ -240,8 +242,8 @@ class Claimer:
         else:
             into.transient.append(attempt)
 
-    async def _start(self, grants: dict[UUID, Grant], refused: list[Return], sent: float) -> None:
-        """Start records and begin each that is ours; `refused` gets what Redis is to be told of the others."""
+    async def _start(self, grants: dict[UUID, Grant], sent: float) -> None:
+        """Start records and begin each that is ours; Redis is told of the others."""
         shared = self._shared
         try:
             started = await self._start_records(grants)
@@ -266,7 +268,7 @@ class Claimer:
         if unknown:
             await self._hand_back(unknown)
         if grants:
-            refused += await self._settle(grants)
+            await shared.queue.finish(await self._settle(grants))
 
     async def _start_records(self, grants: Mapping[UUID, Grant]) -> list[Started]:
         """Start in Postgres; a lost reply is answered by asking again with the same tokens, until the leases are half over."""

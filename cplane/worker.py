@@ -219,7 +219,7 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Open everything, serve the queues, close everything."""
-        self.loop_now = asyncio.get_running_loop()
+        self._turning = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self.plane = await stack.enter_async_context(ControlPlane(self.settings))
             await self._check_schema()
@@ -356,16 +356,20 @@ class Worker(arq.worker.Worker):
 
     def _begin(self, attempts: Sequence[Attempt]) -> None:
         """Run attempts. Deadlines begin when all have made their first step: most jobs that end in it need none."""
-        create_task = self.loop_now.create_task
+        create_task = self._turning.create_task
         for attempt in attempts:
             coroutine = self._run(attempt) if self._between_hooks else run(attempt)
             attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.grant.id}")
-        self.loop_now.call_soon(_arm, attempts)
+        self._turning.call_soon(_arm, attempts)
 
     async def _run(self, attempt: Attempt) -> None:
         """An attempt between arq's hooks."""
-        await self._hook(self.on_job_start, self._job_ctx(attempt))
-        await run(attempt)
+        try:
+            await self._hook(self.on_job_start, self._job_ctx(attempt))
+        except asyncio.CancelledError:
+            if attempt.stopped is None:
+                raise
+        await run(attempt)  # stopped in the hook: it says so at once
         await self._hook(self.on_job_end, self._job_ctx(attempt))
 
     def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
