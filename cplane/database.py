@@ -28,6 +28,16 @@ COMMAND_TIMEOUT_S = 4.0
 
 POOL_SIZE = 10
 
+MOVES = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Settings of the connections that move records. Their plans are made once, for batches of any size: planning anew takes as long as
+all the rest of a small batch. And they go by the index, row by row: a plan made while a table was small must still be right when it
+has grown."""
+
 
 class Database:
     """One Postgres. Opening it makes no connection; the first session does. `command_timeout_s` None: a statement may take for ever."""
@@ -43,8 +53,7 @@ class Database:
 
     async def __aenter__(self) -> Self:
         self._engine = self._create(self._pool_size)
-        # plans for the moves are made once, for batches of any size: planning anew takes as long as all the rest of a small batch
-        self._moves = self._create(self._pool_size, plan_cache_mode="force_generic_plan")
+        self._moves = self._create(self._pool_size, **MOVES)
         return self
 
     async def __aexit__(
@@ -189,8 +198,8 @@ def is_outage(error: BaseException) -> bool:
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
     ):
         return True
-    # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role
-    return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D"}
+    # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role, a deadlock
+    return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D", "40"}
 
 
 def _driver_error(error: BaseException) -> BaseException | None:
