@@ -64,7 +64,7 @@ def _cplane(kind: str, *, database: bool, note: str) -> System:
         name=f"cplane {kind}",
         folder="cplane",
         command=("{python}", "-m", "arq", "cplane.worker.Settings"),
-        noop_concurrency=256,
+        noop_concurrency=512,
         database=database,
         env={"CPLANE_IMPORTS": kind, "CPLANE_QUEUES": "default:{concurrency}", "CPLANE_LOG_LEVEL": "warning"},
         note=note,
