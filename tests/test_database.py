@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
@@ -14,7 +15,7 @@ from sqlalchemy import exc
 from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.database import Database, engine_url
+from cplane.database import Database, engine_url, is_outage
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from cplane.records import JobRecord
 
@@ -175,6 +176,15 @@ async def test_a_pool_without_a_free_connection_is_given_up_in_time(database_url
     async with Database(SecretStr(database_url), pool_size=1) as database, database.session() as session:
         await session.connection()
         await unavailable(run(database, "SELECT 1"))
+
+
+def test_a_connection_that_ends_under_a_statement_is_an_outage() -> None:
+    """asyncpg meets it in a state of its own: "cannot switch to state 11; another operation (2) is in progress"."""
+    original = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+    assert is_outage(original)
+    wrapped = Exception(str(original))
+    wrapped.__cause__ = original
+    assert is_outage(exc.InternalError("INSERT", {}, wrapped))
 
 
 async def test_a_connection_that_the_server_ends_is_an_outage_and_the_next_one_works(database: Database) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from cplane.queue import Push
+from cplane.states import Priority
 from cplane.store import NewRecord
 from cplane.uuid7 import new_id
 from tests.chaos.arena import Arena, arena, query, until
@@ -35,9 +36,14 @@ REACHED = (
         "store.standing",
         "store.reap",
         "store.overdue",
+        "store.queued",
+        "store.epoch",
+        "store.note_epoch",
+        "store.claim_restore",
         "store.transaction",
     ),
     *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep", "queue.tell_health"),
+    *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
 """Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
@@ -90,7 +96,10 @@ async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) 
 
 
 async def prepare(run: Scenario) -> None:
-    """Work for every verb: jobs of each kind, one that died elsewhere, one that Redis never heard of, one cancelled in the queue."""
+    """Work for every verb: jobs of each kind, one without a record, one that died elsewhere, one that Redis never heard of, one cancelled.
+
+    Redis is behind its epoch, and holds something that is no job.
+    """
     await run.submit_all(run.workload.each())
     cancelled = await run.submit(run.workload.call("chaos_ok"))
     assert cancelled is not None
@@ -101,4 +110,8 @@ async def prepare(run: Scenario) -> None:
     await run.plane.store.submit([unheard, dead])
     with run.died_elsewhere():
         await run.plane.store.start("dead worker", [(dead.id, "dead")], -1.0)
-    await run.plane.queue.enqueue([Push.of_record("default", dead.id, ok.job, 0)])
+    await run.plane.queue.enqueue([Push.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
+    await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])
+    await run.plane.store.note_epoch(5)
+    await run.arena.redis_command("HSET", "arq:job:foreign", "is", "foreign")
+    await run.arena.redis_command("ZADD", "arq:queue", "1", "foreign")
