@@ -18,6 +18,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from cplane.database import Database, engine_url, is_outage
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from cplane.records import JobRecord
+from cplane.store import Store
+from cplane.transaction import JobTransaction
 
 LIMIT_S = 6.0
 """Within which every door answers."""
@@ -191,6 +193,26 @@ async def test_a_connection_that_the_server_ends_is_an_outage_and_the_next_one_w
     ended = "SELECT pg_terminate_backend(pg_backend_pid())"
     await unavailable(run(database, ended))
     assert await run(database, "SELECT 1") == [1]
+
+
+async def test_a_connection_that_ends_under_a_jobs_transaction_is_an_outage(database: Database) -> None:
+    async def write() -> None:
+        async with JobTransaction(Store(database)).block() as session:
+            await (await session.connection()).execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(DatabaseUnavailable, match="went away under the job's transaction"):
+        await write()
+
+
+async def test_a_server_that_is_away_when_a_job_asks_for_its_transaction_is_an_outage(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with (
+            Database(SecretStr(f"postgresql://u@/d?host={tmp_path}")) as database,
+            JobTransaction(Store(database)).block() as session,
+        ):
+            await session.connection()
+
+    await unavailable(ask())
 
 
 @pytest.mark.parametrize("state", ["57P01", "53300", "57P03", "25006", "08006"])
