@@ -97,9 +97,9 @@ async def chaos_blocks(ctx: Context, tag: str, seconds: float) -> dict[str, int]
     """Holds the event loop on its first attempt, as no job should."""
     with told(ctx):
         if ctx.attempt == 1:
-            began = time.monotonic()
+            began = time.monotonic()  # noted before: a run may be judged while the loop is still held
+            here().write("fault", kind=FaultKind.BLOCK, began=began, ended=began + seconds)
             time.sleep(seconds)  # noqa: ASYNC251  the fault itself
-            here().write("fault", kind=FaultKind.BLOCK, began=began, ended=time.monotonic())
         return {"attempt": ctx.attempt}
 
 

@@ -134,6 +134,10 @@ BROKEN: list[tuple[str, History]] = [
     ),
     ("restarts in time", replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=108.1, ended=None)))),
     ("nothing runs early", replace(QUIET, submits=(replace(SUBMIT, delay_s=1.0),))),
+    (
+        "nothing runs early",
+        replace(QUIET, submits=(replace(SUBMIT, delay_s=3.0),), steers=(replace(REPLAY, at=102.0),)),
+    ),
     ("effects are exactly once", replace(QUIET, records=(WRITES,))),
     ("effects are exactly once", replace(QUIET, records=(WRITES,), effects={"r": 2})),
     ("effects are exactly once", replace(QUIET, records=(replace(WRITES, state="failed"),), effects={"r": 1})),
@@ -170,6 +174,11 @@ def test_a_history_without_faults_breaks_no_rule() -> None:
 
 def test_a_kill_explains_the_next_attempt() -> None:
     assert check(KILLED, BOUNDS) == []
+
+
+def test_a_replayed_job_waits_no_longer() -> None:
+    deferred = replace(QUIET, submits=(replace(SUBMIT, delay_s=60.0),), steers=(replace(REPLAY, at=100.05),))
+    assert check(deferred, BOUNDS) == []
 
 
 def test_a_kill_explains_the_next_run_of_a_transient_job() -> None:
