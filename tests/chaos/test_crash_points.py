@@ -23,7 +23,7 @@ LEASE_S = 1.0
 LATE_S = 1.5
 """Longer than a lease: what is late has been given to somebody else meanwhile."""
 
-TOGETHER = 5
+TOGETHER = 6
 """Runs at once: they wait for leases to end most of the time."""
 
 REACH_S = 6.0
@@ -48,7 +48,7 @@ REACHED = (
 )
 """Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
 
-PLACES = [("before", Act.EXIT), ("after", Act.EXIT), ("before", Act.FAIL), ("after", Act.FAIL), ("before", Act.DELAY)]
+PLACES = [(place, act) for act in (Act.EXIT, Act.FAIL, Act.DELAY) for place in ("before", "after")]
 
 
 def points(verb: str) -> list[Point]:
