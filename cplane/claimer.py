@@ -192,8 +192,9 @@ class Claimer:
         """Begin what was claimed: transient jobs at once, records when Postgres has started them. The others go back."""
         shared = self._shared
         sorted_ = _Sorted(shared.leases.trusted_until(sent), now_ms())
-        for grant in claim.grants:
-            self._sort(grant, sorted_)
+        if self._in_time(sent, len(claim.grants)):
+            for grant in claim.grants:
+                self._sort(grant, sorted_)
         for _ in sorted_.refused:
             self._give_up()
         shared.begin(sorted_.transient)
@@ -207,6 +208,15 @@ class Claimer:
             await self._set_aside(claim.odd)
         if claim.missing:
             await shared.restore(claim.missing)
+
+    def _in_time(self, sent: float, count: int) -> bool:
+        """Whether leases asked for at `sent` can still be trusted; if not, the grants are given up: others may have begun them by now."""
+        if not count or time.monotonic() < self._shared.leases.trusted_until(sent):
+            return True
+        log.warning("jobs were claimed so slowly that their leases may have ended; they are not begun", count=count)
+        for _ in range(count):
+            self._give_up()
+        return False
 
     def _give_up(self) -> None:
         """A grant that does not become an attempt gives its room back."""
@@ -251,6 +261,8 @@ class Claimer:
             for _ in grants:
                 self._give_up()
             raise
+        if not self._in_time(sent, len(grants)):
+            return
         trusted_until = shared.leases.trusted_until(sent)
         attempts: list[Attempt] = []
         unknown: list[Started] = []

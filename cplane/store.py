@@ -360,6 +360,9 @@ class Store:
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
         """A session for the job's own writes; whoever opened it commits by leaving the block without an error."""
         async with self._database.session() as session:
+            await (
+                session.connection()
+            )  # a server that is away is met here, where it can be told from an error of the job
             yield session
 
 

@@ -49,9 +49,12 @@ class JobTransaction:
         """The session for a block; an error that leaves the block rolls back what the job wrote so far."""
         try:
             yield await self.begin()
-        except BaseException:
+        except BaseException as error:
+            cause = self.cause(error)  # asked while the transaction is still known to have begun
             await self.rollback()
-            raise
+            if cause is error:
+                raise
+            raise cause from error
 
     async def commit(self, finish: Finish | None) -> bool:
         """Commit the job's writes and its success together; answers whether the attempt still owned its record.
@@ -69,7 +72,7 @@ class JobTransaction:
             self._session = None
         return True
 
-    def cause(self, error: Exception) -> Exception:
+    def cause(self, error: BaseException) -> BaseException:
         """What really happened when a job raised `error`: the loss of its connection, or `error` itself."""
         if self.begun and isinstance(error, DBAPIError) and is_outage(error):
             return DatabaseUnavailable("Postgres went away under the job's transaction")

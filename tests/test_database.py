@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
@@ -14,9 +15,11 @@ from sqlalchemy import exc
 from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.database import Database, engine_url
+from cplane.database import Database, engine_url, is_outage
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from cplane.records import JobRecord
+from cplane.store import Store
+from cplane.transaction import JobTransaction
 
 LIMIT_S = 6.0
 """Within which every door answers."""
@@ -177,10 +180,39 @@ async def test_a_pool_without_a_free_connection_is_given_up_in_time(database_url
         await unavailable(run(database, "SELECT 1"))
 
 
+def test_a_connection_that_ends_under_a_statement_is_an_outage() -> None:
+    """asyncpg meets it in a state of its own: "cannot switch to state 11; another operation (2) is in progress"."""
+    original = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+    assert is_outage(original)
+    wrapped = Exception(str(original))
+    wrapped.__cause__ = original
+    assert is_outage(exc.InternalError("INSERT", {}, wrapped))
+
+
 async def test_a_connection_that_the_server_ends_is_an_outage_and_the_next_one_works(database: Database) -> None:
     ended = "SELECT pg_terminate_backend(pg_backend_pid())"
     await unavailable(run(database, ended))
     assert await run(database, "SELECT 1") == [1]
+
+
+async def test_a_connection_that_ends_under_a_jobs_transaction_is_an_outage(database: Database) -> None:
+    async def write() -> None:
+        async with JobTransaction(Store(database)).block() as session:
+            await (await session.connection()).execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(DatabaseUnavailable, match="went away under the job's transaction"):
+        await write()
+
+
+async def test_a_server_that_is_away_when_a_job_asks_for_its_transaction_is_an_outage(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with (
+            Database(SecretStr(f"postgresql://u@/d?host={tmp_path}")) as database,
+            JobTransaction(Store(database)).block() as session,
+        ):
+            await session.connection()
+
+    await unavailable(ask())
 
 
 @pytest.mark.parametrize("state", ["57P01", "53300", "57P03", "25006", "08006"])

@@ -1,11 +1,12 @@
 """The judge: what a history must never show. Pure; it sees values alone, and every rule is shown to fail in test_checker.py.
 
-A rule is a generator of violations. Times have a margin for a machine that is busy, given in `Bounds`; nothing else is forgiven.
+A rule is a generator of violations. Times are judged as they are promised, by `Bounds`.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.chaos.history import FINAL, Ended, Fault, FaultKind, History, Record, Run
 
@@ -25,6 +26,9 @@ EXPLAINS: dict[str, frozenset[FaultKind]] = {
     "infrastructure": frozenset({FaultKind.POSTGRES, FaultKind.REDIS, FaultKind.PARTITION, FaultKind.CALL}),
 }
 """Which faults may be behind another attempt. Losing Redis, setting a clock or a deploy must never cost a lease."""
+
+AGAIN = EXPLAINS["lost"] | {FaultKind.REDIS, FaultKind.STOP}
+"""Which faults may be behind another run of a job without a record: Redis alone knows of it."""
 
 DEATHS = frozenset({FaultKind.KILL, FaultKind.CRASH, FaultKind.POISON})
 
@@ -49,8 +53,6 @@ class Bounds:
     lease_s: float
     restart_s: float = 5.0
     """After the lease of a dead worker has ended, its jobs start again within this."""
-    margin_s: float = 4.0
-    """What a busy machine may add to any of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +183,26 @@ def attempts_are_explained(history: History, bounds: Bounds) -> Iterator[Violati
                 yield Violation("attempts are explained", ended.record, what)
 
 
+def transient_jobs_end(history: History, bounds: Bounds) -> Iterator[Violation]:
+    """A job without a record succeeds as well, as long as Redis keeps its memory and not three of its workers die; it runs again after a fault."""
+    for job in history.transients:
+        forgotten = any(fault.kind is FaultKind.REDIS and fault.ended >= job.at for fault in history.faults)
+        deaths = sum(fault.kind in EXPLAINS["lost"] and fault.ended >= job.at for fault in history.faults)
+        poisoned = job.state == "failed" and deaths >= MAX_CRASHES
+        if job.state != "succeeded" and not forgotten and not poisoned:
+            yield Violation("transient jobs end", job.id, f"it is {job.state or 'forgotten'}")
+    for run, again in _following(history.transient_runs):
+        if not any(_overlaps(fault, run.began, again.began, AGAIN) for fault in history.faults):
+            what = f"it ran at {run.began:.3f} and again at {again.began:.3f} without a fault"
+            yield Violation("transient jobs end", run.record, what)
+
+
 def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
     """What a dead worker ran starts again within lease + 5 s, as long as nothing else is broken meanwhile."""
-    within_s = bounds.lease_s + bounds.restart_s + bounds.margin_s
-    began = {(run.record, run.attempt): run.began for run in history.runs}
+    within_s = bounds.lease_s + bounds.restart_s
+    began = {(run.record, run.attempt): run for run in history.runs}
+    restarts = [(run, began.get((run.record, run.attempt + 1))) for run in history.runs]
+    restarts += _following(history.transient_runs)
     deaths = sorted((fault for fault in history.faults if fault.kind in LEAVES), key=lambda fault: fault.began)
     for death in deaths:
         until = death.began + within_s
@@ -193,24 +211,25 @@ def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
                 until = other.began + within_s
         if any(_overlaps(fault, death.began, until, frozenset(FaultKind) - LEAVES) for fault in history.faults):
             continue
-        for run in history.runs:
-            again = began.get((run.record, run.attempt + 1))
-            if death.kind in DEATHS and _died_in(run, death) and again is not None and again > until:
-                what = (
-                    f"attempt {run.attempt} died at {death.began:.3f}, the next began {again - death.began:.2f} s later"
-                )
+        for run, again in restarts:
+            if death.kind in DEATHS and _died_in(run, death) and again is not None and again.began > until:
+                after_s = again.began - death.began
+                what = f"attempt {run.attempt} died at {death.began:.3f}, the next began {after_s:.2f} s later"
                 yield Violation("restarts in time", run.record, what)
 
 
 def nothing_runs_early(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """A job with a delay does not begin before it is due. A tenth of a second is what the product itself allows."""
+    """A job with a delay does not begin before it is due, unless it is replayed. A tenth of a second is what the product itself allows."""
+    replayed = {steer.record: steer.at for steer in reversed(history.steers) if steer.verb == "replay"}
     first: dict[str, Run] = {}
     for run in history.runs:
         if run.record not in first or run.began < first[run.record].began:
             first[run.record] = run
     for submit in history.submits:
-        if submit.record in first and first[submit.record].began < submit.at + submit.delay_s - 0.15:
-            early_s = submit.at + submit.delay_s - first[submit.record].began
+        if submit.record not in first:
+            continue
+        due = min(submit.at + submit.delay_s, replayed.get(submit.record, float("inf")))
+        if (early_s := due - first[submit.record].began) > 0.15:
             yield Violation("nothing runs early", submit.record, f"it began {early_s:.3f} s too early")
 
 
@@ -303,6 +322,7 @@ RULES: dict[str, Rule] = {
         moves_are_legal,
         attempts_are_told,
         attempts_are_explained,
+        transient_jobs_end,
         restarts_in_time,
         nothing_runs_early,
         effects_are_exactly_once,
@@ -318,6 +338,15 @@ RULES: dict[str, Rule] = {
 
 def _overlaps(fault: Fault, since: float, until: float, kinds: frozenset[FaultKind]) -> bool:
     return fault.kind in kinds and fault.began <= until and fault.ended >= since
+
+
+def _following(runs: Iterable[Run]) -> Iterator[tuple[Run, Run]]:
+    """Each run with the next of the same job, by the times they began: those of transient jobs are not numbered one by one."""
+    of_job: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.began):
+        of_job[run.record].append(run)
+    for mine in of_job.values():
+        yield from pairwise(mine)
 
 
 def _died_in(run: Run, death: Fault) -> bool:

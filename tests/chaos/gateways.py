@@ -36,9 +36,10 @@ CLIENT = frozenset(
             "store.attempts",
             "store.cancel",
             "store.replay",
+            "store.replay_many",
         ),
         *("store.artifact", "store.artifacts", "store.add_artifact"),
-        *("queue.ping", "queue.result", "queue.depth"),
+        *("queue.ping", "queue.results", "queue.standing", "queue.abort", "queue.now_ms", "queue.aside", "queue.depth"),
     }
 )
 """Verbs that a worker calls for nobody, or only for jobs with files: a crash there is a crash of the client."""

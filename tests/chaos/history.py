@@ -71,6 +71,15 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transient:
+    """A job without a record that was acknowledged: `state` is what its handle says at the end, None: nothing is known of it."""
+
+    id: str
+    at: float
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """One change of a record, as the database itself noted it, in the order of its commits."""
 
@@ -141,6 +150,8 @@ class History:
 
     submits: tuple[Submit, ...] = ()
     runs: tuple[Run, ...] = ()
+    transients: tuple[Transient, ...] = ()
+    transient_runs: tuple[Run, ...] = ()
     faults: tuple[Fault, ...] = ()
     moves: tuple[Move, ...] = ()
     accepted: tuple[Accepted, ...] = ()

@@ -14,6 +14,9 @@ from typing import Any
 
 VARIABLE = "CHAOS_JOURNAL"
 
+TRANSIENT = "transient "
+"""What the events of jobs without a record begin with."""
+
 
 class Journal:
     """Appends to the file `path`."""

@@ -11,7 +11,6 @@ from tests.chaos.gateways import Act, Point, Rates, verbs
 from tests.chaos.history import FaultKind, History
 from tests.chaos.nursery import ChaosWorker
 from tests.chaos.scenario import AFTER_S, Scenario
-from tests.chaos.test_found import BROKEN_OFF_IS_THE_JOBS_FAULT, KNOWN_CUT_OFF
 from tests.chaos.worker import Plan
 
 WORKERS = 4
@@ -54,17 +53,17 @@ class Nemesis:
             await asyncio.sleep(self._run.random.uniform(0, PAUSE_S))
         await submitting
         self._tell(self._progress("healed; waiting until everything is final"))
-        return await self._run.violations(final_s, known=KNOWN_CUT_OFF)
+        return await self._run.violations(final_s)
 
     def _progress(self, fault: str) -> Progress:
         return Progress(at_s=time.monotonic() - self._began, submitted=self._submitted, fault=fault)
 
     async def _submit(self) -> None:
         """Evenly over the minutes."""
-        without = ("chaos_writes",) if BROKEN_OFF_IS_THE_JOBS_FAULT else ()
         while self._submitted < self._jobs:
             number = min(CHUNK, self._jobs - self._submitted)
-            ids = await self._run.submit_all(self._run.workload.mixed(number, longest_s=1.0, without=without))
+            ids = await self._run.submit_all(self._run.workload.mixed(number, longest_s=1.0))
+            await self._run.submit_transient(self._run.workload.unrecorded(1 + number // 10, longest_s=1.0))
             self._submitted += number
             for record in ids:
                 if record is not None and self._run.random.random() < 0.03:

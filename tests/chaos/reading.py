@@ -21,13 +21,13 @@ def submits(lines: Iterable[Line]) -> Iterator[Submit]:
         )
 
 
-def runs(lines: Iterable[Line]) -> Iterator[Run]:
+def runs(lines: Iterable[Line], kind: str = "") -> Iterator[Run]:
     """Begin and end of each run belong together by record, attempt and process."""
     known = list(lines)
     ends: dict[tuple[str, int, int], deque[float]] = defaultdict(deque)
-    for line in of_kind(known, "end"):
+    for line in of_kind(known, f"{kind}end"):
         ends[line["record"], line["attempt"], line["pid"]].append(line["at"])
-    for line in of_kind(known, "begin"):
+    for line in of_kind(known, f"{kind}begin"):
         mine = ends[line["record"], line["attempt"], line["pid"]]
         yield Run(
             record=line["record"],

@@ -5,18 +5,21 @@ import random
 import signal
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
-from cplane.errors import CplaneError, IllegalMove, OutsideError
+from cplane.errors import CplaneError, IllegalMove, OutsideError, RecordNotFound
+from cplane.handle import Handle
 from cplane.plane import ControlPlane
 from cplane.settings import load_settings
 from tests.chaos import reading
 from tests.chaos.arena import Arena, until
 from tests.chaos.checker import Bounds, Violation, check, summary
-from tests.chaos.history import Ended, Exit, FaultKind, History, Move, Record
-from tests.chaos.journal import VARIABLE, Journal
+from tests.chaos.gateways import Dice, Rates, wrapped
+from tests.chaos.history import Ended, Exit, FaultKind, History, Move, Record, Transient
+from tests.chaos.journal import TRANSIENT, VARIABLE, Journal
 from tests.chaos.nursery import ChaosWorker, Nursery
 from tests.chaos.worker import VARIABLE as PLAN_VARIABLE
 from tests.chaos.worker import Plan
@@ -46,6 +49,7 @@ class Scenario:
         self.journal = Journal(folder / "journal.jsonl")
         self.workload = Workload(seed, folder)
         self.workers: list[ChaosWorker] = []
+        self._transients: list[tuple[float, Handle[Any]]] = []
         self._nursery = nursery
         self._room = room
 
@@ -125,6 +129,18 @@ class Scenario:
         yield
         self.note_fault(FaultKind.KILL, "a worker that never was")
 
+    @asynccontextmanager
+    async def client_of_broken_calls(self, rates: Rates, verbs: frozenset[str]) -> AsyncGenerator[None]:
+        """The run's client is another one, whose calls of these verbs go wrong. A plane takes its verbs along when it is opened."""
+        whole = self.plane
+        with wrapped([Dice(rates, self.journal)], names=verbs):
+            async with ControlPlane(whole.settings) as plane:
+                self.plane = plane
+                try:
+                    yield
+                finally:
+                    self.plane = whole
+
     # jobs
 
     async def submit(self, call: Call) -> UUID | None:
@@ -145,6 +161,14 @@ class Scenario:
 
     async def submit_all(self, calls: Iterable[Call]) -> list[UUID | None]:
         return await asyncio.gather(*(self.submit(call) for call in calls))
+
+    async def submit_transient(self, calls: Iterable[Call]) -> None:
+        """Jobs without a record; of those that were not acknowledged nobody knows anything."""
+        for call in calls:
+            at = time.monotonic()
+            with suppress(OutsideError):
+                handle = await self.plane.create_job(call.job, {"tag": call.tag} | call.args, delay=call.delay_s)
+                self._transients.append((at, handle))
 
     async def submit_many(self, calls: list[Call]) -> None:
         """As one batch."""
@@ -180,15 +204,22 @@ class Scenario:
         fields = {"tag": call.tag, "job": call.job, "key": call.key, "delay_s": call.delay_s or 0.0}
         self.journal.write("submit", submitted_at=at, record=record and str(record), **fields)
 
-    async def until_runs(self, number: int, *, deadline_s: float = START_S, attempt: int | None = None) -> None:
+    async def until_runs(
+        self, number: int, *, deadline_s: float = START_S, attempt: int | None = None, kind: str = ""
+    ) -> None:
         """Until so many runs have begun, of any attempt or of this one."""
 
         async def begun() -> bool:
-            lines = [line for line in self.journal.lines() if line["event"] == "begin"]
+            lines = [line for line in self.journal.lines() if line["event"] == f"{kind}begin"]
             return sum(attempt in {None, line["attempt"]} for line in lines) >= number
 
         if not await until(deadline_s, begun):
             raise AssertionError(f"{number} runs did not begin within {deadline_s:g} s\n{self.report([])}")
+
+    async def holds_all_that_is_queued(self) -> bool:
+        """Whether Redis has every job that waits."""
+        queued = await self.arena.query("SELECT id::text FROM cplane.jobs WHERE state = 'queued'")
+        return {row["id"] for row in queued} <= set(await self.arena.scheduled())
 
     async def reached(self) -> bool:
         """Whether a worker came to its point."""
@@ -208,19 +239,16 @@ class Scenario:
 
         return await until(deadline_s, final) and await until(self.lease_s * 2 + 15, empty)
 
-    async def judge(self, deadline_s: float = FINAL_S, *, known: frozenset[str] = frozenset()) -> History:
-        """Settle, and fail if a rule was broken; `known` are those that the product is known to break here."""
-        violations, history = await self.violations(deadline_s, known=known)
+    async def judge(self, deadline_s: float = FINAL_S) -> History:
+        """Settle, and fail if a rule was broken."""
+        violations, history = await self.violations(deadline_s)
         assert not violations, self.report(violations)
         return history
 
-    async def violations(
-        self, deadline_s: float = FINAL_S, *, known: frozenset[str] = frozenset()
-    ) -> tuple[list[Violation], History]:
+    async def violations(self, deadline_s: float = FINAL_S) -> tuple[list[Violation], History]:
         await self.settle(deadline_s)
         history = await self.history()
-        found = check(history, Bounds(lease_s=self.lease_s))
-        return [violation for violation in found if violation.rule not in known], history
+        return check(history, Bounds(lease_s=self.lease_s)), history
 
     def report(self, violations: Iterable[Violation]) -> str:
         """What a failing test shows."""
@@ -239,6 +267,8 @@ class Scenario:
         return History(
             submits=tuple(reading.submits(lines)),
             runs=tuple(reading.runs(lines)),
+            transients=tuple([await _transient(at, handle) for at, handle in self._transients]),
+            transient_runs=tuple(reading.runs(lines, TRANSIENT)),
             faults=tuple(reading.faults(lines)),
             moves=tuple(await self._moves()),
             accepted=tuple(reading.accepted(lines)),
@@ -288,6 +318,14 @@ class Scenario:
             f"seed {self.seed}: {judged}; {len(history.submits)} submissions, {summary(history.records)}; "
             f"{len(history.runs)} runs ({again} of them again), {faults} faults, {len(history.faults) - faults} stalls"
         )
+
+
+async def _transient(at: float, handle: Handle[Any]) -> Transient:
+    try:
+        state = (await handle.state()).value
+    except RecordNotFound:
+        state = None
+    return Transient(id=str(handle.id), at=at, state=state)
 
 
 @asynccontextmanager

@@ -5,9 +5,22 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.checker import RULES, Bounds, check
-from tests.chaos.history import Accepted, Ended, Exit, Fault, FaultKind, History, Move, Record, Run, Steer, Submit
+from tests.chaos.history import (
+    Accepted,
+    Ended,
+    Exit,
+    Fault,
+    FaultKind,
+    History,
+    Move,
+    Record,
+    Run,
+    Steer,
+    Submit,
+    Transient,
+)
 
-BOUNDS = Bounds(lease_s=2.0, restart_s=5.0, margin_s=1.0)
+BOUNDS = Bounds(lease_s=2.0, restart_s=5.0)
 
 SUBMIT = Submit(tag="t", job="chaos_ok", at=100.0, record="r")
 RUN = Run(record="r", attempt=1, pid=7, began=100.1, ended=100.2)
@@ -69,6 +82,13 @@ REPLAYED = History(
     attempts=(replace(FIRST, state="failed"), replace(SECOND, cause="replay")),
 )
 
+TRANSIENT = History(
+    transients=(Transient(id="t", at=100.0, state="succeeded"),),
+    transient_runs=(replace(KILLED.runs[0], record="t"), replace(AGAIN, record="t")),
+    faults=(KILL,),
+)
+"""A job without a record whose first worker was killed."""
+
 BROKEN: list[tuple[str, History]] = [
     ("accepted is final", replace(QUIET, records=(), attempts=(FIRST,))),
     ("accepted is final", replace(QUIET, records=(replace(RECORD, state="queued"),))),
@@ -104,8 +124,20 @@ BROKEN: list[tuple[str, History]] = [
     ("attempts are explained", replace(KILLED, attempts=(FIRST, replace(SECOND, cause="release")))),
     ("attempts are explained", replace(KILLED, attempts=(FIRST, replace(SECOND, cause="infrastructure")))),
     ("attempts are explained", replace(QUIET, attempts=(replace(FIRST, cause="lost"),))),
-    ("restarts in time", replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=109.1, ended=None)))),
+    ("transient jobs end", replace(TRANSIENT, faults=())),
+    ("transient jobs end", replace(TRANSIENT, faults=(replace(KILL, kind=FaultKind.CLOCK),))),
+    ("transient jobs end", replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state=None),))),
+    ("transient jobs end", replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state="failed"),))),
+    (
+        "restarts in time",
+        replace(TRANSIENT, transient_runs=(TRANSIENT.transient_runs[0], replace(AGAIN, record="t", began=108.1))),
+    ),
+    ("restarts in time", replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=108.1, ended=None)))),
     ("nothing runs early", replace(QUIET, submits=(replace(SUBMIT, delay_s=1.0),))),
+    (
+        "nothing runs early",
+        replace(QUIET, submits=(replace(SUBMIT, delay_s=3.0),), steers=(replace(REPLAY, at=102.0),)),
+    ),
     ("effects are exactly once", replace(QUIET, records=(WRITES,))),
     ("effects are exactly once", replace(QUIET, records=(WRITES,), effects={"r": 2})),
     ("effects are exactly once", replace(QUIET, records=(replace(WRITES, state="failed"),), effects={"r": 1})),
@@ -144,6 +176,21 @@ def test_a_kill_explains_the_next_attempt() -> None:
     assert check(KILLED, BOUNDS) == []
 
 
+def test_a_replayed_job_waits_no_longer() -> None:
+    deferred = replace(QUIET, submits=(replace(SUBMIT, delay_s=60.0),), steers=(replace(REPLAY, at=100.05),))
+    assert check(deferred, BOUNDS) == []
+
+
+def test_a_kill_explains_the_next_run_of_a_transient_job() -> None:
+    assert check(TRANSIENT, BOUNDS) == []
+
+
+def test_a_redis_that_forgets_excuses_a_transient_job_that_is_gone() -> None:
+    gone = replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state=None),))
+    forgot = replace(KILL, kind=FaultKind.REDIS, pid=None)
+    assert check(replace(gone, faults=(KILL, forgot)), BOUNDS) == []
+
+
 def test_a_replay_allows_a_second_end() -> None:
     assert check(REPLAYED, BOUNDS) == []
 
@@ -165,7 +212,7 @@ def test_every_rule_is_shown_to_fail() -> None:
     ],
 )
 def test_a_restart_has_more_time_while_something_else_is_broken(death: Fault) -> None:
-    late = replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=110.5, ended=110.6)))
+    late = replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=109.5, ended=109.6)))
     assert [violation.rule for violation in check(late, BOUNDS)] == ["restarts in time"]
     assert check(replace(late, faults=(KILL, death)), BOUNDS) == []
 

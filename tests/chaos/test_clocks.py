@@ -16,6 +16,7 @@ async def test_a_clock_step_neither_loses_a_lease_nor_moves_a_due_time(run: Scen
     await run.start_worker()
     await run.submit_all([run.workload.call("chaos_works", seconds=3.0) for _ in range(3)])
     await run.submit_all([run.workload.call("chaos_ok", delay_s=2.0 + n / 4) for n in range(8)])
+    await run.submit_transient(run.workload.unrecorded(4, longest_s=3.0))
     await run.submit_all([run.workload.call("chaos_flaky") for _ in range(4)])
     await run.until_runs(3)
     with run.fault(FaultKind.CLOCK, pid=stepped.pid):

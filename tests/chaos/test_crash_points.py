@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from cplane.queue import Push
+from cplane.states import Priority
 from cplane.store import NewRecord
 from cplane.uuid7 import new_id
 from tests.chaos.arena import Arena, arena, query, until
@@ -22,7 +23,7 @@ LEASE_S = 1.0
 LATE_S = 1.5
 """Longer than a lease: what is late has been given to somebody else meanwhile."""
 
-TOGETHER = 5
+TOGETHER = 6
 """Runs at once: they wait for leases to end most of the time."""
 
 REACH_S = 6.0
@@ -35,14 +36,19 @@ REACHED = (
         "store.standing",
         "store.reap",
         "store.overdue",
+        "store.queued",
+        "store.epoch",
+        "store.note_epoch",
+        "store.claim_restore",
         "store.transaction",
     ),
     *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep", "queue.tell_health"),
+    *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
 """Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
 
-PLACES = [("before", Act.EXIT), ("after", Act.EXIT), ("before", Act.FAIL), ("after", Act.FAIL), ("before", Act.DELAY)]
+PLACES = [(place, act) for act in (Act.EXIT, Act.FAIL, Act.DELAY) for place in ("before", "after")]
 
 
 def points(verb: str) -> list[Point]:
@@ -81,7 +87,7 @@ async def test_a_worker_may_break_at_any_call(verb: str, servers: Servers, nurse
 async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) -> bool:
     """One run with one broken call; answers whether the worker came there."""
     async with scenario(arena, nursery, folder, lease_s=LEASE_S) as run:
-        await prepare(run)
+        await prepare(run, behind=point.verb == "store.claim_restore")
         run.fork_worker(Plan(point=point))
         reached = await until(REACH_S, run.reached)
         await run.start_worker()
@@ -89,8 +95,12 @@ async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) 
         return reached
 
 
-async def prepare(run: Scenario) -> None:
-    """Work for every verb: jobs of each kind, one that died elsewhere, one that Redis never heard of, one cancelled in the queue."""
+async def prepare(run: Scenario, *, behind: bool) -> None:
+    """Work for every verb: jobs of each kind, one without a record, one that died elsewhere, one that Redis never heard of, one cancelled.
+
+    Redis holds something that is no job, and may be `behind` its epoch: then everything is scheduled again, before the reconciler
+    finds what is overdue.
+    """
     await run.submit_all(run.workload.each())
     cancelled = await run.submit(run.workload.call("chaos_ok"))
     assert cancelled is not None
@@ -101,4 +111,9 @@ async def prepare(run: Scenario) -> None:
     await run.plane.store.submit([unheard, dead])
     with run.died_elsewhere():
         await run.plane.store.start("dead worker", [(dead.id, "dead")], -1.0)
-    await run.plane.queue.enqueue([Push.of_record("default", dead.id, ok.job, 0)])
+    await run.plane.queue.enqueue([Push.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
+    await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])
+    if behind:
+        await run.plane.store.note_epoch(5)
+    await run.arena.redis_command("HSET", "arq:job:foreign", "is", "foreign")
+    await run.arena.redis_command("ZADD", "arq:queue", "1", "foreign")

@@ -6,10 +6,10 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-import pytest
-
+from cplane.reconciler import HEADS, Reconciler
+from cplane.store import NewRecord
+from cplane.uuid7 import new_id
 from tests.chaos.arena import until
-from tests.chaos.jobs import TRANSIENT
 from tests.chaos.nursery import ROOT
 from tests.chaos.scenario import Scenario
 
@@ -42,7 +42,6 @@ async def test_recorded_jobs_are_done_beside_a_worker_of_plain_arq(run: Scenario
         await run.judge()
 
 
-@pytest.mark.skipif(TRANSIENT is None, reason="@job(record=False) is not accepted yet")
 async def test_transient_jobs_are_done_by_either_of_both_workers(run: Scenario) -> None:
     async with plain_worker(run):
         await run.start_worker()
@@ -50,3 +49,17 @@ async def test_transient_jobs_are_done_by_either_of_both_workers(run: Scenario) 
         await run.submit_all(run.workload.mixed(10))
         assert [await handle.result(30) for handle in transient] == [n + 1 for n in range(20)]
         await run.judge()
+
+
+async def test_a_job_behind_many_that_nobody_can_run_is_scheduled_again(run: Scenario) -> None:
+    """More than a pass of the reconciler looks at, and all of them due before it."""
+    others = [
+        NewRecord(id=new_id(), job="elsewhere", queue="default", args_json=b"{}", delay_s=-60.0)
+        for _ in range(2 * HEADS)
+    ]
+    ours = NewRecord(id=new_id(), job="chaos_ok", queue="default", args_json=b"{}", delay_s=-30.0)
+    await run.plane.store.submit([*others, ours])
+    reconciler = Reconciler("w", run.plane.store, run.plane.queue, run.plane.events, ["default"])
+    for _ in range(3):
+        await reconciler.run()
+    assert str(ours.id) in await run.arena.scheduled()

@@ -28,19 +28,16 @@ from pydantic import SecretStr
 from cplane.database import Database
 from cplane.errors import IllegalMove
 from cplane.events import Events
-from cplane.queue import Action, Grant, Lease, Push, Queue, Return
+from cplane.queue import Action, Grant, Push, Queue, Return
 from cplane.reconciler import Reconciler
 from cplane.redis import connect
-from cplane.states import MAX_CRASHES, AttemptState, Cause, State
+from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.store import Error, Finish, NewRecord, Renew, Started, Store
 from cplane.uuid7 import new_id
 
 LEASE_S = 600.0
 DELAY_S = 3600.0
 QUEUE = "default"
-
-REPLAYED_WAITS = True
-"""A deferred job that is cancelled and replayed keeps its old place in Redis; see test_found.py."""
 
 T = TypeVar("T")
 
@@ -101,7 +98,7 @@ class Servers:
 
     def __post_init__(self) -> None:
         self.store, self.queue = Store(self.database), Queue(self.redis)
-        self.reconciler = Reconciler(self.store, self.queue, Events(self.redis), [QUEUE])
+        self.reconciler = Reconciler("w", self.store, self.queue, Events(self.redis), [QUEUE])
 
     def do(self, work: Awaitable[T]) -> T:
         async def awaited() -> T:
@@ -142,8 +139,7 @@ class Protocol(RuleBasedStateMachine):
         for record in records:
             self.models[record.id] = Model(deferred=deferred)
         if pushed:
-            pushes = [Push.of_record(QUEUE, record.id, "j", int(delay_s * 1000)) for record in records]
-            self.servers.do(self.servers.queue.enqueue(pushes))
+            self.servers.do(self.servers.queue.enqueue([push(record.id, int(delay_s * 1000)) for record in records]))
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -167,10 +163,9 @@ class Protocol(RuleBasedStateMachine):
             with pytest.raises(IllegalMove):
                 self.servers.do(self.servers.store.replay(record))
             return
-        if model.deferred and REPLAYED_WAITS:
-            return
         self.servers.do(self.servers.store.replay(record))
         self.models[record] = Model(attempt=model.attempt, token=model.token)
+        self.servers.do(self.servers.queue.enqueue([push(record, 0, sooner=True)]))
 
     # workers
 
@@ -228,7 +223,7 @@ class Protocol(RuleBasedStateMachine):
             self.models[started.id] = replace(model, lease_over=False)
         else:
             assert answers == {}
-        self.servers.do(self.servers.queue.renew([Lease(QUEUE, str(started.id), started.token)], LEASE_S))
+        self.servers.do(self.servers.queue.renew([self.grant_of(started)], LEASE_S))
 
     @precondition(lambda self: self.started)
     @rule(data=st.data(), name=st.sampled_from(sorted(OUTCOMES)), times=st.integers(1, 2), told=st.booleans())
@@ -244,7 +239,7 @@ class Protocol(RuleBasedStateMachine):
             assert set(answers.values()) <= {self.models[started.id].state}
         if told and owned:
             action = Action.RETRY if self.models[started.id].state is State.QUEUED else Action.DONE
-            self.servers.do(self.servers.queue.finish([Return(QUEUE, str(started.id), started.token, action)]))
+            self.servers.do(self.servers.queue.finish([Return(self.grant_of(started), action)]))
 
     @precondition(lambda self: self.started)
     @rule(name=st.sampled_from(["retries", "is released", "is interrupted", "fails"]))
@@ -260,8 +255,7 @@ class Protocol(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         """A worker hands back what it claimed, at any time."""
         grant = data.draw(st.sampled_from(self.grants))
-        back = Return(QUEUE, grant.id, grant.token, Action.RELEASE, grant.due_ms)
-        self.servers.do(self.servers.queue.finish([back]))
+        self.servers.do(self.servers.queue.finish([Return(grant, Action.RELEASE, grant.due_ms)]))
 
     # time, faults and the reconciler
 
@@ -333,6 +327,9 @@ class Protocol(RuleBasedStateMachine):
         model = self.models[started.id]
         return model.state is State.RUNNING and (model.attempt, model.token) == (started.attempt, started.token)
 
+    def grant_of(self, started: Started) -> Grant:
+        return next(grant for grant in self.grants if grant.token == started.token)
+
     def expect_reaped(self, dead: dict[UUID, Model]) -> None:
         self.models |= {record: model.reaped() for record, model in dead.items()}
 
@@ -341,6 +338,10 @@ class Protocol(RuleBasedStateMachine):
         redis = self.servers.redis
         if self.servers.do(redis.delete(f"arq:in-progress:{record}")):
             self.servers.do(redis.zadd("arq:queue", {str(record): 1}, xx=True))
+
+
+def push(record: UUID, delay_ms: int, *, sooner: bool = False) -> Push:
+    return Push.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, sooner=sooner)
 
 
 def is_dead(model: Model) -> bool:

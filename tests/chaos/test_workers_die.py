@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 from tests.chaos.history import FaultKind
+from tests.chaos.journal import TRANSIENT
 from tests.chaos.scenario import Scenario
 
 KILL_EVERY_S = 2.0
@@ -13,11 +14,13 @@ async def test_a_random_worker_is_killed_every_two_seconds(run: Scenario) -> Non
     for _ in range(3):
         await run.start_worker()
     await run.submit_all(run.workload.mixed(60, longest_s=3.0))
+    await run.submit_transient(run.workload.unrecorded(10, longest_s=3.0))
     for _ in range(4):
         await asyncio.sleep(KILL_EVERY_S)
         run.kill(run.random.choice([worker for worker in run.workers if worker.alive]))
         await run.start_worker()
         await run.submit_all(run.workload.mixed(10))
+        await run.submit_transient(run.workload.unrecorded(3))
     history = await run.judge()
     assert sum(fault.kind is FaultKind.KILL for fault in history.faults) == 4
 
@@ -25,11 +28,15 @@ async def test_a_random_worker_is_killed_every_two_seconds(run: Scenario) -> Non
 async def test_what_a_killed_worker_ran_starts_again_within_its_lease_and_five_seconds(run: Scenario) -> None:
     first = await run.start_worker()
     await run.submit_all([run.workload.call("chaos_works", seconds=3.0) for _ in range(5)])
+    await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=3.0) for _ in range(5)])
     await run.until_runs(5)
+    await run.until_runs(5, kind=TRANSIENT)
     await run.start_worker()
     run.kill(first)
     await run.until_runs(5, attempt=2)
+    await run.until_runs(5, attempt=2, kind=TRANSIENT)
     history = await run.judge()
+    assert [job.state for job in history.transients] == ["succeeded"] * 5
     assert Counter(attempt.cause for attempt in history.attempts if attempt.attempt > 1)["lost"] >= 5
 
 
@@ -37,10 +44,13 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(run: Scenario) -> N
     frozen = await run.start_worker()
     await run.submit_all([run.workload.call("chaos_works", seconds=2.0), run.workload.call("chaos_writes")])
     await run.submit_all([run.workload.call("chaos_works", seconds=0.4) for _ in range(4)])
+    await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=2.0)])
     await run.until_runs(6)
+    await run.until_runs(1, kind=TRANSIENT)
     with run.frozen(frozen):
         await run.start_worker()
         await run.until_runs(1, attempt=2)
+        await run.until_runs(1, attempt=2, kind=TRANSIENT)
     await run.judge()
     assert frozen.alive
 
@@ -60,8 +70,10 @@ async def test_a_job_that_holds_the_loop_past_its_lease_runs_again_elsewhere(run
 async def test_rolling_deploys_of_workers_with_long_jobs_spend_nothing(run: Scenario) -> None:
     worker = await run.start_worker(CPLANE_DRAIN_S="0.3")
     await run.submit_all([run.workload.call("chaos_works", seconds=4.0) for _ in range(4)])
+    await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=4.0)])
     await run.submit_all(run.workload.mixed(10, longest_s=0.2))
     await run.until_runs(4)
+    await run.until_runs(1, kind=TRANSIENT)
     for _ in range(4):
         following = await run.start_worker(CPLANE_DRAIN_S="0.3")
         await run.stop(worker)
@@ -71,6 +83,7 @@ async def test_rolling_deploys_of_workers_with_long_jobs_spend_nothing(run: Scen
     assert sum(attempt.cause == "release" for attempt in history.attempts) >= 4
     assert not any(record.crashes or record.interruptions for record in history.records)
     assert not any(attempt.cause == "lost" for attempt in history.attempts)
+    assert [job.state for job in history.transients] == ["succeeded"]
 
 
 async def test_poison_takes_three_workers_and_then_fails(run: Scenario) -> None:

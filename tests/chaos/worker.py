@@ -74,7 +74,7 @@ def main() -> None:
             Clock(plan.clock_s).install()
         stack.enter_context(wrapped(faults, journal))
         watch = LoopWatch(journal)
-        Worker(on_startup=watch.start, on_shutdown=watch.stop).run()
+        Worker(on_startup=watch.start, on_shutdown=watch.stop, allow_abort_jobs=True).run()
 
 
 class LoopWatch:

@@ -1,7 +1,7 @@
 """What the jobs of a run are: calls of the chaos jobs, drawn from a seeded generator."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -49,11 +49,15 @@ class Workload:
             self.call("chaos_ok", delay_s=1.0),
         ]
 
-    def mixed(self, number: int, longest_s: float = 1.5, without: Sequence[str] = ()) -> Iterator[Call]:
-        """Calls of every kind but some, the quick ones more often."""
-        weights = {job: weight for job, weight in WEIGHTS.items() if job not in without}
+    def unrecorded(self, number: int, longest_s: float = 1.5) -> Iterator[Call]:
+        """Jobs without a record, to be submitted with `submit_transient`."""
         for _ in range(number):
-            (job,) = self._random.choices(list(weights), list(weights.values()))
+            yield self.call("chaos_unrecorded", seconds=round(self._random.uniform(0.1, longest_s), 2))
+
+    def mixed(self, number: int, longest_s: float = 1.5) -> Iterator[Call]:
+        """Calls of every kind, the quick ones more often."""
+        for _ in range(number):
+            (job,) = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))
             args: dict[str, JsonValue] = {}
             if job == "chaos_works":
                 args["seconds"] = round(self._random.uniform(0.1, longest_s), 2)
