@@ -270,7 +270,7 @@ class Queue:
         claimed, missing, odd, wait_ms = answer
         return Claim(
             grants=[
-                Grant(queue, order[place - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
+                Grant(queue, order[int(place) - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
                 for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
             ],
             missing=[

@@ -64,7 +64,7 @@ class Watchdog:
 
     def _report(self, late_s: float) -> None:
         task = asyncio.current_task(self._loop)
-        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  the one way to look into another thread
+        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  the one way to look into another thread
         lines = [] if frame is None else traceback.format_list(traceback.extract_stack(frame)[-FRAMES:])
         log.error(
             "the event loop is blocked: nothing else runs, and leases are not renewed",
