@@ -258,7 +258,8 @@ class Scenario:
             for line in self.journal.lines()
             if line["event"] == "fault"
         )
-        logs = "\n".join(f"{worker.log}:\n{worker.log.read_text()[-2500:]}" for worker in self.workers)
+        written = [worker.log for worker in self.workers if worker.log.exists()]  # one that was killed at once has none
+        logs = "\n".join(f"{log}:\n{log.read_text()[-2500:]}" for log in written)
         return f"\nseed {self.seed}, {self.journal.path}\n{said}\nfaults:\n{faults}\n{logs}"
 
     async def history(self) -> History:
