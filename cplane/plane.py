@@ -406,7 +406,7 @@ class ControlPlane:
         return await self.store.count_replayable(where)
 
     async def _schedule_again(self, standings: Sequence[Standing]) -> None:
-        pushes = [Push.of_record(each.queue, each.priority, each.id, each.job, 0, sooner=True) for each in standings]
+        pushes = [Push.of_record(each.queue, each.priority, each.id, each.job, 0, late_ms=0) for each in standings]
         await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
 
     # queues

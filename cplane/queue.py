@@ -77,15 +77,15 @@ class Push(msgspec.Struct, frozen=True):
     priority: Priority = Priority.NORMAL
     once: bool = False
     """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
-    sooner: bool = False
-    """An id that is there already, and that nobody has leased, is to be due that soon: its record was moved since."""
+    late_ms: int = -1
+    """An id that is there already, and that nobody has leased, may be due so much later than this; negative: it stays as it is."""
 
     @classmethod
     def of_record(
-        cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int, *, sooner: bool = False
+        cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int, *, late_ms: int = -1
     ) -> Self:
         """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
-        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority, sooner=sooner)
+        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority, late_ms=late_ms)
 
 
 class Pushed(IntEnum):
@@ -251,7 +251,7 @@ class Queue:
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
             batch = [
-                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.sooner)
+                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.late_ms)
                 for push in group
             ]
             return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)

@@ -20,6 +20,10 @@ PAGE = 1000
 RESTORE_S = 30.0
 """How long the worker that schedules everything again is left alone with it, after each page."""
 
+LATE_MS = 30_000
+"""An id that Redis holds so much later than its record says is moved: a replay was not told. Jobs that no worker here knows are put off
+for less than that."""
+
 log = structlog.get_logger("cplane")
 
 
@@ -61,7 +65,7 @@ class Reconciler:
         reaped = await self._store.reap(HEADS)
         if reaped:
             log.warning("leases ended without their worker", count=len(reaped))
-            await self._schedule([standing for standing in reaped if standing.state is State.QUEUED], sooner=True)
+            await self._schedule([standing for standing in reaped if standing.state is State.QUEUED], late_ms=0)
             await self._events.publish([Event(standing.id, standing.state) for standing in reaped])
 
     async def _check_epoch(self) -> None:
@@ -87,8 +91,8 @@ class Reconciler:
         if scheduled:
             log.info("jobs that Redis did not hold are scheduled", count=scheduled)
 
-    async def _schedule(self, standings: Sequence[Standing], *, sooner: bool = False) -> int:
-        pushes = [Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, sooner=sooner) for s in standings]
+    async def _schedule(self, standings: Sequence[Standing], *, late_ms: int = LATE_MS) -> int:
+        pushes = [Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, late_ms=late_ms) for s in standings]
         return (await self._queue.enqueue(pushes)).count(Pushed.SCHEDULED) if pushes else 0
 
 

@@ -1,7 +1,7 @@
 -- Put ids into the schedule. Repeating it changes nothing, so a lost reply is answered by sending again.
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
 -- ARGV[1] msgpack: for each id { lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it,
---   true if an id that is there already, and that nobody has leased, is to be due that soon }
+--   ms by which an id that is there already, and that nobody has leased, may be due later than that; negative: it stays as it is }
 -- ARGV[2] ms a payload lives after it is due
 -- answers for each id: 1 scheduled, 0 already there, -1 a kept result blocks it
 local now = redis.call('TIME')
@@ -18,7 +18,7 @@ local function schedule(i, lane, id, due_ms)
   answers[i] = 1
 end
 for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
-  local lane, id, payload, delay_ms, once, sooner = push[1], push[2], push[3], push[4], push[5], push[6]
+  local lane, id, payload, delay_ms, once, late_ms = push[1], push[2], push[3], push[4], push[5], push[6]
   local due_ms = math.max(1, math.floor(now_ms + delay_ms))
   local job_key, ttl_ms = 'arq:job:' .. id, math.max(0, math.floor(delay_ms)) + keep_ms
   if once and redis.call('EXISTS', 'arq:result:' .. id) == 1 then
@@ -27,8 +27,10 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
     schedule(i, lane, id, due_ms)
   elseif redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
     answers[i] = 0
-    if sooner and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
-      wake = redis.call('ZADD', KEYS[lane], 'LT', 'CH', string.format('%.0f', due_ms), id) == 1 or wake
+    local there_ms = late_ms >= 0 and tonumber(redis.call('ZSCORE', KEYS[lane], id))
+    if there_ms and there_ms > due_ms + late_ms and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
+      redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
+      wake = true
     end
   else -- a payload alone: its id was lost
     redis.call('SET', job_key, payload, 'PX', ttl_ms)

@@ -165,7 +165,7 @@ class Protocol(RuleBasedStateMachine):
             return
         self.servers.do(self.servers.store.replay(record))
         self.models[record] = Model(attempt=model.attempt, token=model.token)
-        self.servers.do(self.servers.queue.enqueue([push(record, 0, sooner=True)]))
+        self.servers.do(self.servers.queue.enqueue([push(record, 0, late_ms=0)]))
 
     # workers
 
@@ -340,8 +340,8 @@ class Protocol(RuleBasedStateMachine):
             self.servers.do(redis.zadd("arq:queue", {str(record): 1}, xx=True))
 
 
-def push(record: UUID, delay_ms: int, *, sooner: bool = False) -> Push:
-    return Push.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, sooner=sooner)
+def push(record: UUID, delay_ms: int, *, late_ms: int = -1) -> Push:
+    return Push.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, late_ms=late_ms)
 
 
 def is_dead(model: Model) -> bool:
