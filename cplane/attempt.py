@@ -66,7 +66,7 @@ class Stop(StrEnum):
     """It may be running elsewhere: nothing it does counts any more."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What came of an attempt, decided once."""
 
     state: State

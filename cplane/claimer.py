@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from cplane.attempt import Attempt, Outcome, Tools
-from cplane.endings import first
+from cplane.endings import end, first
 from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
@@ -103,6 +103,7 @@ class Claimer:
         self._unrecorded = 0
         self._left = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
+        self._stopped: asyncio.Task[bool] | None = None
 
     async def run(self) -> None:
         """Claim, start, repeat, until stopped; sleep while there is nothing. No outage ends it."""
@@ -117,6 +118,8 @@ class Claimer:
                 log.warning("jobs cannot be claimed; trying again", queue=self._queue, reason=str(error))
                 await first(asyncio.sleep(pause_s), self._shared.stopping.wait())
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        if self._stopped is not None:
+            await end([self._stopped])
         try:
             await self._started()
         except (OutsideError, SchemaMismatch) as error:
@@ -180,7 +183,21 @@ class Claimer:
         if claim.wait_s != 0:
             longest_s = BURST_POLL_S if shared.burst else SLOW_POLL_S
             wait_s = longest_s if claim.wait_s is None else min(claim.wait_s, longest_s)
-            await first(shared.queue.sleep(self._queue, wait_s), shared.stopping.wait())
+            await self._sleep(wait_s)
+
+    async def _sleep(self, wait_s: float) -> None:
+        """Until something is pushed, or the worker stops. The wait for the stop is kept from one sleep to the next."""
+        shared = self._shared
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(shared.stopping.wait(), name=f"stop claiming from {self._queue}")
+        sleeping = asyncio.create_task(shared.queue.sleep(self._queue, wait_s), name=f"sleep until {self._queue}")
+        try:
+            await asyncio.wait((sleeping, self._stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not sleeping.done():
+                await end([sleeping])
+        if not sleeping.cancelled():
+            sleeping.result()
 
     async def _started(self) -> None:
         """Wait until what was claimed before is started."""

@@ -141,7 +141,7 @@ def deserialize(payload: bytes) -> dict[str, Any]:
     return data
 
 
-class ErrorText(msgspec.Struct, frozen=True, array_like=True):
+class ErrorText(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """An error as text: what crosses Redis instead of an exception."""
 
     type: str

@@ -25,7 +25,7 @@ LISTEN_S = 10
 """Nothing is written while nobody listens: a listener says so, and for how long it counts as one."""
 
 
-class Event(msgspec.Struct, frozen=True, array_like=True):
+class Event(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One move or step of a record. `data` is JSON-like: progress has done, total, note."""
 
     record_id: UUID

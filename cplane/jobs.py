@@ -98,8 +98,7 @@ class Options:
     check: Check | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One call of a job on its way to the control plane; `args_json` has been validated."""
 
     job: "AnyJob"

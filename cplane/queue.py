@@ -67,7 +67,7 @@ def lane_of(redis_queue: str) -> tuple[str, Priority]:
     return queue_of(name), Priority(priority) if priority in set(Priority) else Priority.NORMAL
 
 
-class Push(msgspec.Struct, frozen=True):
+class Push(msgspec.Struct, frozen=True, gc=False):
     """One id for the schedule of a queue, due in `delay_ms` by Redis's clock."""
 
     queue: str
@@ -96,7 +96,7 @@ class Pushed(IntEnum):
     RESULT_BLOCKS = -1
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """One leased id: only the holder of `token` may renew or finish it."""
 
     queue: str
@@ -117,7 +117,7 @@ class Grant(msgspec.Struct, frozen=True):
         return int(score) if 1 <= score < 2**53 else 1
 
 
-class Id(msgspec.Struct, frozen=True):
+class Id(msgspec.Struct, frozen=True, gc=False):
     """One id of a queue, without a lease."""
 
     queue: str
@@ -157,7 +157,7 @@ class Action(IntEnum):
     POSTPONE = 4
 
 
-class Return(msgspec.Struct, frozen=True):
+class Return(msgspec.Struct, frozen=True, gc=False):
     """One lease given back; see finish.lua for what `number` and `text` are to each action."""
 
     grant: Grant

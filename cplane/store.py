@@ -29,7 +29,7 @@ Fence = tuple[UUID, int]
 """A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
 
 
-class NewRecord(msgspec.Struct, frozen=True, kw_only=True):
+class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A record to be. `delay_s` counts from now by the database's clock; `run_at` is absolute; neither: at once."""
 
     id: UUID
@@ -43,7 +43,7 @@ class NewRecord(msgspec.Struct, frozen=True, kw_only=True):
     request_hash: bytes | None = None
 
 
-class Submitted(msgspec.Struct, frozen=True):
+class Submitted(msgspec.Struct, frozen=True, gc=False):
     """The record a submission led to: the new one, or the earlier one of the same idempotency key."""
 
     id: UUID
@@ -55,7 +55,7 @@ class Submitted(msgspec.Struct, frozen=True):
     run_at: datetime
 
 
-class Started(msgspec.Struct, frozen=True):
+class Started(msgspec.Struct, frozen=True, gc=False):
     """A record this worker has started: `attempt` and `token` are its fence."""
 
     id: UUID
@@ -67,7 +67,7 @@ class Started(msgspec.Struct, frozen=True):
     interruptions: int
 
 
-class Error(msgspec.Struct, frozen=True):
+class Error(msgspec.Struct, frozen=True, gc=False):
     """What an attempt raised, as text."""
 
     type: str
@@ -85,7 +85,7 @@ class Renew:
     progress: Progress | None = None
 
 
-class Finish(msgspec.Struct, frozen=True, kw_only=True):
+class Finish(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """How an attempt leaves its record: final, or queued again in `delay_s` seconds."""
 
     id: UUID

@@ -19,7 +19,7 @@ from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.events import Events
 from cplane.queue import Queue
 from cplane.records import JobRecord
-from cplane.store import Store
+from cplane.store import Standing, Store
 
 CHECK_S = 5.0
 """How often waited records are looked up in case their event was lost."""
@@ -100,10 +100,10 @@ class Waiters:
             task.add_done_callback(self._stopped)
 
     async def _final_record(self, record_id: UUID) -> JobRecord | None:
-        record = await self._look_up(record_id)
-        if record is None:
+        found = await self._look_up(record_id)
+        if found is None:
             raise RecordNotFound(f"there is no job with the id {record_id}")
-        return record if record.state.final else None
+        return found if isinstance(found, JobRecord) and found.state.final else None
 
     async def _kept_result(self, job_id: UUID) -> KeptResult | None:
         if (kept := await self._look_up_results(job_id)) is not None:
@@ -115,9 +115,11 @@ class Waiters:
             return kept
         raise RecordNotFound(f"there is no job with the id {job_id}, or its result is not kept any more")
 
-    async def _records(self, record_ids: list[UUID]) -> list[JobRecord | None]:
-        """Those who wait together look together."""
-        found = {record.id: record for record in await self._store.get_many(record_ids)}
+    async def _records(self, record_ids: list[UUID]) -> list[JobRecord | Standing | None]:
+        """Those who wait together look together: where each record stands, and the whole of those that are final."""
+        found: dict[UUID, JobRecord | Standing] = {**await self._store.standing(record_ids)}
+        if final := [record_id for record_id, standing in found.items() if standing.state.final]:
+            found |= {record.id: record for record in await self._store.get_many(final)}
         return [found.get(record_id) for record_id in record_ids]
 
     async def results(self, job_ids: list[UUID]) -> list[KeptResult | None]:
