@@ -89,7 +89,7 @@ class Signature:
     def encode(self, name: str, values: Mapping[str, object]) -> bytes:
         """Validated JSON of arguments that are Python objects."""
         try:
-            return self._dump(name, self.arguments.model_validate(dict(values)))
+            return self._dump(name, self.arguments.__pydantic_validator__.validate_python(dict(values)))
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
 
@@ -116,8 +116,9 @@ class Signature:
     def _dump(self, name: str, model: BaseModel) -> bytes:
         try:
             # what the caller left out stays out, so that defaults are the function's; what is given is stored whole
+            given = model.model_fields_set
             args_json = model.__pydantic_serializer__.to_json(
-                model, by_alias=True, include=model.model_fields_set, round_trip=True
+                model, by_alias=True, include=None if len(given) == len(self.fields) else given, round_trip=True
             )
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             raise InvalidArguments(f"the arguments of '{name}' cannot be stored as JSON: {error}") from None
@@ -125,7 +126,10 @@ class Signature:
             raise InvalidArguments(
                 f"the arguments of '{name}' contain the character NUL", hint="Postgres cannot store it in JSON"
             )
-        self.decode(name, args_json)  # what could not be read back must not be accepted
+        try:  # what could not be read back must not be accepted
+            self.arguments.__pydantic_validator__.validate_json(args_json)
+        except PydanticValidationError as error:
+            raise _invalid(name, error) from None
         return args_json
 
 
