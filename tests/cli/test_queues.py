@@ -145,7 +145,9 @@ async def test_a_transient_job_is_submitted_shown_and_cancelled(
     assert (await cplane("jobs", "cancel", first, **addresses)).stderr == "cancelled\n"
     assert "no record" in (await cplane("jobs", "retry", first, **addresses)).stderr
     assert (await cplane("worker", "--burst", **addresses)).code == 0
-    shown = json.loads((await cplane("jobs", "show", second, "--json", **addresses)).stdout)
+    ended = await cplane("jobs", "show", second, "--json", **addresses)
+    assert ended.code == 0, ended.stderr
+    shown = json.loads(ended.stdout)
     assert (shown["state"], shown["result"], shown["recorded"]) == ("succeeded", 3, False)
     assert "cancelled" in (await cplane("jobs", "show", first, **addresses)).stdout
 
