@@ -26,15 +26,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(settings: CplaneSettings) -> None:
     entries: list[structlog.typing.EventDict] = []
-    again = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     def note(_: object, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
         entries.append(entry)
-        if "is blocked" in entry["event"]:
-            told.set()
-        if "turns again" in entry["event"]:
-            loop.call_soon_threadsafe(again.set)
+        if "is blocked" in entry["event"] and entry["job"].startswith("watchdog_blocks"):
+            told.set()  # a busy machine may hold the loop up elsewhere as well
         raise structlog.DropEvent
 
     structlog.configure(processors=[note])
@@ -42,7 +38,6 @@ async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(setti
         async with ControlPlane(settings), running(settings), asyncio.timeout(DEADLINE_S):
             handle = await watchdog_blocks.submit()
             await handle.result(DEADLINE_S)
-            await again.wait()
     finally:
         structlog.reset_defaults()
     (blocked,) = [entry for entry in entries if "is blocked" in entry["event"] and "watchdog" in entry["job"]]
