@@ -32,6 +32,8 @@ AGAIN = EXPLAINS["lost"] | {FaultKind.REDIS, FaultKind.STOP}
 
 DEATHS = frozenset({FaultKind.KILL, FaultKind.CRASH, FaultKind.POISON})
 
+CLEANUP_S = 5.0
+
 CUT_OFF = frozenset({FaultKind.PARTITION})
 HELD = frozenset({FaultKind.FREEZE, FaultKind.BLOCK, FaultKind.STALL})
 """When a worker cannot stop what it runs, because it does not run itself."""
@@ -97,16 +99,17 @@ def runs_once(history: History, bounds: Bounds) -> Iterator[Violation]:
 def runs_alone(history: History, bounds: Bounds) -> Iterator[Violation]:
     """An attempt has ended before the next begins: a worker stops what it can no longer trust, if it is let.
 
-    A job that is stopped within a call to a Postgres that is cut off ends when its driver gives the call up; what it wrote is not
-    committed all the same ("one finish", and the ledger of what was written).
+    A job that is stopped within a call to a Postgres that is cut off ends when its driver gives the call up, within what a stopped job
+    gets to clean up (CLEANUP_S of `cplane/attempt.py`); what it wrote is not committed all the same.
     """
     began = {(run.record, run.attempt): run.began for run in history.runs}
-    writes = {record.id for record in history.records if record.tag.startswith("chaos_writes")}
+    writes = {record.id for record in history.records if record.job == "chaos_writes"}
     for run in history.runs:
         after = [began[run.record, n] for n in range(run.attempt + 1, run.attempt + 9) if (run.record, n) in began]
         if not after or (run.ended is not None and run.ended <= min(after)):
             continue
-        if run.record in writes and any(_overlaps(f, run.began, min(after), CUT_OFF) for f in history.faults):
+        cut_off = run.record in writes and any(_overlaps(f, run.began, min(after), CUT_OFF) for f in history.faults)
+        if cut_off and run.ended is not None and run.ended <= min(after) + CLEANUP_S:
             continue
         mine = [fault for fault in history.faults if fault.pid == run.pid]
         if not any(_overlaps(fault, run.began, min(after), HELD | DEATHS) for fault in mine):

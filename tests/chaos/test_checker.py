@@ -66,6 +66,7 @@ KILLED = History(
 
 REPLAY = Steer(record="r", verb="replay", at=103.0, state="queued")
 CANCEL = Steer(record="r", verb="cancel", at=100.0, state="cancelled")
+PARTITION = Fault(kind=FaultKind.PARTITION, began=101.0, ended=103.0, pid=None)
 WRITES = replace(RECORD, job="chaos_writes")
 REPLAYED = History(
     runs=(RUN, AGAIN),
@@ -96,6 +97,9 @@ BROKEN: list[tuple[str, History]] = [
     ("runs once", replace(QUIET, runs=(RUN, replace(RUN, pid=8)))),
     ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), AGAIN), faults=())),
     ("runs alone", replace(KILLED, runs=(replace(RUN, ended=None), AGAIN), faults=(replace(KILL, pid=8),))),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), AGAIN), faults=(PARTITION,))),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=109.5), AGAIN), faults=(PARTITION,), records=(WRITES,))),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=None), AGAIN), faults=(PARTITION,), records=(WRITES,))),
     ("one finish", replace(KILLED, accepted=(*QUIET.accepted, *KILLED.accepted))),
     ("one finish", replace(QUIET, accepted=KILLED.accepted)),
     ("one finish", replace(KILLED, records=(replace(KILLED.records[0], result_attempt=1),))),
