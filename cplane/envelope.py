@@ -14,6 +14,9 @@ from cplane.errors import JobCancelled, JobFailed
 
 PICKLE = b"\x80"
 
+RECORD_END = b"\xa6record\xc3"
+"""How the envelope of a record ends: what the scripts know it by."""
+
 ERROR = 1
 """msgpack extension type of an error: its name, message and traceback as text."""
 

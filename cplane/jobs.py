@@ -61,6 +61,8 @@ CallR = TypeVar("CallR", default=Any)
 DEFAULT_QUEUE = "default"
 BROWSER_QUEUE = "browser"
 DEFAULT_TIMEOUT_S = 300.0
+RESULT_TTL_S = 3600.0
+"""How long Redis keeps the result of a transient job, and always at least why one failed."""
 CHUNK = 500
 """Submissions of `submit_many` that are recorded in one statement."""
 
@@ -96,6 +98,21 @@ class Options:
     result_ttl_s: float
     browser: BrowserOptions
     check: Check | None
+
+    @property
+    def keeps_result(self) -> bool:
+        """Whether what the job returns can be asked for once it has ended."""
+        return self.record or self.result_ttl_s > 0
+
+    @property
+    def no_result(self) -> str:
+        """Why nobody can wait for the result of a job that keeps none."""
+        return f"'{self.name}' keeps no result that could be waited for (result_ttl=0)"
+
+    @property
+    def error_ttl_s(self) -> float:
+        """How long Redis keeps why a transient job failed or was cancelled."""
+        return self.result_ttl_s or RESULT_TTL_S
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -504,8 +521,9 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         options: `name` (default: the function's), `queue` (default: "browser" for jobs that ask for a page, else "default"),
             `priority` ("high", "normal" or "low": the lane of the queue it waits in), `timeout` in seconds (default 300), `retries`
             (a number or a `RetryPolicy`; default 0), `record` (False: a transient job, without a row in Postgres), `result_ttl`
-            seconds a transient result is kept in Redis (default 3600), `browser` (page options, or a function that makes them from
-            the arguments), `check` (a function of the arguments that raises ValueError at submit when they do not go together).
+            seconds a transient result is kept in Redis (default 3600; 0: only the error of a failed job is kept, for an hour),
+            `browser` (page options, or a function that makes them from the arguments), `check` (a function of the arguments that
+            raises ValueError at submit when they do not go together).
 
     Raises:
         InvalidJob: an unknown or impossible option, a parameter that cannot be an argument, or two jobs of one name.
@@ -572,19 +590,23 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         timeout_s=_seconds(where, "timeout", given.get("timeout"), DEFAULT_TIMEOUT_S),
         retry=_policy(where, given.get("retries", 0)),
         record=record,
-        result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), 3600.0),
+        result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), RESULT_TTL_S, zero=True),
         browser=cast("BrowserOptions", browser),
         check=cast("Check | None", check),
     )
 
 
-def _seconds(where: str, option: str, value: object, default: float) -> float:
+def _seconds(where: str, option: str, value: object, default: float, *, zero: bool = False) -> float:
     if value is None:
         return default
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= 10 * 366 * 86400:
+    if (
+        not isinstance(seconds, int | float)
+        or isinstance(seconds, bool)
+        or not (0 <= seconds <= 10 * 366 * 86400 and (seconds or zero))
+    ):
         raise InvalidJob(
-            f"{where}: {option} is a positive number of seconds or a timedelta, not {value!r}",
+            f"{where}: {option} is a positive number of seconds{', 0' if zero else ''} or a timedelta, not {value!r}",
             hint=f"for example {option}=60; at most ten years",
         )
     return float(seconds)

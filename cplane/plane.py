@@ -33,7 +33,7 @@ from cplane.errors import (
 )
 from cplane.events import CONTROL, EVENTS, Event, Events
 from cplane.handle import Handle
-from cplane.jobs import Registry, Submission
+from cplane.jobs import Options, Registry, Submission
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
@@ -213,9 +213,9 @@ class ControlPlane:
             self._registry = load_jobs(self.settings.imports)
         return self._registry
 
-    def records_job(self, name: str) -> bool:
-        """Whether submissions of the job have a record (`record=False`: none). Raises UnknownJob."""
-        return self.catalog.get(name).options.record
+    def options(self, name: str) -> Options:
+        """What the job was declared with. Raises UnknownJob."""
+        return self.catalog.get(name).options
 
     def _check_size(self, submission: Submission) -> None:
         if len(submission.args_json) > self.settings.max_body_bytes:

@@ -12,7 +12,7 @@ import msgspec
 from arq.constants import default_queue_name, result_key_prefix
 from redis.asyncio import Redis
 
-from cplane.envelope import record_envelope
+from cplane.envelope import RECORD_END, record_envelope
 from cplane.jobs import DEFAULT_QUEUE
 from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, script_text, translated
 from cplane.states import Priority
@@ -28,6 +28,9 @@ LOOKS = 1000
 
 ASIDE = "cplane:aside"
 """A stream of what was set aside: queue, id, reason, payload. It keeps the newest 10,000, about."""
+
+ARQ_LEASE = b"1"
+"""What a plain arq worker's lease says."""
 
 EPOCH = "cplane:epoch"
 
@@ -115,6 +118,11 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
         """When it was due; a score that is no time is as early as can be."""
         score = float(self.due)
         return int(score) if 1 <= score < 2**53 else 1
+
+    @property
+    def try_ended(self) -> int:
+        """The try to write down when another follows; 0 for a record, whose tries are counted in Postgres."""
+        return 0 if self.payload.endswith(RECORD_END) else self.tries
 
 
 class Id(msgspec.Struct, frozen=True, gc=False):
@@ -311,7 +319,10 @@ class Queue:
 
         async def send(queue: str, group: Sequence[Return]) -> list[int]:
             batch = [
-                (LANE[back.grant.priority], _id(back.grant.id), back.grant.token, back.action, back.number, _bytes(back.text), back.keep_ms)
+                (
+                    LANE[back.grant.priority], _id(back.grant.id), back.grant.token, back.grant.try_ended,
+                    back.action, back.number, _bytes(back.text), back.keep_ms,
+                )
                 for back in group
             ]  # fmt: skip
             return await self._answers("finish", [*_lanes(queue), _wake_key(queue), ASIDE], _pack(batch))
@@ -371,11 +382,12 @@ class Queue:
         async with translated("asking for a job"), self._redis.pipeline(transaction=True) as pipe:
             pipe.get(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
             pipe.get(result_key_prefix + id)  # pyright: ignore[reportUnusedCoroutine]
-            pipe.exists(f"arq:in-progress:{id}")  # pyright: ignore[reportUnusedCoroutine]
+            pipe.get(f"arq:in-progress:{id}")  # pyright: ignore[reportUnusedCoroutine]
             pipe.get(f"arq:retry:{id}")  # pyright: ignore[reportUnusedCoroutine]
             pipe.zscore("arq:abort", id)  # pyright: ignore[reportUnusedCoroutine]
-            payload, result, leased, tries, abort = await pipe.execute()
-        return Look(payload, result, bool(leased), int(tries or 0), abort is not None)
+            payload, result, lease, ended, abort = await pipe.execute()
+        ours = lease is not None and lease != ARQ_LEASE  # arq counts a try as it begins, we count it as it ends
+        return Look(payload, result, lease is not None, int(ended or 0) + ours, abort is not None)
 
     async def due_ms(self, queue: str, id: str) -> int | None:  # noqa: A002
         """When an id falls due by Redis's clock; None: it is not in the queue."""

@@ -16,6 +16,7 @@ from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import Events
 from cplane.functions import PlainFunction
+from cplane.jobs import Options
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.states import AttemptState, State
 from cplane.store import Error, Fence, Store
@@ -137,16 +138,17 @@ class Recorder:
         attempt, outcome = ended.attempt, ended.outcome
         if ended.state is not State.QUEUED:
             kept = attempt.record_id is None
-            return self._kept(attempt, outcome, now) if kept else Return(attempt.grant, Action.DONE)
+            return self._kept(ended, now) if kept else Return(attempt.grant, Action.DONE)
         if outcome.attempt_state is AttemptState.RELEASED:
             return Return(attempt.grant, Action.RELEASE, attempt.grant.due_ms)
         return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
 
-    def _kept(self, attempt: Attempt, outcome: Outcome, now: int) -> Return:
+    def _kept(self, ended: Ended, now: int) -> Return:
         """The end of a transient job: its result stays in Redis for as long as the job says."""
+        attempt, outcome = ended.attempt, ended.outcome
         job = attempt.job
         keep_lease_ms = job.keep_lease_ms if isinstance(job, PlainFunction) else 0
-        keep_ms = job.keep_result_ms if isinstance(job, PlainFunction) else int(job.options.result_ttl_s * 1000)
+        keep_ms = job.keep_result_ms if isinstance(job, PlainFunction) else _keep_ms(job.options, ended.state)
         if keep_ms is None:
             return Return(attempt.grant, Action.DONE, keep_ms=keep_lease_ms)
         result = self._encode(_kept_result(attempt, outcome, now))
@@ -160,6 +162,12 @@ class Recorder:
             text = ErrorText("ResultNotSerializable", f"what '{result.f}' returned cannot be kept: {error}")
             failed = msgspec.structs.replace(result, s=False, r=text.packed(), a=(), k={})
             return encode(failed)
+
+
+def _keep_ms(options: Options, state: State) -> int | None:
+    """How long what a transient job came to is kept; None: not at all."""
+    keep_s = options.result_ttl_s if state is State.SUCCEEDED else options.error_ttl_s
+    return int(keep_s * 1000) or None
 
 
 def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:

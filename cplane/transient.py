@@ -15,15 +15,12 @@ from cplane.batch import Batch
 from cplane.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms
 from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
 from cplane.events import CONTROL, Event, Events
-from cplane.jobs import DEFAULT_QUEUE, AnyJob, Options, Submission, registry
+from cplane.jobs import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
 from cplane.queue import Aborted, Push, Pushed, Queue, queue_of, redis_name
 from cplane.states import Priority, State
 from cplane.store import Submitted
 from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
-
-RESULT_TTL_S = 3600.0
-"""How long the result of a job is kept that this process does not know."""
 
 log = structlog.get_logger("cplane")
 
@@ -166,7 +163,14 @@ class TransientSource:
         self._job = job
 
     async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
-        """The JSON of the result, once it is there. Raises JobFailed, JobCancelled, RecordNotFound, TimeoutError."""
+        """The JSON of the result, once it is there.
+
+        Raises:
+            JobFailed, JobCancelled, RecordNotFound, TimeoutError.
+            IllegalMove: the job keeps no result.
+        """
+        if not self._job.options.keeps_result:
+            raise IllegalMove(self._job.options.no_result, hint="@job(result_ttl=…) says for how long to keep it")
         async with asyncio.timeout(timeout_s):
             kept = await self._waiters.wait_result(record_id)
         if isinstance(kept.r, ErrorText):
@@ -194,7 +198,7 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, queue_na
     result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(queue_name), str(job_id))
     options = _options(name)
     aborted = await queue.abort(
-        queue_name, str(job_id), encode(result), RESULT_TTL_S if options is None else options.result_ttl_s
+        queue_name, str(job_id), encode(result), RESULT_TTL_S if options is None else options.error_ttl_s
     )
     if aborted is Aborted.UNKNOWN:
         raise IllegalMove("the job has ended already", hint="only queued and running jobs can be cancelled")

@@ -118,7 +118,10 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
         ({"timeout": math.inf}, "timeout is a positive"),
         ({"timeout": True}, "timeout is a positive"),
         ({"timeout": "60"}, "timeout is a positive number of seconds or a timedelta, not '60'"),
-        ({"record": False, "result_ttl": timedelta(0)}, "result_ttl is a positive"),
+        (
+            {"record": False, "result_ttl": timedelta(seconds=-1)},
+            "result_ttl is a positive number of seconds, 0 or a timedelta",
+        ),
         ({"record": False, "result_ttl": math.inf}, "result_ttl is a positive"),
         ({"result_ttl": 5}, "a record keeps its result"),
         ({"priority": "urgent"}, "'urgent' is not a priority"),

@@ -63,6 +63,13 @@ async def transient_gate() -> str:
     return "through"
 
 
+@job(record=False, result_ttl=0)
+async def transient_forgotten(*, fails: bool = False) -> int:
+    if fails:
+        raise ValueError("the reason")
+    return 1
+
+
 @job(record=False)
 async def transient_fails() -> None:
     raise ValueError("the reason")
@@ -144,9 +151,9 @@ def raw(plane: ControlPlane) -> Any:
 
 
 async def lose_lease(plane: ControlPlane, job_id: UUID) -> None:
-    """As if the lease had ended without its worker."""
+    """As if the lease had ended without its worker, a minute ago."""
     await raw(plane).delete(f"arq:in-progress:{job_id}")
-    await raw(plane).zadd("arq:queue", {str(job_id): 1})
+    await raw(plane).zincrby("arq:queue", -90_000, str(job_id))
 
 
 async def test_results_come_back_typed_and_leave_no_record(settings: CplaneSettings, plane: ControlPlane) -> None:
@@ -457,3 +464,29 @@ async def test_a_redis_that_is_away_is_told_at_once(settings: CplaneSettings) ->
             await transient_add.submit_many([{"x": 1}])
         with pytest.raises(QueueUnavailable):
             await transient_add.using(at=datetime.now(UTC) + timedelta(1)).submit(1)
+
+
+async def test_a_job_that_keeps_no_result_leaves_nothing_but_its_failure(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    done = await transient_forgotten.submit()
+    failed = await transient_forgotten.submit(fails=True)
+    with pytest.raises(IllegalMove, match="'transient_forgotten' keeps no result that could be waited for"):
+        await done.result(DEADLINE_S)
+    assert await done.state() is State.QUEUED
+    async with running(settings):
+        while await raw(plane).keys(f"arq:job:{done.id}") or not await raw(plane).exists(f"arq:result:{failed.id}"):
+            await asyncio.sleep(0.01)
+    with pytest.raises(RecordNotFound, match="its result is not kept any more"):
+        await done.state()
+    assert await raw(plane).keys(f"*{done.id}") == []
+    assert await failed.state() is State.FAILED
+    shown = await plane.job(failed.id)
+    assert (shown.error_type, shown.error_message) == ("ValueError", "the reason")
+    assert 3_500_000 < await raw(plane).pttl(f"arq:result:{failed.id}") <= 3_600_000
+
+
+async def test_a_job_that_keeps_no_result_tells_of_its_cancel(plane: ControlPlane) -> None:
+    handle = await transient_forgotten.submit()
+    assert await handle.cancel() is State.CANCELLED
+    assert await handle.state() is State.CANCELLED

@@ -12,7 +12,7 @@ from cplane.cli.jobs import print_json, record_json
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 from cplane.endings import end
-from cplane.errors import CplaneError, JobCancelled, JobFailed
+from cplane.errors import CplaneError, IllegalMove, JobCancelled, JobFailed
 from cplane.states import Priority, State
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def submit(
     async def ask() -> None:
         async with open_plane(imports) as plane:
             job = import_jobs(plane.settings.imports).get(name)
+            if wait and not job.options.keeps_result:
+                raise IllegalMove(job.options.no_result, hint="--no-wait only submits it")
             values = read_arguments(arguments or [], args_json, job.schema())
             handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
             if not wait:

@@ -4,13 +4,15 @@
 -- ARGV[4] how many due ids to look at, at most
 -- answers { claimed: {place of its lane in KEYS, id, payload, try (negative: an abort is wanted), due in ms, …},
 --           missing: {place, id, …}, odd: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
--- The score of a leased id moves to the lease's end: it leaves the head of the queue, and a dead lease falls due by itself.
+-- The score of a leased id moves to the lease's end: it leaves the head of the queue, and a dead lease falls due by itself. Half a
+-- millisecond is added to it: an id that falls due with such a score has a try behind it that nobody ended, and only then, and when a
+-- try ends that is followed by another, are tries written down (arq:retry). Most jobs are tried once.
 -- Ids without a payload, and ids whose keys are not what they should be, leave the queue and are reported: their lease and count
 -- are deleted, so that a record among them can be scheduled again.
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
-local RECORD = '\166record\195' -- how the envelope of a record ends (envelope.py)
+local RECORD = '\166record\195' -- envelope.RECORD_END
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 
@@ -31,20 +33,27 @@ local function leave(place, id)
   missing[#missing + 1], missing[#missing + 2] = place, id
 end
 
+-- which try of an id this is; nil: its count is none. The tries of a record are counted in Postgres
+local function try_of(id, payload, ended, due_ms)
+  if string.sub(payload, -8) == RECORD then return 1 end
+  local tries = ended and tonumber(ended) or not ended and 0
+  if tries and tonumber(due_ms) > 1e12 and tonumber(due_ms) % 1 == 0.5 then
+    tries = tries + 1
+    redis.call('SET', 'arq:retry:' .. id, tries, 'PX', 88400000)
+  end
+  return tries and tries + 1
+end
+
 -- lease an id to this call; whatever kind of thing stood in the place of its lease gives way
 local moves = {}
-local function grant(place, id, payload, due_ms)
-  local try, retry_key = 1, 'arq:retry:' .. id
-  -- the tries of a record are counted in Postgres
-  if string.sub(payload, -8) ~= RECORD and not redis.call('SET', retry_key, 1, 'NX', 'PX', 88400000) then
-    try = redis.pcall('INCR', retry_key)
-    if type(try) == 'table' then return set_aside(place, id, payload, retry_key .. ' holds no number') end
-  end
+local function grant(place, id, payload, ended, due_ms)
+  local try = try_of(id, payload, ended, due_ms)
+  if not try then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
   redis.call('SET', 'arq:in-progress:' .. id, ARGV[3] .. ':' .. count, 'PX', lease_ms)
   local to, at = #moves, #claimed
-  moves[to + 1], moves[to + 2] = now_ms + lease_ms, id
+  moves[to + 1], moves[to + 2] = now_ms + lease_ms + 0.5, id
   claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms
 end
 
@@ -55,17 +64,21 @@ for place = 1, 3 do
     local due = redis.call('ZRANGEBYSCORE', lane, '-inf', now_ms, 'WITHSCORES', 'LIMIT', skip, most)
     if #due == 0 then break end
     local keys = {}
-    for i = 1, #due, 2 do keys[i], keys[i + 1] = 'arq:in-progress:' .. due[i], 'arq:job:' .. due[i] end
+    for i = 1, #due, 2 do
+      local id, at = due[i], #keys
+      keys[at + 1], keys[at + 2], keys[at + 3] = 'arq:in-progress:' .. id, 'arq:job:' .. id, 'arq:retry:' .. id
+    end
     local held = redis.call('MGET', unpack(keys)) -- what is no string reads as nothing
     for i = 1, #due, 2 do
-      local id, lease, payload = due[i], held[i], held[i + 1]
+      local id, at = due[i], (i - 1) / 2 * 3
+      local lease, payload, ended = held[at + 1], held[at + 2], held[at + 3]
       looked = looked + 1
       if lease == '1' then
         skip = skip + 1 -- leased by a plain arq worker: its score is not ours to move
       elseif lease then
-        redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', 'arq:in-progress:' .. id)), id)
+        redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', 'arq:in-progress:' .. id)) + 0.5, id)
       elseif payload then
-        grant(place, id, payload, due[i + 1])
+        grant(place, id, payload, ended, due[i + 1])
       else
         leave(place, id)
       end

@@ -1,12 +1,13 @@
 -- Give leases back.
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] set-aside stream
--- ARGV[1] msgpack: for each lease { lane, id, token, action, number, text, keep }
+-- ARGV[1] msgpack: for each lease { lane, id, token, try, action, number, text, keep }
 --   0 done     the job is final: the id leaves Redis; a result (`text`) that is not empty is kept `number` ms (0: for ever);
 --              with `keep` > 0 the lease stays for so many ms, so that the same id cannot run at once again (arq's cron jobs)
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
---   2 release  handed back, due at `number` (its old score, ms), the try uncounted
+--   2 release  handed back, due at `number` (its old score, ms), the try not counted
 --   3 aside    the id leaves the queue; its payload goes to the set-aside stream with `text`, the reason
---   4 postpone due again in `number` ms from now, the try uncounted
+--   4 postpone due again in `number` ms from now, the try not counted
+-- `try` is the one that ends here, as claim.lua counted it; 0 for a record, whose tries are counted in Postgres
 -- answers for each: 1 applied, 0 another's lease (nothing touched), -1 no lease known (nothing touched)
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -16,16 +17,17 @@ local backs = cmsgpack.unpack(ARGV[1])
 local gone, left = {}, { {}, {}, {} } -- keys to delete, and ids that leave each lane: together, at the end
 
 local function leave(back)
-  local id, keep = back[2], back[7]
-  local at, ids = #gone, left[back[1]]
-  gone[at + 1], gone[at + 2] = 'arq:job:' .. id, 'arq:retry:' .. id
-  if keep > 0 then redis.call('PEXPIRE', 'arq:in-progress:' .. id, keep) else gone[at + 3] = 'arq:in-progress:' .. id end
+  local id, keep = back[2], back[8]
+  local ids = left[back[1]]
+  gone[#gone + 1] = 'arq:job:' .. id
+  if back[4] > 1 then gone[#gone + 1] = 'arq:retry:' .. id end
+  if keep > 0 then redis.call('PEXPIRE', 'arq:in-progress:' .. id, keep) else gone[#gone + 1] = 'arq:in-progress:' .. id end
   ids[#ids + 1] = id
   if aborts then redis.call('ZREM', 'arq:abort', id) end
 end
 
 local function apply(back)
-  local lane, id, action, number, text = KEYS[back[1]], back[2], back[4], back[5], back[6]
+  local lane, id, action, number, text = KEYS[back[1]], back[2], back[5], back[6], back[7]
   if action == 0 then
     if text ~= '' and number > 0 then
       redis.call('SET', 'arq:result:' .. id, text, 'PX', math.floor(number))
@@ -42,11 +44,11 @@ local function apply(back)
   gone[#gone + 1] = 'arq:in-progress:' .. id
   if action == 1 then
     if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
+    if back[4] > 0 then redis.call('SET', 'arq:retry:' .. id, back[4], 'PX', 88400000) end
     redis.call('ZADD', lane, string.format('%.0f', math.max(1, now_ms + number)), id)
   else
     if action == 4 then number = now_ms + number end
     redis.call('ZADD', lane, string.format('%.0f', math.max(1, number)), id)
-    if redis.call('EXISTS', 'arq:retry:' .. id) == 1 then redis.call('DECR', 'arq:retry:' .. id) end
   end
 end
 

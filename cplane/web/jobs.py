@@ -15,7 +15,7 @@ from cplane.transient import TransientJob
 from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
 from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor
-from cplane.web.request import ApiRequest, not_for_transient
+from cplane.web.request import ApiRequest, not_for_transient, not_to_be_waited_for
 from cplane.web.responses import json_response
 from cplane.web.views import JobList, Retried, job_summary, job_view, queued_json
 from cplane.web.waiting import record_after
@@ -28,8 +28,10 @@ async def submit(request: ApiRequest) -> Response:
     wait_s = request.query(WaitQuery).wait
     key = request.idempotency_key()
     body = await read_body(request, SubmitBody)
-    if key is not None and not request.plane.records_job(body.job):
+    if key is not None and not request.plane.options(body.job).record:
         raise not_for_transient(body.job)
+    if wait_s and not (options := request.plane.options(body.job)).keeps_result:
+        raise not_to_be_waited_for(options.no_result)
     accepted = await request.plane.accept(
         body.job,
         body.args,

@@ -100,6 +100,11 @@ def not_for_transient(job: str) -> RequestProblem:
     return _invalid([Fault(header="Idempotency-Key", detail=detail)])
 
 
+def not_to_be_waited_for(reason: str) -> RequestProblem:
+    """The problem of a wait for a job that keeps no result."""
+    return _invalid([Fault(parameter="wait", detail=f"{reason}; leave the wait out")])
+
+
 @cache
 def _unasked(model: type[BaseModel]) -> BaseModel:
     """What a query says that says nothing; the models have no parameter that must be given."""

@@ -129,6 +129,11 @@ from cplane import job
 @job(record=False)
 async def brief(x: int) -> int:
     return x + 1
+
+
+@job(record=False, result_ttl=0)
+async def forgotten() -> None:
+    pass
 """
 
 
@@ -139,6 +144,8 @@ async def test_a_transient_job_is_submitted_shown_and_cancelled(
     addresses["CPLANE_IMPORTS"] = "brief"
     keyed = await cplane("submit", "brief", "x=1", "--key", "k", "--no-wait", **addresses)
     assert (keyed.code, "keeps no record" in keyed.stderr) == (1, True)
+    waits = await cplane("submit", "forgotten", **addresses)
+    assert (waits.code, "'forgotten' keeps no result" in waits.stderr, "--no-wait" in waits.stderr) == (1, True, True)
 
     first = (await cplane("submit", "brief", "x=1", "--no-wait", **addresses)).stdout.strip()
     second = (await cplane("submit", "brief", "x=2", "--no-wait", **addresses)).stdout.strip()

@@ -37,6 +37,11 @@ async def web_brief_slow() -> None:
     await asyncio.Event().wait()
 
 
+@job(record=False, result_ttl=0)
+async def web_brief_forgotten() -> None:
+    pass
+
+
 @pytest_asyncio.fixture
 async def worker(settings: CplaneSettings) -> "AsyncGenerator[Worker]":
     async with running(settings) as worker:
@@ -133,6 +138,14 @@ async def test_an_idempotency_key_is_refused_in_one_sentence(api: "Api", plane: 
     assert answer.json()["errors"][0]["header"] == "Idempotency-Key"
     assert "keeps no record" in answer.json()["detail"]
     assert await plane.queue.depth("default") == 0
+
+
+async def test_a_wait_for_a_result_that_nobody_keeps_is_refused(api: "Api", plane: ControlPlane) -> None:
+    answer = await api.client.post(JOBS, json={"job": "web_brief_forgotten"}, params={"wait": 1})
+    assert (answer.status_code, answer.json()["errors"][0]["parameter"]) == (422, "wait")
+    assert "'web_brief_forgotten' keeps no result" in answer.json()["detail"]
+    assert await plane.queue.depth("default") == 0
+    assert (await api.client.post(JOBS, json={"job": "web_brief_forgotten"})).status_code == 202
 
 
 async def test_without_redis_a_submission_answers_503(settings: CplaneSettings, tmp_path: "Path") -> None:

@@ -1,4 +1,4 @@
-"""cplane, transient jobs: no row in Postgres, as the peers on Redis; the result is kept in Redis for a second."""
+"""cplane, transient jobs: no row in Postgres, as the peers on Redis; and no result is kept, as the peers keep none."""
 
 import asyncio
 
@@ -8,13 +8,13 @@ from cplane import job
 slots = open_slots()
 
 
-@job(record=False, result_ttl=1)
+@job(record=False, result_ttl=0)
 async def noop(slot: int) -> None:
     slots.begin(slot)
     slots.end(slot)
 
 
-@job(record=False, result_ttl=1)
+@job(record=False, result_ttl=0)
 async def sleep(slot: int) -> None:
     slots.begin(slot)
     await asyncio.sleep(0.1)
