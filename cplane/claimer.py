@@ -300,14 +300,14 @@ class Claimer:
             await shared.queue.finish(await self._settle(grants))
 
     async def _start_records(self, grants: Mapping[UUID, Grant]) -> list[Started]:
-        """Start in Postgres; a lost reply is answered by asking again with the same tokens, until the leases are half over."""
+        """Start in Postgres; a lost reply is answered by asking again with the same token, until the leases are half over."""
         shared = self._shared
         until = time.monotonic() + shared.lease_s / 2
-        tokens = [(record_id, grant.token) for record_id, grant in grants.items()]
+        token = next(iter(grants.values())).token  # all came with one claim
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await shared.store.start(shared.worker, tokens, shared.lease_s)
+                return await shared.store.start(shared.worker, list(grants), token, shared.lease_s)
             except (DatabaseUnavailable, SchemaMismatch):
                 if time.monotonic() + pause_s > until or shared.stopping.is_set():
                     await self._release(grants.values())

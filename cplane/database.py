@@ -31,12 +31,13 @@ POOL_SIZE = 10
 MOVES = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
 """Settings of the connections that move records. Their plans are made once, for batches of any size: planning anew takes as long as
-all the rest of a small batch. And they go by the index, row by row: a plan made while a table was small must still be right when it
-has grown."""
+all the rest of a small batch. And they go by the index, row by row, in its order: a plan made while a table was small must still be
+right when it has grown, and rows are locked in one order by all."""
 
 
 class Database:

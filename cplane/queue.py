@@ -100,7 +100,7 @@ class Pushed(IntEnum):
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):
-    """One leased id: only the holder of `token` may renew or finish it."""
+    """One leased id: only the holder of `token` may renew or finish it. Those that one claim brought have the same."""
 
     queue: str
     priority: Priority
@@ -270,16 +270,16 @@ class Queue:
     async def claim(self, queue: str, room: int, lease_s: float) -> Claim:
         """Lease at most `room` ids that are due."""
         number = next(self._grants)
-        order, prefix = order_of(number), f"{self._prefix}-{number}"
+        order, token = order_of(number), f"{self._prefix}-{number}"
         async with translated("claiming jobs"):
             answer: tuple[list[Any], list[Any], list[Any], int] = await self._call(
-                "claim", [*_lanes(queue, order), _wake_key(queue)], room, int(lease_s * 1000), prefix, LOOKS
+                "claim", [*_lanes(queue, order), _wake_key(queue)], room, int(lease_s * 1000), token, LOOKS
             )
         claimed, missing, odd, wait_ms = answer
         return Claim(
             grants=[
-                Grant(queue, order[int(place) - 1], _text(id_), payload, abs(tries), due, f"{prefix}:{n}", tries < 0)
-                for n, (place, id_, payload, tries, due) in enumerate(zip(*[iter(claimed)] * 5, strict=True), 1)
+                Grant(queue, order[int(place) - 1], _text(id_), payload, abs(tries), due, token, tries < 0)
+                for place, id_, payload, tries, due in zip(*[iter(claimed)] * 5, strict=True)
             ],
             missing=[
                 Id(queue, order[int(place) - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)

@@ -114,10 +114,13 @@ class JobRecord(Base, table=True):
         Index("jobs_leased", "lease_until", postgresql_where=text("state = 'running'")),
         # rows without a key cost this index nothing
         Index("jobs_by_key", "key", unique=True, postgresql_where=text("key IS NOT NULL")),
-        # lists are read newest first, whole or by one filter
-        Index("jobs_by_state", "state", text("id DESC")),
-        Index("jobs_by_job", "job", text("id DESC")),
-        Index("jobs_by_queue", "queue", text("id DESC")),
+        # lists are read newest first, whole or by one filter; every index is written anew each time a record moves, so there are few:
+        # one serves job and queue (statements.NEWEST), and of the states each keeps its own records alone. As an expression the id is of
+        # no use to who looks one up by its key: to a table that was empty when it was planned for, all indexes with an id are alike
+        Index("jobs_by_job", "job", "queue", text("uuid_send(id) DESC")),
+        Index("jobs_queued", "id", postgresql_where=text("state = 'queued'")),
+        Index("jobs_succeeded", "id", postgresql_where=text("state = 'succeeded'")),
+        Index("jobs_retriable", "state", "id", postgresql_where=text("state IN ('failed', 'cancelled')")),
     )
 
 

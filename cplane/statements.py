@@ -1,8 +1,9 @@
 """The SQL of the store: one statement a verb, with its reason beside it.
 
-Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids, one by one by their
-primary key (LATERAL … OFFSET 0 FOR NO KEY UPDATE): batches cannot deadlock, and whatever the planner believes of a table that has
-just filled, it neither compares every row of a batch with every other nor reads a partial index whole for each. A column of a batch
+Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids: found by `id = ANY(…)`,
+which looks the primary key up in its order, or one by one (LATERAL … OFFSET 0 FOR NO KEY UPDATE) where each row of a batch brings
+values of its own. So batches cannot deadlock, and whatever the planner believes of a table that has just filled, it neither compares
+every row of a batch with every other nor reads a partial index whole for each. A column of a batch
 that is left out (an empty array) is NULL in every row.
 """
 
@@ -103,33 +104,49 @@ REPLAYABLE = Statement("""
           AND (CAST(:job AS text) IS NULL OR job = :job) AND (CAST(:queue AS text) IS NULL OR queue = :queue)
 """)
 
-# the last SELECT answers starts that are repeated: it sees the rows as they were before the UPDATE
-START = Statement("""
-    WITH due AS (
-        SELECT mine.id, granted.token
-        FROM (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token) ORDER BY id) AS granted
-        CROSS JOIN LATERAL (
-            SELECT id, state, cancel_requested, run_at FROM cplane.jobs WHERE jobs.id = granted.id OFFSET 0 FOR NO KEY UPDATE
-        ) AS mine
-        WHERE mine.state = 'queued' AND NOT mine.cancel_requested AND mine.run_at <= clock_timestamp() + interval '100 milliseconds'
+# One index (job, queue, id) finds the newest of a job or of a queue, with one look-up for each pair of them that there is. How many
+# records there are does not matter, and an index less is written with every move of a record.
+NEWEST = Statement("""
+    WITH RECURSIVE kinds AS (
+        (SELECT job, queue FROM cplane.jobs WHERE (job, queue) >= (coalesce(CAST(:job AS text), ''), '') ORDER BY job, queue LIMIT 1)
+        UNION ALL
+        SELECT next.job, next.queue
+        FROM kinds CROSS JOIN LATERAL (
+            SELECT job, queue FROM cplane.jobs WHERE (jobs.job, jobs.queue) > (kinds.job, kinds.queue) ORDER BY job, queue LIMIT 1
+        ) AS next
+        WHERE CAST(:job AS text) IS NULL OR next.job = :job
     ),
-    started AS (
+    chosen AS MATERIALIZED (
+        SELECT job, queue FROM kinds
+        WHERE (CAST(:job AS text) IS NULL OR job = :job) AND (CAST(:queue AS text) IS NULL OR queue = :queue)
+    )
+    SELECT newest.id FROM chosen CROSS JOIN LATERAL (
+        SELECT id FROM cplane.jobs
+        WHERE jobs.job = chosen.job AND jobs.queue = chosen.queue AND uuid_send(id) < uuid_send(CAST(:before AS uuid))
+              AND (CAST(:state AS text) IS NULL OR state = :state)
+        ORDER BY uuid_send(id) DESC LIMIT :limit
+    ) AS newest
+    ORDER BY id DESC LIMIT :limit
+""")
+
+# CASE hides the state from the planner, which would otherwise read a partial index whole, as it does for a table that has just filled.
+# Rows are found by their key, and so locked, in its order. The last SELECT answers starts that are repeated: it sees the rows as they
+# were before the UPDATE, and is skipped when every record was started.
+START = Statement("""
+    WITH started AS (
         UPDATE cplane.jobs
-        SET state = 'running', attempt = attempt + 1, lease_token = token, worker = :worker, started_at = clock_timestamp(),
+        SET state = 'running', attempt = attempt + 1, lease_token = :token, worker = :worker, started_at = clock_timestamp(),
             lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
             progress_done = NULL, progress_total = NULL, progress_note = NULL
-        FROM due WHERE jobs.id = due.id
-        RETURNING jobs.id, attempt, lease_token, job, args::text AS args_json, failures, interruptions
+        WHERE id = ANY(CAST(:ids AS uuid[]))
+              AND CASE WHEN state = 'queued' THEN NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds' END
+        RETURNING id, attempt, job, args::text AS args_json, failures, interruptions
     )
-    SELECT id, attempt, lease_token, job, args_json, failures, interruptions FROM started
+    SELECT * FROM started
     UNION ALL
-    SELECT again.* FROM unnest(CAST(:ids AS uuid[]), CAST(:tokens AS text[])) AS granted (id, token)
-    CROSS JOIN LATERAL (
-        SELECT jobs.id, attempt, lease_token, job, args::text, failures, interruptions FROM cplane.jobs
-        WHERE jobs.id = granted.id AND lease_token = granted.token AND state = 'running'
-        OFFSET 0
-    ) AS again
-    WHERE granted.id NOT IN (SELECT id FROM started)
+    SELECT id, attempt, job, args::text, failures, interruptions FROM cplane.jobs
+    WHERE (SELECT count(*) FROM started) < cardinality(CAST(:ids AS uuid[]))
+          AND id = ANY(CAST(:ids AS uuid[])) AND CASE WHEN state = 'running' THEN lease_token = :token END
 """)
 
 RENEW = Statement("""
@@ -154,21 +171,38 @@ RENEW = Statement("""
     RETURNING jobs.id, jobs.attempt, cancel_requested
 """)
 
+# What most attempts come to: it succeeded, and there is nothing to say but what it returned (`results` has what is not null, by id).
+# What is answered is left over: those who were no longer running, or no longer this attempt; FINISH knows what that means.
+FINISH_PLAIN = Statement("""
+    WITH finished AS (
+        UPDATE cplane.jobs
+        SET state = 'succeeded', result = coalesce(CAST(:results AS jsonb) -> id::text, 'null'),
+            error_type = NULL, error_message = NULL, error_traceback = NULL, finished_at = clock_timestamp(), lease_until = NULL,
+            progress_done = NULL, progress_total = NULL, progress_note = NULL
+        WHERE id = ANY(CAST(:ids AS uuid[])) AND CASE WHEN state = 'running' THEN (id, attempt, lease_token) IN
+              (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]))) END
+        RETURNING id, attempt, worker, cause, started_at, finished_at
+    ),
+    noted AS (
+        INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at)
+        SELECT id, attempt, worker, cause, 'succeeded', started_at, finished_at FROM finished
+    )
+    SELECT id, attempt FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[])) AS outcome (id, attempt)
+    WHERE (SELECT count(*) FROM finished) < cardinality(CAST(:ids AS uuid[])) AND (id, attempt) NOT IN (SELECT id, attempt FROM finished)
+""")
+
 # The attempt's row is written once, now that it has ended. What is answered are the exceptions: another state than was wanted, or
 # NULL for an attempt that no longer owned its record. A finish that is repeated finds its own row (same attempt, same token, the
 # state it wanted) and is no exception.
 FINISH = Statement("""
     WITH outcome AS MATERIALIZED (
-        SELECT id, attempt, token, coalesce(state, 'succeeded') AS state, coalesce(attempt_state, 'succeeded') AS attempt_state,
-               result, error_type, error_message, error_traceback, coalesce(delay_s, 0) AS delay_s, coalesce(cause, 'submit') AS next_cause,
-               coalesce(failures, 0) AS failures, coalesce(interruptions, 0) AS interruptions, done, total, note
-        FROM unnest(
+        SELECT * FROM unnest(
             CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]), CAST(:states AS text[]), CAST(:attempt_states AS text[]),
             CAST(:results AS text[]), CAST(:error_types AS text[]), CAST(:error_messages AS text[]), CAST(:error_tracebacks AS text[]),
             CAST(:delays AS float8[]), CAST(:causes AS text[]), CAST(:failures AS int[]), CAST(:interruptions AS int[]),
             CAST(:dones AS float8[]), CAST(:totals AS float8[]), CAST(:notes AS text[]))
         AS outcome (id, attempt, token, state, attempt_state, result, error_type, error_message, error_traceback,
-                    delay_s, cause, failures, interruptions, done, total, note)
+                    delay_s, next_cause, failures, interruptions, done, total, note)
         ORDER BY id
     ),
     mine AS MATERIALIZED (

@@ -13,6 +13,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import msgspec
+from sqlalchemy import literal_column
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -24,6 +25,14 @@ from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, Ke
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.statements import Statement
 from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
+
+NULL = b"null"
+
+PLAIN_CHARS = 1_000_000
+"""Results of a group that go to Postgres as one object: an object has a limit of its own, and each is looked up in it."""
+
+NEWEST = UUID(int=2**128 - 1)
+"""Above every id."""
 
 Fence = tuple[UUID, int]
 """A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
@@ -172,12 +181,20 @@ class Store:
 
     async def find(self, where: RecordFilter, *, before: UUID | None = None, limit: int = 50) -> list[JobRecord]:
         """Records newest first, those older than the id `before`."""
+        if (where.job is not None or where.queue is not None) and where.state in {None, State.SUCCEEDED}:
+            values = {
+                "job": where.job,
+                "queue": where.queue,
+                "state": where.state,
+                "before": before or NEWEST,
+                "limit": limit,
+            }
+            ids = [row["id"] for row in await self._database.fetch(statements.NEWEST, values)]
+            return sorted(await self.get_many(ids), key=lambda record: record.id, reverse=True)
         query = select(JobRecord).order_by(col(JobRecord.id).desc()).limit(limit)
-        for column, value in (
-            (JobRecord.state, where.state),
-            (JobRecord.job, where.job),
-            (JobRecord.queue, where.queue),
-        ):
+        if where.state is not None:  # written out, so that the planner knows which index has them
+            query = query.where(col(JobRecord.state) == literal_column(f"'{where.state.value}'"))
+        for column, value in ((JobRecord.job, where.job), (JobRecord.queue, where.queue)):
             if value is not None:
                 query = query.where(col(column) == value)
         if before is not None:
@@ -239,20 +256,15 @@ class Store:
 
     # what a worker does
 
-    async def start(self, worker: str, grants: Sequence[tuple[UUID, str]], lease_s: float) -> list[Started]:
-        """queued → running, attempt + 1, for grants given as (id, token). A record that is not answered is not to be run.
+    async def start(self, worker: str, ids: Sequence[UUID], token: str, lease_s: float) -> list[Started]:
+        """queued → running, attempt + 1, for ids that one claim leased. A record that is not answered is not to be run.
 
-        Repeating it with the same tokens answers the same attempts, so a lost COMMIT reply is harmless.
+        Repeating it with the same token answers the same attempts, so a lost COMMIT reply is harmless.
         """
-        values = {
-            "worker": worker,
-            "ids": [record_id for record_id, _ in grants],
-            "tokens": [token for _, token in grants],
-            "lease_s": lease_s,
-        }
+        values = {"worker": worker, "ids": list(ids), "token": token, "lease_s": lease_s}
         return [
             Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
-            for id_, attempt, token, job, args_json, failures, interruptions in await self._database.fetch(statements.START, values)
+            for id_, attempt, job, args_json, failures, interruptions in await self._database.fetch(statements.START, values)
         ]  # fmt: skip
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
@@ -275,11 +287,13 @@ class Store:
         Repeating it changes nothing and answers the same. A record whose cancel is wanted is cancelled instead of queued again.
         With `session` it joins that transaction: the job's own writes and its success commit together.
         """
-        values = _finish_values(finishes)
-        if session is not None:
-            exceptions: Sequence[Any] = await _rows(session, statements.FINISH, values)
+        careful = finishes if session is not None else await self._finish_plain(finishes)
+        if not careful:
+            exceptions: Sequence[Any] = ()
+        elif session is not None:
+            exceptions = await _rows(session, statements.FINISH, _finish_values(careful))
         else:
-            exceptions = await self._database.fetch(statements.FINISH, values)
+            exceptions = await self._database.fetch(statements.FINISH, _finish_values(careful))
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
             if state is None:
@@ -287,6 +301,23 @@ class Store:
             else:
                 states[record_id, attempt] = State(state)
         return states
+
+    async def _finish_plain(self, finishes: Sequence[Finish]) -> Sequence[Finish]:
+        """Finish those with which there is nothing special; answers who is left."""
+        plain = {finish.id: finish for finish in finishes if _is_plain(finish)}
+        results = [
+            f'"{id_}":{r.decode()}' for id_, f in plain.items() if (r := f.result_json) is not None and r != NULL
+        ]
+        if not plain or sum(map(len, results)) > PLAIN_CHARS:
+            return finishes
+        values = {
+            "ids": list(plain),
+            "attempts": [finish.attempt for finish in plain.values()],
+            "tokens": [finish.token for finish in plain.values()],
+            "results": f"{{{','.join(results)}}}",
+        }
+        left = {tuple(row) for row in await self._database.fetch(statements.FINISH_PLAIN, values)}
+        return [f for f in finishes if plain.get(f.id) is not f or (f.id, f.attempt) in left]
 
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where records are, for ids that could not be started."""
@@ -405,17 +436,12 @@ def _running_attempt(record: JobRecord) -> AttemptRecord:
 
 
 def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
-    fences = {
+    errors = [finish.error for finish in finishes]
+    return {
         "ids": [finish.id for finish in finishes],
         "attempts": [finish.attempt for finish in finishes],
         "tokens": [finish.token for finish in finishes],
         "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
-    }
-    if all(map(_is_plain, finishes)):
-        return {**fences, **_ALL_SUCCEEDED}
-    errors = [finish.error for finish in finishes]
-    return {
-        **fences,
         "states": [finish.state.value for finish in finishes],
         "attempt_states": [finish.attempt_state.value for finish in finishes],
         "error_types": [None if error is None else _storable(error.type) for error in errors],
@@ -431,18 +457,8 @@ def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
 
 def _is_plain(finish: Finish) -> bool:
     """Whether there is nothing to say but that it succeeded, and with what."""
-    said = finish.progress or finish.error or finish.failures or finish.interruptions
+    said = finish.progress or finish.error or finish.failures or finish.interruptions or finish.result_json is None
     return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not said
-
-
-_ALL_SUCCEEDED: dict[str, list[Any]] = {
-    name: []
-    for name in (
-        "states", "attempt_states", "error_types", "error_messages", "error_tracebacks", "delays", "causes",
-        "failures", "interruptions", "dones", "totals", "notes",
-    )
-}  # fmt: skip
-"""Columns that are left out are NULL in every row, and the statement reads NULL as "it succeeded": most batches need no more."""
 
 
 def _column(values: list[Any]) -> list[Any]:

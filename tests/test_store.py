@@ -1,6 +1,8 @@
 """Every move of a record, with its guard, on real Postgres; then random sequences of moves against a model of the states."""
 
 import asyncio
+import itertools
+import json
 import random
 import time
 from collections.abc import AsyncIterator
@@ -10,13 +12,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 from pydantic import SecretStr
 from sqlmodel import text
 
+from cplane import statements
 from cplane.context import Artifact, Progress
+from cplane.database import MOVES as MOVE_SETTINGS
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
 from cplane.records import JobRecord
@@ -56,7 +61,7 @@ async def started(
     store: Store, record_id: UUID | None = None, *, token: str = "t", lease_s: float = LEASE_S
 ) -> Started:
     record_id = record_id or await queued(store)
-    (attempt,) = await store.start("w", [(record_id, token)], lease_s)
+    (attempt,) = await store.start("w", [record_id], token, lease_s)
     return attempt
 
 
@@ -167,7 +172,7 @@ async def test_submits_of_one_key_at_once_make_one_record_whatever_their_order(s
 
 async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: Database) -> None:
     record_id = await queued(store, job="add", args_json=b'{"x": 1}')
-    (attempt,) = await store.start("worker 7", [(record_id, "token")], LEASE_S)
+    (attempt,) = await store.start("worker 7", [record_id], "token", LEASE_S)
     assert attempt == Started(
         id=record_id,
         attempt=1,
@@ -192,9 +197,9 @@ async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: D
 
 async def test_repeating_a_start_changes_nothing_and_answers_the_same(store: Store, database: Database) -> None:
     one, two = await queued(store), await queued(store)
-    first = await store.start("w", [(one, "t1"), (two, "t2")], LEASE_S)
+    first = await store.start("w", [one, two], "token", LEASE_S)
     before = await snapshot(database)
-    again = await store.start("w", [(two, "t2"), (one, "t1")], LEASE_S)
+    again = await store.start("w", [two, one], "token", LEASE_S)
     assert sorted(first, key=lambda attempt: attempt.id) == sorted(again, key=lambda attempt: attempt.id)
     assert await snapshot(database) == before
 
@@ -205,8 +210,8 @@ async def test_what_is_not_due_cancelled_running_or_unknown_is_not_started(store
     await store.cancel(cancelled)
     await store.finish([finish(done)])
     before = await snapshot(database)
-    grants = [(record_id, "other") for record_id in (later, cancelled, running.id, done.id, new_id())]
-    assert await store.start("w", grants, LEASE_S) == []
+    ids = [later, cancelled, running.id, done.id, new_id()]
+    assert await store.start("w", ids, "other", LEASE_S) == []
     assert await snapshot(database) == before
 
 
@@ -217,12 +222,35 @@ async def test_starts_of_the_same_records_at_once_give_each_to_one_worker(store:
         ids = [record.id for record in records]
         answers = await asyncio.gather(
             *(
-                store.start(worker, [(record_id, f"{worker}{turn}{record_id}") for record_id in ordered], LEASE_S)
+                store.start(worker, ordered, f"{worker}{turn}", LEASE_S)
                 for worker, ordered in (("a", ids), ("b", ids[::-1]), ("c", ids), ("d", ids[::-1]))
             )
         )
         granted = [attempt.id for answer in answers for attempt in answer]
         assert sorted(granted) == sorted(ids)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
+    store: Store, database_url: str, *, filled: bool
+) -> None:
+    """With statistics of an empty table and of a full one: a plan is kept while the table grows from one to the other."""
+    connection: Any = await asyncpg.connect(database_url, server_settings=MOVE_SETTINGS)  # pyright: ignore[reportUnknownMemberType]
+    try:
+        if filled:
+            await store.submit([new() for _ in range(2000)])
+        await connection.execute("ANALYZE cplane.jobs")
+        for statement in (statements.START, statements.RENEW, statements.FINISH_PLAIN, statements.FINISH):
+            await connection.execute(f"PREPARE move AS {statement.sql}")
+            nothing = ", ".join(["NULL"] * len(statement.names))
+            plan = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE move({nothing})")]
+            await connection.execute("DEALLOCATE move")
+            reads = [line.split("->")[-1].strip().partition("  (")[0] for line in plan if " on jobs" in line]
+            assert reads
+            reads = [read for read in reads if not read.startswith("Update")]
+            assert all(read.startswith("Index Scan using jobs_pkey on jobs") for read in reads), plan
+    finally:
+        await connection.close()
 
 
 # renew
@@ -596,6 +624,18 @@ async def test_lists_are_filtered_newest_first_and_paged_without_gaps(store: Sto
     assert await ids(RecordFilter(job="j1", queue="q2")) == [each for each in newest_first if each in wanted]
     assert await ids(RecordFilter(job="j1", queue="q2", state=State.RUNNING)) == []
 
+    for state, job, queue in itertools.product(
+        (None, State.QUEUED, State.CANCELLED, State.SUCCEEDED), (None, "j0", "j"), (None, "q1", "r")
+    ):
+        wanted = {
+            record.id
+            for record in records
+            if job in {None, record.job} and queue in {None, record.queue}
+            and state in {None, State.CANCELLED if record is records[0] else State.QUEUED}
+        }  # fmt: skip
+        where = RecordFilter(state=state, job=job, queue=queue)
+        assert await ids(where, before=newest_first[2], limit=4) == [e for e in newest_first[3:] if e in wanted][:4]
+
     paged: list[UUID] = []
     while page := await ids(RecordFilter(), before=paged[-1] if paged else None, limit=5):
         paged += page
@@ -606,11 +646,35 @@ async def test_lists_are_filtered_newest_first_and_paged_without_gaps(store: Sto
 # batches
 
 
+@pytest.mark.parametrize("large", [False, True])
+async def test_each_of_a_group_gets_its_own_result(store: Store, *, large: bool) -> None:
+    results = [
+        b"null",
+        b'"one"',
+        b"[2]",
+        b'{"three": {"4": 5.5}}',
+        b"null",
+        b"true",
+        b'"' + b"x" * 1_200_000 * large + b'"',
+    ]
+    records = [new() for _ in results]
+    await store.submit(records)
+    attempts = {each.id: each for each in await store.start("w", [record.id for record in records], "t", LEASE_S)}
+    finishes = [finish(attempts[r.id], result_json=result) for r, result in zip(records, results, strict=True)]
+    stranger = replace(finishes[1], token="another")
+    again = finish(await started(store), attempt_state=AttemptState.FAILED, state=State.FAILED, failures=1)
+    answers = await store.finish([*finishes, again, stranger])
+    assert answers == {(record.id, 1): State.SUCCEEDED for record in records} | {(again.id, 1): State.FAILED}
+    assert await store.finish(finishes[::-1]) == {(record.id, 1): State.SUCCEEDED for record in records}
+    for record, result in zip(records, results, strict=True):
+        assert (await store.get(record.id)).result == json.loads(result)
+
+
 async def test_renew_and_finish_of_the_same_records_at_once_never_deadlock(store: Store) -> None:
     for turn in range(15):
         records = [new() for _ in range(40)]
         await store.submit(records)
-        attempts = await store.start("w", [(record.id, f"{turn}") for record in records], LEASE_S)
+        attempts = await store.start("w", [record.id for record in records], f"{turn}", LEASE_S)
         random.Random(turn).shuffle(attempts)
         renewals = [Renew(id=each.id, attempt=each.attempt, token=each.token) for each in attempts]
         released = [finish(each, State.QUEUED, attempt_state=AttemptState.RELEASED) for each in attempts]
@@ -674,22 +738,22 @@ class Game:
             await self.compare(move.__name__)
 
     async def start(self) -> None:
-        grants: list[tuple[UUID, str]] = []
         foretold: dict[UUID, int] = {}
         alive = self.dice.random() < 0.6
-        for record_id in self.some_records():
+        ids = self.some_records()
+        known = [self.models[record_id].token for record_id in ids if self.models[record_id].token]
+        repeated = bool(known) and self.dice.random() < 0.3
+        self.tokens += not repeated
+        token = self.dice.choice(known) if repeated else f"token {self.tokens}"
+        for record_id in ids:
             model = self.models[record_id]
-            repeated = bool(model.token) and self.dice.random() < 0.3
-            self.tokens += not repeated
-            token = model.token if repeated else f"token {self.tokens}"
-            grants.append((record_id, token))
             if model.state is State.QUEUED and not model.cancel and model.due:
                 model.move(State.RUNNING)
                 model.attempt, model.token, model.alive = model.attempt + 1, token, alive
                 foretold[record_id] = model.attempt
             elif model.state is State.RUNNING and model.token == token:
                 foretold[record_id] = model.attempt
-        answers = await self.store.start("w", grants, LEASE_S if alive else OVER_S)
+        answers = await self.store.start("w", ids, token, LEASE_S if alive else OVER_S)
         assert {answer.id: answer.attempt for answer in answers} == foretold
         self.fences += [answer for answer in answers if answer not in self.fences]
 

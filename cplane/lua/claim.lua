@@ -1,6 +1,6 @@
 -- Lease ids that are due.
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms), in the order in which they are served   KEYS[4] wake list
--- ARGV[1] how many at most   ARGV[2] lease in ms   ARGV[3] grant prefix, unique for this call; the n-th lease's token is prefix:n
+-- ARGV[1] how many at most   ARGV[2] lease in ms   ARGV[3] token of these leases, unique for this call
 -- ARGV[4] how many due ids to look at, at most
 -- answers { claimed: {place of its lane in KEYS, id, payload, try (negative: an abort is wanted), due in ms, …},
 --           missing: {place, id, …}, odd: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
@@ -51,7 +51,7 @@ local function grant(place, id, payload, ended, due_ms)
   if not try then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
-  redis.call('SET', 'arq:in-progress:' .. id, ARGV[3] .. ':' .. count, 'PX', lease_ms)
+  redis.call('SET', 'arq:in-progress:' .. id, ARGV[3], 'PX', lease_ms)
   local to, at = #moves, #claimed
   moves[to + 1], moves[to + 2] = now_ms + lease_ms + 0.5, id
   claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms

@@ -110,7 +110,7 @@ async def prepare(run: Scenario, *, behind: bool) -> None:
     dead = NewRecord(id=new_id(), job=ok.job, queue="default", args_json=b'{"tag": "dead"}')
     await run.plane.store.submit([unheard, dead])
     with run.died_elsewhere():
-        await run.plane.store.start("dead worker", [(dead.id, "dead")], -1.0)
+        await run.plane.store.start("dead worker", [dead.id], "dead", -1.0)
     await run.plane.queue.enqueue([Push.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])
     if behind:

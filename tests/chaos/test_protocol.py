@@ -200,7 +200,7 @@ class Protocol(RuleBasedStateMachine):
     def start_record(self, grant: Grant) -> None:
         record = UUID(grant.id)
         model = self.models[record]
-        answers = self.servers.do(self.servers.store.start("w", [(record, grant.token)], LEASE_S))
+        answers = self.servers.do(self.servers.store.start("w", [record], grant.token, LEASE_S))
         if model.state is State.QUEUED and not model.deferred:
             model = replace(model, state=State.RUNNING, attempt=model.attempt + 1, token=grant.token, lease_over=False)
             self.models[record] = model

@@ -69,7 +69,7 @@ class Hand:
         self._plane = plane
 
     async def start(self, record_id: str) -> Started:
-        (started,) = await self._plane.store.start("hand", [(UUID(record_id), uuid4().hex)], 30)
+        (started,) = await self._plane.store.start("hand", [UUID(record_id)], uuid4().hex, 30)
         return started
 
     async def succeed(self, started: Started, result: Any = None) -> None:
