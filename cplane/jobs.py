@@ -3,11 +3,13 @@
 import asyncio
 import inspect
 import sys
+from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
+from itertools import islice
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -65,6 +67,8 @@ RESULT_TTL_S = 3600.0
 """How long Redis keeps the result of a transient job, and always at least why one failed."""
 CHUNK = 500
 """Submissions of `submit_many` that are recorded in one statement."""
+
+CHUNKS_UNDER_WAY = 2
 
 OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check")
 
@@ -356,19 +360,23 @@ class Call(Generic[P, R]):
             )
         plane = current()
         handles: list[Handle[R]] = []
-        under_way: asyncio.Task[list[Handle[Any]]] | None = None
+        under_way: deque[asyncio.Task[list[Handle[Any]]]] = deque()
         try:
-            async for chunk in _chunks(calls, size=CHUNK):  # one is validated while the one before is recorded
+            # while one chunk is validated, the one before is recorded and the one before that is scheduled
+            async for chunk in _chunks(calls, size=CHUNK):
                 submissions = [self.submission(self._job.encode((), call)) for call in chunk]
-                if under_way is not None:
-                    handles += await under_way
-                under_way = asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}")
+                if len(under_way) == CHUNKS_UNDER_WAY:
+                    handles += await under_way[0]
+                    under_way.popleft()
+                under_way.append(asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}"))
                 await asyncio.sleep(0)
-            if under_way is not None:
-                handles += await under_way
-        finally:
-            if under_way is not None and not under_way.done():
-                await asyncio.wait([under_way])
+            for submitting in under_way:
+                handles += await submitting
+        except BaseException:
+            await asyncio.gather(
+                *under_way, return_exceptions=True
+            )  # what was begun is done before anybody hears of the error
+            raise
         return handles
 
     def submission(self, args_json: bytes) -> Submission:
@@ -632,25 +640,19 @@ def _policy(where: str, retries: object) -> RetryPolicy:
 async def _chunks(
     calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]], size: int
 ) -> AsyncIterable[list[Mapping[str, object]]]:
+    if not isinstance(calls, AsyncIterable):
+        left = iter(calls)
+        while chunk := list(islice(left, size)):
+            yield chunk
+        return
     chunk: list[Mapping[str, object]] = []
-    async for call in _each(calls):
+    async for call in calls:
         chunk.append(call)
         if len(chunk) == size:
             yield chunk
             chunk = []
     if chunk:
         yield chunk
-
-
-async def _each(
-    calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]],
-) -> AsyncIterable[Mapping[str, object]]:
-    if isinstance(calls, AsyncIterable):
-        async for call in calls:
-            yield call
-        return
-    for call in calls:
-        yield call
 
 
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:

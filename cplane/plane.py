@@ -64,8 +64,8 @@ PUSH_PAUSE_S = 1.0
 
 log = structlog.get_logger("cplane")
 
-Recorded = tuple[Submitted | IdempotencyConflict, "asyncio.Future[None]"]
-"""What a submission led to, and the push that schedules it."""
+Recorded = tuple[Submitted | IdempotencyConflict, asyncio.Event]
+"""What a submission led to, and the event that it is scheduled, or that this takes too long to wait for."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -138,11 +138,10 @@ class ControlPlane:
         if not submission.job.options.record:
             self._check_size(submission)
             return await self._transient.submit(submission)
-        submitted, pushed = await self._record(self._new_record(submission))
+        submitted, scheduled = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
             raise submitted
-        if not pushed.done():
-            await asyncio.wait([pushed], timeout=PUSH_WAIT_S)
+        await scheduled.wait()
         return submitted
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
@@ -165,7 +164,7 @@ class ControlPlane:
             if isinstance(submitted, IdempotencyConflict):
                 raise submitted
             handles.append(self._handle(submission, submitted))
-        await asyncio.wait({pushed for _, pushed in answers}, timeout=PUSH_WAIT_S)
+        await answers[0][1].wait()
         return handles
 
     async def create_job(
@@ -251,8 +250,8 @@ class ControlPlane:
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
-        pushed = self._schedule.put(pushes)  # it happens even if nobody waits for it any more
-        return [(answer, pushed) for answer in answers]
+        scheduled = _done_or_late(self._schedule.put(pushes))  # it happens even if nobody waits for it any more
+        return [(answer, scheduled) for answer in answers]
 
     async def _push(self, groups: list[list[Push]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
@@ -442,6 +441,19 @@ class ControlPlane:
         queue, priority = lane_of(found.queue)
         await self.queue.enqueue([Push(queue, job_id, found.payload, 0, priority)])
         await self.queue.drop_aside(job_id)
+
+
+def _done_or_late(pushed: asyncio.Future[None]) -> asyncio.Event:
+    """Set when a push is done, and at the latest when nobody should wait for it any longer: one timer for a whole group."""
+    event = asyncio.Event()
+    late = asyncio.get_running_loop().call_later(PUSH_WAIT_S, event.set)
+
+    def done(_: object) -> None:
+        late.cancel()
+        event.set()
+
+    pushed.add_done_callback(done)
+    return event
 
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:

@@ -37,7 +37,7 @@ DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint
 
 SUBMIT = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, key, request_hash)
-    SELECT id, job, queue, priority, 'queued', 'submit', args::jsonb,
+    SELECT id, coalesce(job, :job), coalesce(queue, :queue), coalesce(priority, :priority), 'queued', 'submit', args::jsonb,
            coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), key, request_hash
     FROM unnest(CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
                 CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:keys AS text[]), CAST(:hashes AS bytea[]))

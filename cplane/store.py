@@ -146,9 +146,9 @@ class Store:
         """∅ → queued. Answers in order; a key that was used for something else answers the conflict."""
         values = {
             "ids": [record.id for record in records],
-            "jobs": [record.job for record in records],
-            "queues": [record.queue for record in records],
-            "priorities": [record.priority.value for record in records],
+            **_same("job", "jobs", [record.job for record in records]),
+            **_same("queue", "queues", [record.queue for record in records]),
+            **_same("priority", "priorities", [record.priority for record in records]),
             "args": [record.args_json.decode() for record in records],
             "delays": _column([record.delay_s for record in records]),
             "run_ats": _column([record.run_at for record in records]),
@@ -459,6 +459,12 @@ def _is_plain(finish: Finish) -> bool:
     """Whether there is nothing to say but that it succeeded, and with what."""
     said = finish.progress or finish.error or finish.failures or finish.interruptions or finish.result_json is None
     return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not said
+
+
+def _same(one: str, many: str, values: list[str]) -> dict[str, Any]:
+    """A column of which every value is the same goes as that value, and the column is left out."""
+    is_same = len(set(values)) == 1
+    return {one: values[0] if is_same else None, many: [] if is_same else values}
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -235,7 +235,8 @@ async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
     store: Store, database_url: str, *, filled: bool
 ) -> None:
     """With statistics of an empty table and of a full one: a plan is kept while the table grows from one to the other."""
-    connection: Any = await asyncpg.connect(database_url, server_settings=MOVE_SETTINGS)  # pyright: ignore[reportUnknownMemberType]
+    connect: Any = asyncpg.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    connection: Any = await connect(database_url, server_settings=MOVE_SETTINGS)
     try:
         if filled:
             await store.submit([new() for _ in range(2000)])
@@ -243,7 +244,7 @@ async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
         for statement in (statements.START, statements.RENEW, statements.FINISH_PLAIN, statements.FINISH):
             await connection.execute(f"PREPARE move AS {statement.sql}")
             nothing = ", ".join(["NULL"] * len(statement.names))
-            plan = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE move({nothing})")]
+            plan: list[str] = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE move({nothing})")]
             await connection.execute("DEALLOCATE move")
             reads = [line.split("->")[-1].strip().partition("  (")[0] for line in plan if " on jobs" in line]
             assert reads

@@ -23,13 +23,10 @@ from cplane.web.problems import (
     RequestProblem,
     pointer,
 )
-from cplane.web.request import ApiRequest
+from cplane.web.request import BODY_S, ApiRequest
 
 DEPTH_HINT = "at most 200 levels"
 UNSTORABLE = "contains NUL or half a surrogate pair"
-
-BODY_S = 30.0
-"""How long a body may take to come."""
 
 THREAD_BYTES = 64 * 1024
 """A larger body is parsed in a thread: the loop goes on meanwhile."""
@@ -75,7 +72,6 @@ async def _read(request: ApiRequest, limit: int) -> bytes:
         _refuse(limit)
     chunks: list[bytes] = []
     size, more = 0, True
-    request.answer_within(BODY_S)
     try:
         while more:
             message = await request.receive()

@@ -16,7 +16,7 @@ from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
 from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor
 from cplane.web.request import ApiRequest, not_for_transient, not_to_be_waited_for
-from cplane.web.responses import json_response
+from cplane.web.responses import JsonAt, json_response
 from cplane.web.views import JobList, Retried, job_summary, job_view, queued_json
 from cplane.web.waiting import record_after
 
@@ -42,9 +42,10 @@ async def submit(request: ApiRequest) -> Response:
         priority=body.priority,
     )
     submitted = accepted.submitted
-    headers = {"location": _url(request, submitted.id)}
+    location = _url(request, submitted.id)
     if submitted.created and not wait_s:
-        return Response(queued_json(accepted, headers["location"]), 202, headers, "application/json")
+        return JsonAt(queued_json(accepted, location), 202, location)
+    headers = {"location": location}
     if not submitted.created:
         headers["idempotency-replayed"] = "true"
     return await _moved(request, await record_after(request, submitted.id, wait_s), headers)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from functools import cache, cached_property
+from functools import cache
 from typing import TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,9 @@ from cplane.web.problems import INVALID_REQUEST, Fault, RequestProblem
 
 ANSWER_S = 5.5
 """Every answer comes within 6 seconds, whatever has failed; a wait the client asked for comes on top."""
+
+BODY_S = 30.0
+"""How long a body may take to come."""
 
 MAX_KEY_LENGTH = 255
 
@@ -38,18 +41,12 @@ class ApiRequest(Request):
         """Set when the server stops: nobody waits for a job any longer."""
         return cast("asyncio.Event", self.app.state.stopping)
 
-    @cached_property
-    def deadline(self) -> asyncio.Timeout:
-        """Entered around the handler; what it interrupts is answered with 503."""
-        return asyncio.timeout(ANSWER_S)
+    deadline: asyncio.Timeout
+    """Entered around the handler; what it interrupts is answered with 503."""
 
     def allow(self, seconds: float) -> None:
         """Move the deadline to `seconds`, and the time of an answer, from now."""
-        self.answer_within(seconds + ANSWER_S)
-
-    def answer_within(self, seconds: float) -> None:
-        """Move the deadline to `seconds` from now."""
-        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds + ANSWER_S)
 
     def header(self, name: str) -> str | None:
         """The first header of that name, which is given in small letters."""

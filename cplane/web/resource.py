@@ -1,6 +1,7 @@
 """Operations as data, and the resources they make: one path, its methods, a deadline over each answer."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
@@ -9,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cplane.web.problems import EXPECTED, METHOD, Kind, RequestProblem, handle
-from cplane.web.request import ApiRequest
+from cplane.web.request import ANSWER_S, BODY_S, ApiRequest
 
 Handler = Callable[[ApiRequest], Awaitable[Response]]
 
@@ -45,15 +46,17 @@ class Operation:
 class Resource:
     """An ASGI app for one path. HEAD comes with GET; OPTIONS names the methods; another method is a problem that does, too."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], with_body: Collection[str] = ()) -> None:
         self._handlers = dict(handlers)
+        self._with_body = frozenset(with_body)
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join([*self._handlers, "OPTIONS"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; the deadline covers the handler, not the sending of its answer."""
+        """Serve one request; the deadline covers the handler, not the sending of its answer. `read_body` moves it once a body is there."""
         request = ApiRequest(scope, receive, send)
+        request.deadline = asyncio.timeout(BODY_S if scope["method"] in self._with_body else ANSWER_S)
         try:
             async with request.deadline:
                 response = await self._answer(request)
@@ -85,10 +88,16 @@ class Direct:
 
 def resources(operations: Sequence[Operation]) -> dict[str, Resource]:
     """One resource for each path."""
-    by_path: dict[str, dict[str, Handler]] = {}
+    by_path: dict[str, list[Operation]] = {}
     for operation in operations:
-        by_path.setdefault(operation.path, {})[operation.method] = operation.handler
-    return {path: Resource(handlers) for path, handlers in by_path.items()}
+        by_path.setdefault(operation.path, []).append(operation)
+    return {
+        path: Resource(
+            {operation.method: operation.handler for operation in served},
+            [operation.method for operation in served if operation.body is not None],
+        )
+        for path, served in by_path.items()
+    }
 
 
 def routes(by_path: Mapping[str, Resource]) -> list[BaseRoute]:

@@ -5,9 +5,11 @@ import errno
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cplane.errors import InvalidSettings
 
@@ -15,6 +17,7 @@ GRACE_S = 10.0
 """How long answers under way may take once the server stops; waits for jobs end at once."""
 
 BACKLOG = 2048
+TOGETHER_BYTES = 65_536
 MAX_PORT = 65535
 
 
@@ -91,6 +94,50 @@ async def serve(
             ended.cancel()
 
 
+class Together:
+    """A transport that sends what is written in one turn of the loop as one.
+
+    uvicorn writes the head of an answer and its body apart, and a call of the system costs a good part of a whole answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Send it when this turn is over; a large part at once, so that whoever writes hears when the client cannot follow."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > TOGETHER_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts, self._size = self._parts, [], 0
+            self._transport.write(b"".join(parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's own, on a transport of ours."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        together: Any = Together(cast("asyncio.Transport", transport), self.loop)
+        super().connection_made(together)
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn that leaves signals alone and tells when it listens."""
 
@@ -98,7 +145,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",  # open_server runs it
                 log_config=None,

@@ -14,7 +14,6 @@ from pydantic import SecretStr
 
 from cplane import CplaneSettings
 from cplane.web import create_app, open_server
-from cplane.web import request as web_request
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api
@@ -95,7 +94,7 @@ async def test_a_database_without_our_tables_answers_503(settings: CplaneSetting
 
 
 async def test_what_takes_too_long_is_answered_all_the_same(api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_request, "ANSWER_S", 0.001)
+    monkeypatch.setattr("cplane.web.resource.ANSWER_S", 0.001)
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/no-answer-in-time")
 

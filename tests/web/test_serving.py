@@ -16,6 +16,7 @@ from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
 from cplane.records import JobRecord
 from cplane.web import create_app, open_server, serve
+from cplane.web.server import TOGETHER_BYTES, Together
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand
@@ -197,3 +198,34 @@ async def test_a_request_leaves_one_line_without_its_secrets(api: "Api") -> None
     assert all(line["took_ms"] > 0 for line in lines)
     for secret in ("hidden", "limit", "12345"):
         assert secret not in str(lines)
+
+
+class Recording(asyncio.Transport):
+    """What would go out, call by call."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("::1", 7)})
+        self.calls: list[bytes | str] = []
+
+    def write(self, data: Any) -> None:
+        self.calls.append(bytes(data))
+
+    def close(self) -> None:
+        self.calls.append("closed")
+
+
+async def test_what_is_written_in_one_turn_leaves_as_one() -> None:
+    sent = Recording()
+    together = Together(sent, asyncio.get_running_loop())
+    assert together.get_extra_info("peername") == ("::1", 7)
+    together.write(b"head ")
+    together.write(b"body")
+    assert sent.calls == []
+    await asyncio.sleep(0)
+    together.write(b"next")
+    together.write(large := b"x" * TOGETHER_BYTES)
+    assert sent.calls == [b"head body", b"next" + large], "who writes much hears when the client cannot follow"
+    together.write(b"last")
+    together.close()
+    await asyncio.sleep(0)
+    assert sent.calls[2:] == [b"last", "closed"]
