@@ -642,8 +642,8 @@ async def _chunks(
 ) -> AsyncIterable[list[Mapping[str, object]]]:
     if not isinstance(calls, AsyncIterable):
         left = iter(calls)
-        while chunk := list(islice(left, size)):
-            yield chunk
+        while taken := list(islice(left, size)):
+            yield taken
         return
     chunk: list[Mapping[str, object]] = []
     async for call in calls:
