@@ -26,7 +26,6 @@ from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import ENVIRONMENTS, System
 from benchmarks.suite.tally import MEMORY
 from benchmarks.suite.tally import PREFIX as SLOTS
-from cplane.dev import DevStack
 
 PREFIX = "run-"
 """Of the folder of a run; the pid follows."""
@@ -58,8 +57,7 @@ async def run(plan: Plan, console: Console, results: Results) -> None:
         shown = progress.add_task("preparing", total=None)
         await _environments(plan, progress, shown)
         folder = await stack.enter_async_context(_folder(console, keep=plan.keep))
-        running = await stack.enter_async_context(DevStack(folder, durable=plan.durable))
-        servers = Servers(running.database_url, running.redis_url)
+        servers = await stack.enter_async_context(Servers(folder, durable=plan.durable))
         bench = Bench(
             servers=servers,
             systems=plan.systems,
@@ -113,7 +111,7 @@ async def _folder(console: Console, *, keep: bool) -> AsyncGenerator[Path]:
         if keep:
             kept = ENVIRONMENTS / "logs"
             await asyncio.to_thread(shutil.rmtree, kept, ignore_errors=True)
-            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns(".cplane", "artifacts"))
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("postgres", "redis", "artifacts"))
             console.print(f"logs: {kept}")
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -1,26 +1,57 @@
-"""The Redis and the Postgres that all systems share, emptied before every run."""
+"""The Redis and the Postgres of all systems: before every run a new Redis and a new database."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 from redis.asyncio import Redis
 
 from benchmarks.suite.systems import System
+from cplane.dev.postgres import EmbeddedPostgres
+from cplane.dev.redis import EmbeddedRedis
+from cplane.dev.sockets import SocketFolder
 
 SETTINGS = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
 
 
 class Servers:
-    """Addresses, and what a run needs: emptiness, and a database with the system's own tables."""
+    """Starts and stops them, and has what a run needs: emptiness, and a database with the system's own tables."""
 
-    def __init__(self, database_url: str, redis_url: str) -> None:
-        self.redis_url = redis_url
-        self._admin_url = database_url
+    def __init__(self, folder: Path, *, durable: bool) -> None:
+        self._folder = folder
+        self._durable = durable
         self._templates: set[str] = set()
+        self._open = AsyncExitStack()
+        self._redis_open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opening:
+            self._sockets = opening.enter_context(SocketFolder(self._folder))
+            postgres = EmbeddedPostgres(self._folder / "postgres", self._sockets, durable=self._durable)
+            self._admin_url = (await opening.enter_async_context(postgres)).url
+            opening.push_async_callback(self._stop_redis)
+            await self._start_redis()
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    async def _start_redis(self) -> None:
+        redis = EmbeddedRedis(self._folder / "redis", self._sockets, durable=self._durable)
+        self.redis_url = (await self._redis_open.enter_async_context(redis)).url
+
+    async def _stop_redis(self) -> None:
+        await self._redis_open.aclose()
+        await asyncio.to_thread(shutil.rmtree, self._folder / "redis", ignore_errors=True)
 
     @property
     def database_url(self) -> str:
@@ -31,26 +62,41 @@ class Servers:
         """Versions and durability, for the report."""
         async with self.redis() as redis:
             info: dict[str, Any] = await redis.info("server")
+            memory: dict[str, Any] = await redis.info("memory")
             config: dict[str, str] = await redis.config_get("append*")
         name = "Valkey" if "valkey_version" in info else "Redis"
         said = {name: str(info.get("valkey_version", info.get("redis_version")))}
         said |= {f"{name} {option}": config[option] for option in ("appendonly", "appendfsync")}
+        said[f"{name} allocator"] = str(memory["mem_allocator"])
         async with self.postgres(self._admin_url) as postgres:
             for setting in SETTINGS:
                 said[f"Postgres {setting}"] = str(await postgres.fetchval(f"SHOW {setting}"))
         return said
 
     async def empty(self, template: str | None) -> None:
-        """Nothing in Redis, its log rewritten; a new database with the tables of `template`; nothing left to checkpoint."""
-        async with self.redis() as redis:
-            await redis.flushall()
-            if (await redis.config_get("appendonly"))["appendonly"] == "yes":
-                await _rewrite(redis)
+        """A new Redis; a new database with the tables of `template`; nothing left to checkpoint.
+
+        A Redis that was only emptied is slower by up to a half where its memory comes from the C library: what was there before lies
+        scattered, and every run would depend on the runs before it.
+        """
+        await self._stop_redis()
+        await self._start_redis()
         async with self.postgres(self._admin_url) as postgres:
             await postgres.execute("DROP DATABASE IF EXISTS bench WITH (FORCE)")
             origin = f' TEMPLATE "{template}"' if template is not None else ""
             await postgres.execute(f"CREATE DATABASE bench{origin}")
             await postgres.execute("CHECKPOINT")
+
+    async def settle(self) -> None:
+        """What filling them has left to be done is done now, not while something is measured: Redis's log, Postgres's statistics."""
+        async with self.redis() as redis:
+            while True:
+                info: dict[str, Any] = await redis.info("persistence")
+                if not info["aof_rewrite_in_progress"] and not info.get("aof_rewrite_scheduled"):
+                    break
+                await asyncio.sleep(0.02)
+        await self.execute("VACUUM ANALYZE")
+        await self.execute("CHECKPOINT")
 
     async def template(self, system: System, prepare: Callable[[str], Awaitable[None]]) -> str | None:
         """The database to copy for a system, made with `prepare(url)` when it is first asked for."""
@@ -94,13 +140,3 @@ class Servers:
 
     def _url(self, database: str) -> str:
         return urlunsplit(urlsplit(self._admin_url)._replace(path=f"/{database}"))
-
-
-async def _rewrite(redis: Any) -> None:
-    """An append-only file that still holds the last run would be rewritten in the middle of the next one."""
-    await redis.bgrewriteaof()
-    for _ in range(200):
-        await asyncio.sleep(0.02)
-        info: dict[str, Any] = await redis.info("persistence")
-        if not info["aof_rewrite_in_progress"] and not info.get("aof_rewrite_scheduled"):
-            return

@@ -1,12 +1,12 @@
 """cplane alone, as what it holds grows: jobs that wait in the queue, and records in the database.
 
-**Queued.** Before the worker starts, N + M jobs that are due wait in one queue. The rate is taken over M jobs, after the first 1,000, and N
-still wait when it ends: "N queued" means from N to N + M, the same M for every N, and nobody submits meanwhile. Then the worker stops, and
-with N queued submit rates are measured.
+**Queued.** Before the worker starts, N + M jobs that are due wait in one queue, and what filling it left to be done (Redis rewriting its
+log, Postgres's statistics) is done. The rate is taken over M jobs, after the first 1,000, and N still wait when it ends: "N queued" means
+from N to N + M, the same M for every N, and nobody submits meanwhile. Then the worker stops, and with N queued submit rates are measured.
 
-**Records.** Finished records and their attempts are put in with SQL, spread over 20 job names, 94 % succeeded, then ANALYZE. Then a page of
-50 is listed 200 times for each of four filters, through `ControlPlane.records()` and over HTTP, and jobs are submitted and run beside those
-records.
+**Records.** Finished records and their attempts are put in with SQL, spread over 20 job names, 94 % succeeded, and settle in the same
+way. Then a page of 50 is listed 200 times for each of four filters, through `ControlPlane.records()` and over HTTP, and jobs are submitted
+and run beside those records.
 """
 
 import sys
@@ -111,6 +111,7 @@ async def _with_queued(bench: Bench, system: System, queued: int) -> None:
     async with bench.stage(system, ready + SUBMITS + BULK) as stage:
         for first in range(0, ready, CHUNK):
             await stage.producer.order("bulk", "noop", first, min(CHUNK, ready - first))
+        await bench.servers.settle()
         async with stage.workers() as workers:
             await stage.finish(SKIPPED + measured, workers)
         per_s = stage.tally.per_s_between(SKIPPED, measured)
@@ -150,9 +151,7 @@ async def _seed(bench: Bench, records: int) -> None:
     for first in range(0, records, CHUNK):
         await bench.servers.execute(SEED_RECORDS.format(first=first, last=min(first + CHUNK, records) - 1))
     await bench.servers.execute(SEED_ATTEMPTS)
-    for table in ("cplane.jobs", "cplane.attempts"):
-        await bench.servers.execute(f"VACUUM ANALYZE {table}")
-    await bench.servers.execute("CHECKPOINT")  # what seeding wrote shall not be written during the measurements
+    await bench.servers.settle()
 
 
 async def _list_pages(bench: Bench, case: str) -> None:
