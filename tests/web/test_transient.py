@@ -135,6 +135,26 @@ async def test_an_idempotency_key_is_refused_in_one_sentence(api: "Api", plane: 
     assert await plane.queue.depth("default") == 0
 
 
+async def test_without_postgres_redis_answers_for_its_jobs(settings: CplaneSettings, tmp_path: "Path") -> None:
+    away = settings.model_copy(update={"database_url": SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")})
+    async with (
+        open_server(create_app(away), "127.0.0.1", 0) as server,
+        httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        brief = (await client.post(JOBS, json={"job": "web_brief", "args": {"x": 3}})).json()
+        assert (await client.get(brief["url"])).json()["state"] == "queued"
+        unfinished = await client.get(brief["url"], params={"wait": 0.1})
+        assert (unfinished.status_code, unfinished.json()["state"]) == (200, "queued")
+        async with running(settings):
+            ended = (await client.get(brief["url"], params={"wait": 20})).json()
+        assert (ended["state"], ended["result"]) == ("succeeded", 6)
+        other = (await client.post(JOBS, json={"job": "web_brief"})).json()
+        cancelled = await client.post(f"{other['url']}/cancel")
+        assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
+        unknown = await client.get(f"{JOBS}/01890000-0000-7000-8000-000000000000")
+        assert (unknown.status_code, unknown.json()["type"]) == (503, "/problems/database-unavailable")
+
+
 async def test_without_redis_a_submission_answers_503(settings: CplaneSettings, tmp_path: "Path") -> None:
     away = settings.model_copy(update={"redis_url": SecretStr(f"unix://{tmp_path}/nobody.sock")})
     async with (
