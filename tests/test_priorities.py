@@ -157,6 +157,9 @@ async def test_the_priority_of_one_submission_outranks_the_jobs_own(plane: Contr
     ]  # fmt: skip
     assert (await plane.record(own.id)).priority is HIGH
     assert (await plane.record(other.id)).priority is LOW
+    assert (await plane.job(transient.id)).priority is HIGH
+    await transient.cancel()
+    assert (await plane.job(transient.id)).priority is None, "Redis does not keep that of an ended job"
     for wrong in ("urgent", "", "HIGH"):
         with pytest.raises(InvalidArguments, match="is not a priority"):
             priority_high.using(priority=wrong)
