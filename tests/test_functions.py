@@ -198,11 +198,33 @@ async def test_arqs_retry_runs_a_function_again_until_its_tries_are_spent(
         assert await result(await enqueue(client, "third")) == 3
         assert seen == [1, 2, 3]
         seen.clear()
-        with pytest.raises(JobFailed):
-            await result(await enqueue(client, "two_only"))
-        assert seen == [1, 2]
         assert await result(await enqueue(client, "plain_retries_ours")) == 2
-    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 1, 4)
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 0, 3)
+
+
+@pytest.mark.parametrize("whose", ["ours", "arq's"])
+async def test_a_retry_on_the_last_try_ends_as_with_arqs_own_worker(
+    settings: CplaneSettings, client: ArqRedis, whose: str
+) -> None:
+    queued = await enqueue(client, "two_only")
+    worker: Worker | arq.Worker
+    if whose == "ours":
+        async with running(settings, functions=FUNCTIONS) as worker:
+            with pytest.raises(JobFailed):
+                await result(queued)
+    else:
+        worker = arq.Worker(
+            [func(plain_third_try, name="two_only", max_tries=2)], redis_pool=client, burst=True, poll_delay=0.01, handle_signals=False,
+            job_serializer=serialize, job_deserializer=deserialize,
+        )  # fmt: skip
+        await worker.async_run()
+    with pytest.raises(JobFailed, match="'two_only' failed with JobExecutionFailed: max 2 retries exceeded"):
+        await result(queued)
+    info = await queued.result_info()
+    assert info is not None
+    assert (info.success, info.job_try) == (False, 3)
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (0, 1, 2)
+    assert seen == [1, 2]
 
 
 async def test_a_function_that_has_spent_its_tries_is_not_run(
