@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -37,7 +36,7 @@ from cplane.errors import (
 from cplane.queue import Grant, Push, Queue, Return, Returned
 from cplane.states import MAX_CRASHES
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
@@ -144,17 +143,6 @@ def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.clear()
 
 
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
-
-
 async def lose_lease(plane: ControlPlane, job_id: UUID) -> None:
     """As if the lease had ended without its worker."""
     await raw(plane).delete(f"arq:in-progress:{job_id}")
@@ -226,8 +214,7 @@ async def test_what_a_job_has_spent_travels_in_its_envelope(settings: CplaneSett
     spent = encode_envelope("transient_always_fails", (), {}, failures=1, interruptions=1)
     await plane.queue.enqueue([Push("default", job_id, spent)])
     async with running(settings):
-        while not (await plane.queue.results([job_id]))[0]:
-            await asyncio.sleep(0.01)
+        await kept_result(plane, job_id)
     assert runs == [1, 2], "one of its two retries was spent before"
 
 
@@ -451,10 +438,8 @@ async def test_arguments_are_checked_when_submitted_and_when_run(settings: Cplan
         )
     job_id = new_id()
     await plane.queue.enqueue([Push("default", str(job_id), encode_envelope("transient_add", ("no number",)))])
-    async with running(settings), asyncio.timeout(DEADLINE_S):
-        while (kept := (await plane.queue.results([str(job_id)]))[0]) is None:
-            await asyncio.sleep(0.01)
-    failed = decode_result(kept)
+    async with running(settings):
+        failed = decode_result(await kept_result(plane, str(job_id)))
     assert not failed.s
     assert failed.r.type == "InvalidArguments"
     assert failed.t == 1
