@@ -361,7 +361,7 @@ def _interrupted(error: OutsideError, described: Error, interruptions: int) -> O
 def _retry_in_s(error: BaseException, attempt: Attempt) -> float | None:
     """Seconds until the job runs again after its own failure; None: it has failed for good."""
     if isinstance(attempt.job, PlainFunction):
-        return attempt.job.retry_in_s(error, attempt.number)
+        return attempt.job.retry_in_s(error)
     policy, failures = attempt.job.options.retry, attempt.failures + 1
     if isinstance(error, InvalidArguments | ResultNotSerializable):
         return None

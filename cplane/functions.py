@@ -70,9 +70,12 @@ class PlainFunction:
         }
         return cast("Awaitable[object]", self.function(ctx, *envelope.a, **envelope.k))
 
-    def retry_in_s(self, error: BaseException, number: int) -> float | None:
-        """arq's rule: what asks for it, and what was cancelled, runs again until `max_tries`; every other error is final."""
-        if number >= self.max_tries or not self.retry:
+    def retry_in_s(self, error: BaseException) -> float | None:
+        """arq's rule: what asks for it, and what was cancelled, is queued again; every other error is final.
+
+        After the last try too: who claims it then finds `max_tries` spent, and that is what it fails with.
+        """
+        if not self.retry:
             return None
         if isinstance(error, ArqRetry):
             return (error.defer_score or 0) / 1000

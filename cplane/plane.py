@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,7 @@ from cplane.catalog import load_jobs
 from cplane.database import Database
 from cplane.errors import (
     CplaneError,
+    DatabaseUnavailable,
     IdempotencyConflict,
     IllegalMove,
     InvalidArguments,
@@ -271,11 +272,26 @@ class ControlPlane:
         return await self.store.get(record_id)
 
     async def job(self, job_id: UUID) -> JobRecord | TransientJob:
-        """One job: its record, or of a transient job what Redis holds. Raises RecordNotFound."""
+        """One job: its record, or of a transient job what Redis holds, while Postgres is away too.
+
+        Raises:
+            RecordNotFound: there is none.
+            DatabaseUnavailable: Postgres did not answer, and Redis holds no transient job of that id.
+        """
         try:
             return await self.store.get(job_id)
         except RecordNotFound:
             return await self._transient.job(job_id)
+        except DatabaseUnavailable:
+            if (found := await self._without_postgres(job_id)) is None:
+                raise
+            return found
+
+    async def _without_postgres(self, job_id: UUID) -> TransientJob | None:
+        """What Redis knows while Postgres is away: a transient job, or nothing that could be told."""
+        with suppress(RecordNotFound, QueueUnavailable):
+            return await self._transient.job(job_id)
+        return None
 
     async def records(
         self, where: RecordFilter | None = None, *, before: UUID | None = None, limit: int = 50
@@ -305,6 +321,7 @@ class ControlPlane:
 
         Raises:
             RecordNotFound: there is none.
+            DatabaseUnavailable: as `job` does; who has begun to wait waits through an outage.
             TimeoutError: it is not final after `timeout` seconds.
         """
         async with asyncio.timeout(timeout):
@@ -312,6 +329,10 @@ class ControlPlane:
                 return await self._waiters.wait(record_id)
             except RecordNotFound:
                 return await self._transient.wait(record_id)
+            except DatabaseUnavailable:
+                if (found := await self._without_postgres(record_id)) is None:
+                    raise
+                return found if found.state.final else await self._transient.wait(record_id)
 
     async def state(self, record_id: UUID) -> State:
         """The state now. Raises RecordNotFound."""
@@ -358,10 +379,15 @@ class ControlPlane:
         Raises:
             RecordNotFound: there is none.
             IllegalMove: it is final.
+            DatabaseUnavailable: as `job` does.
         """
         try:
             state = await self.store.cancel(record_id)
         except RecordNotFound:
+            return await self._transient.cancel(record_id)
+        except DatabaseUnavailable:
+            if await self._without_postgres(record_id) is None:
+                raise
             return await self._transient.cancel(record_id)
         event = Event(record_id, state)
         try:

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -29,19 +29,47 @@ AnyRedis = (
 
 @asynccontextmanager
 async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
-    """A client for `url` (redis://, rediss:// or unix://); it connects when first used, and closes every connection at the end."""
-    pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  redis-py leaves **kwargs untyped
+    """A client for `url` (redis://, rediss:// or unix://); it connects when first used, and closes every connection at the end.
+
+    What still calls it after the end is refused.
+    """
+    pool = _Pool.from_url(  # pyright: ignore[reportUnknownMemberType]  redis-py leaves **kwargs untyped
         url.get_secret_value(),
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         **({} if url.get_secret_value().startswith("unix:") else {"socket_keepalive": True}),
     )
-    client = Redis(connection_pool=pool)
     try:
-        yield client
+        yield Redis(connection_pool=pool)
     finally:
-        await client.aclose(close_connection_pool=True)
-        await pool.disconnect()
+        await pool.close_for_good()
+
+
+class _Pool(ConnectionPool):
+    """redis-py's pool opens connections again after it was closed, and leaves some open if that is cancelled; this one does not."""
+
+    _closed = False
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, if it must be, and check that the connection is sound."""
+        self._refuse_if_closed()
+        await super().ensure_connection(connection)
+        if self._closed:  # while it connected
+            await connection.disconnect(nowait=True)
+            self._refuse_if_closed()
+
+    async def close_for_good(self) -> None:
+        """Close every connection, those in use too."""
+        self._closed = True
+        try:
+            await self.disconnect()
+        finally:  # cancelled meanwhile: without `nowait` each would be a wait that is cancelled as well
+            for connection in (*self._available_connections, *self._in_use_connections):
+                await connection.disconnect(nowait=True)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RedisConnectionError("the connections to Redis are closed")
 
 
 @asynccontextmanager

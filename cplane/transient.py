@@ -32,7 +32,8 @@ class TransientJob:
     id: UUID
     job: str
     queue: str
-    priority: Priority
+    priority: Priority | None
+    """None: the job has ended; Redis does not keep which one it was submitted with."""
     state: State
     args: dict[str, Any]
     attempt: int
@@ -218,7 +219,7 @@ def _ended(job_id: UUID, kept: KeptResult) -> TransientJob:
         id=job_id,
         job=kept.f,
         queue=queue_of(kept.q),
-        priority=_priority(None, _options(kept.f)),
+        priority=None,
         state=_final_state(kept),
         args=kept.k,
         result=kept.r if kept.s else None,

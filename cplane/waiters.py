@@ -170,6 +170,19 @@ class Waiters:
                 self._hearing.clear()
                 await asyncio.sleep(CHECK_BLIND_S)
 
+    async def _ended(self) -> list[UUID]:
+        """The waited jobs that have ended, as far as can be seen: one that has no record looks for its result itself."""
+        waited = list(self._waiting)
+        try:
+            standings = await self._store.standing(waited)
+            return [job_id for job_id in waited if job_id not in standings or standings[job_id].state.final]
+        except DatabaseUnavailable:
+            log.warning("waited records cannot be looked up; trying again")
+        with suppress(QueueUnavailable):  # what has no record ends all the same
+            kept = await self._queue.results([str(job_id) for job_id in waited]) if waited else []
+            return [job_id for job_id, result in zip(waited, kept, strict=True) if result is not None]
+        return []
+
     async def _check(self) -> None:
         """The first look follows as soon as events are heard: what ended before that has no event left to come."""
         with suppress(TimeoutError):
@@ -177,13 +190,8 @@ class Waiters:
                 await self._hearing.wait()
         while True:
             hearing = self._hearing.is_set()
-            try:
-                standings = await self._store.standing(list(self._waiting))
-                for job_id in list(self._waiting):  # one without a record looks for its result in Redis
-                    if job_id not in standings or standings[job_id].state.final:
-                        self._tell(job_id)
-            except DatabaseUnavailable:
-                log.warning("waited records cannot be looked up; trying again")
+            for job_id in await self._ended():
+                self._tell(job_id)
             if (
                 hearing or not self._hearing.is_set()
             ):  # what ended while events began to be heard may have been missed by both

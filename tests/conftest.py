@@ -20,6 +20,7 @@ from cplane.dev import DevStack
 from cplane.dev.sockets import SocketFolder
 
 if TYPE_CHECKING:
+    from cplane import ControlPlane
     from cplane.settings import CplaneSettings
 
 
@@ -167,6 +168,15 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> "CplaneSettin
     return load_settings(
         database_url=database_url, redis_url=redis_url, artifacts_url=(tmp_path / "artifacts").as_uri()
     )
+
+
+@pytest_asyncio.fixture
+async def plane(settings: "CplaneSettings") -> "AsyncIterator[ControlPlane]":
+    """A control plane on this test's servers."""
+    from cplane import ControlPlane
+
+    async with ControlPlane(settings) as plane:
+        yield plane
 
 
 async def make_template(database_url: str, name: str) -> None:

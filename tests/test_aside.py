@@ -1,13 +1,10 @@
 """Bad things in the queue: none stops the worker or another job, and what is no job of ours is set aside where an operator sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
-import pytest_asyncio
 from sqlmodel import text
 
 from cplane import ControlPlane, CplaneSettings, State, job
@@ -15,7 +12,7 @@ from cplane.envelope import encode_envelope, record_envelope
 from cplane.queue import Aside, Push
 from cplane.states import AttemptState
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, running
+from tests.workers import DEADLINE_S, kept_result, raw, running, until_queue_empty
 
 PICKLE = b"\x80\x04\x95\x0f\x00\x00\x00\x00\x00\x00\x00\x8c\x0bposix.system\x94."
 
@@ -37,17 +34,6 @@ async def aside_transient(x: int) -> int:
 @pytest.fixture(autouse=True)
 def nothing_ran() -> None:
     ran.clear()
-
-
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
 
 
 async def until_aside(plane: ControlPlane, count: int = 1) -> list[Aside]:
@@ -125,9 +111,8 @@ async def test_an_id_of_text_that_is_not_ascii_is_a_job_like_any_other(
 ) -> None:
     for job_id in ("süß", "", "a b\n", "x" * 5000, "🦊"):
         await plane.queue.enqueue([Push("default", job_id, encode_envelope("aside_transient", (1,)))])
-        async with running(settings), asyncio.timeout(DEADLINE_S):
-            while (await plane.queue.results([job_id]))[0] is None:
-                await asyncio.sleep(0.01)
+        async with running(settings):
+            await kept_result(plane, job_id)
     assert await plane.queue.aside() == []
 
 
@@ -234,9 +219,7 @@ async def test_a_record_that_does_not_exist_leaves_the_queue(settings: CplaneSet
     await plane.queue.enqueue([Push("default", gone, record_envelope("aside_recorded"))])
     async with running(settings):
         await works(plane)
-        async with asyncio.timeout(DEADLINE_S):
-            while await plane.queue.depth("default"):
-                await asyncio.sleep(0.01)
+        await until_queue_empty(plane)
     assert await raw(plane).keys(f"*{gone}") == []
     assert sorted(ran) == [1, 2]
 
@@ -289,9 +272,7 @@ async def test_a_key_of_the_whole_queue_that_is_of_another_kind_ends_no_worker(
     async with running(settings) as worker:
         handle = await aside_transient_somehow(plane)
         await raw(plane).delete(prefix)
-        async with asyncio.timeout(DEADLINE_S):
-            while (await plane.queue.results([handle]))[0] is None:
-                await asyncio.sleep(0.01)
+        await kept_result(plane, handle)
         assert not worker.stopping
 
 

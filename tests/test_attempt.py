@@ -169,12 +169,6 @@ async def fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     stubborn.free.set()
 
 
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
 async def still_works(one_at_a_time: ControlPlane) -> None:
     assert await (await attempt_add.submit(1)).result(DEADLINE_S) == 2
     assert await (await attempt_transient_add.submit(1)).result(DEADLINE_S) == 2

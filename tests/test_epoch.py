@@ -1,17 +1,14 @@
 """A Redis that lost its memory: it is noticed by a counter in both stores, and everything queued is scheduled again."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from cplane import ControlPlane, CplaneSettings, job
 from cplane.queue import EPOCH, redis_name
 from cplane.reconciler import Reconciler
 from cplane.states import Priority
-from tests.workers import DEADLINE_S, running
+from tests.workers import DEADLINE_S, raw, running
 
 
 @job
@@ -19,22 +16,11 @@ async def epoch_add(x: int) -> int:
     return x + 1
 
 
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages so small that one pass over the queued records does not see them all."""
     monkeypatch.setattr("cplane.reconciler.PAGE", 10)
     monkeypatch.setattr("cplane.reconciler.HEADS", 5)
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
 
 
 def reconciler(plane: ControlPlane, worker: str = "w") -> Reconciler:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from cplane.envelope import deserialize, serialize
 from cplane.errors import JobCancelled
 from cplane.queue import Queue
 from cplane.worker import Worker
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, raw, running, until_queue_empty
 
 Ctx = dict[str, Any]
 
@@ -108,21 +108,10 @@ def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
-@pytest_asyncio.fixture
 async def client(plane: ControlPlane) -> ArqRedis:
     """arq's own client, with the serializer that its users are told to give it."""
     pool: Any = plane.redis.connection_pool
     return ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
 
 
 async def enqueue(client: ArqRedis, function: str, *args: object, **options: Any) -> ArqJob:
@@ -198,11 +187,33 @@ async def test_arqs_retry_runs_a_function_again_until_its_tries_are_spent(
         assert await result(await enqueue(client, "third")) == 3
         assert seen == [1, 2, 3]
         seen.clear()
-        with pytest.raises(JobFailed):
-            await result(await enqueue(client, "two_only"))
-        assert seen == [1, 2]
         assert await result(await enqueue(client, "plain_retries_ours")) == 2
-    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 1, 4)
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 0, 3)
+
+
+@pytest.mark.parametrize("whose", ["ours", "arq's"])
+async def test_a_retry_on_the_last_try_ends_as_with_arqs_own_worker(
+    settings: CplaneSettings, client: ArqRedis, whose: str
+) -> None:
+    queued = await enqueue(client, "two_only")
+    worker: Worker | arq.Worker
+    if whose == "ours":
+        async with running(settings, functions=FUNCTIONS) as worker:
+            with pytest.raises(JobFailed):
+                await result(queued)
+    else:
+        worker = arq.Worker(
+            [func(plain_third_try, name="two_only", max_tries=2)], redis_pool=client, burst=True, poll_delay=0.01, handle_signals=False,
+            job_serializer=serialize, job_deserializer=deserialize,
+        )  # fmt: skip
+        await worker.async_run()
+    with pytest.raises(JobFailed, match="'two_only' failed with JobExecutionFailed: max 2 retries exceeded"):
+        await result(queued)
+    info = await queued.result_info()
+    assert info is not None
+    assert (info.success, info.job_try) == (False, 3)
+    assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (0, 1, 2)
+    assert seen == [1, 2]
 
 
 async def test_a_function_that_has_spent_its_tries_is_not_run(
@@ -221,9 +232,7 @@ async def test_results_are_kept_as_arq_was_told(
 ) -> None:
     async with running(settings, functions=FUNCTIONS, keep_result=120):
         jobs = {name: await enqueue(client, name, 1) for name in ("kept", "kept_for_ever", "forgotten", "plain_add")}
-        async with asyncio.timeout(DEADLINE_S):
-            while await plane.queue.depth("default"):
-                await asyncio.sleep(0.01)
+        await until_queue_empty(plane)
     ttl_ms = {name: await client.pttl(f"arq:result:{queued.job_id}") for name, queued in jobs.items()}
     assert 50_000 < ttl_ms["kept"] <= 60_000
     assert ttl_ms["kept_for_ever"] == -1
@@ -358,8 +367,7 @@ async def test_a_cron_job_runs_once_at_startup_over_two_workers(settings: Cplane
     async with running(settings, cron_jobs=jobs), running(settings, cron_jobs=[*jobs]), asyncio.timeout(DEADLINE_S):
         while not seen:
             await asyncio.sleep(0.01)
-        while await plane.queue.depth("default"):
-            await asyncio.sleep(0.01)
+        await until_queue_empty(plane)
     assert len(seen) == 1
     assert await raw(plane).keys("arq:result:*") == [], "a cron job keeps no result unless told"
 

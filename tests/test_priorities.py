@@ -1,18 +1,15 @@
 """Priorities: three lanes of a queue, served high to low, none starved, and a job stays in its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
 from cplane.jobs import AnyJob
 from cplane.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
 from cplane.states import Priority
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, raw, running
 
 HIGH, NORMAL, LOW = LANES
 AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)
@@ -61,17 +58,6 @@ async def priority_low_transient_gate() -> None:
 def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "gate", Gate())
     ran.clear()
-
-
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
 
 
 async def lane_of(plane: ControlPlane, job_id: object, queue: str = "default") -> list[Priority]:
@@ -157,6 +143,9 @@ async def test_the_priority_of_one_submission_outranks_the_jobs_own(plane: Contr
     ]  # fmt: skip
     assert (await plane.record(own.id)).priority is HIGH
     assert (await plane.record(other.id)).priority is LOW
+    assert (await plane.job(transient.id)).priority is HIGH
+    await transient.cancel()
+    assert (await plane.job(transient.id)).priority is None, "Redis does not keep that of an ended job"
     for wrong in ("urgent", "", "HIGH"):
         with pytest.raises(InvalidArguments, match="is not a priority"):
             priority_high.using(priority=wrong)

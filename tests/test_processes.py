@@ -87,12 +87,6 @@ async def worker_process(settings: CplaneSettings, **more: str) -> AsyncGenerato
         await worker.ended()
 
 
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
 async def started(folder: Path, attempt: int) -> int:
     """The pid of the worker that started this attempt."""
     async with asyncio.timeout(DEADLINE_S):

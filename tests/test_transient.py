@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -24,12 +24,19 @@ from cplane import (
     State,
     job,
 )
-from cplane.envelope import decode_envelope, decode_result, encode_envelope
-from cplane.errors import BrowserGone, IllegalMove, InvalidArguments, QueueUnavailable, RecordNotFound
+from cplane.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
+from cplane.errors import (
+    BrowserGone,
+    DatabaseUnavailable,
+    IllegalMove,
+    InvalidArguments,
+    QueueUnavailable,
+    RecordNotFound,
+)
 from cplane.queue import Grant, Push, Queue, Return, Returned
 from cplane.states import MAX_CRASHES
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
@@ -45,6 +52,10 @@ class Box(BaseModel):
 @job(record=False)
 async def transient_add(x: int, y: int = 2) -> int:
     return x + y
+
+
+@job
+async def transient_recorded() -> None: ...
 
 
 @job(record=False)
@@ -139,17 +150,6 @@ def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.clear()
 
 
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
-
-
-def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
-    return plane.redis
-
-
 async def lose_lease(plane: ControlPlane, job_id: UUID) -> None:
     """As if the lease had ended without its worker, a minute ago."""
     await raw(plane).delete(f"arq:in-progress:{job_id}")
@@ -221,8 +221,7 @@ async def test_what_a_job_has_spent_travels_in_its_envelope(settings: CplaneSett
     spent = encode_envelope("transient_always_fails", (), {}, failures=1, interruptions=1)
     await plane.queue.enqueue([Push("default", job_id, spent)])
     async with running(settings):
-        while not (await plane.queue.results([job_id]))[0]:
-            await asyncio.sleep(0.01)
+        await kept_result(plane, job_id)
     assert runs == [1, 2], "one of its two retries was spent before"
 
 
@@ -446,10 +445,8 @@ async def test_arguments_are_checked_when_submitted_and_when_run(settings: Cplan
         )
     job_id = new_id()
     await plane.queue.enqueue([Push("default", str(job_id), encode_envelope("transient_add", ("no number",)))])
-    async with running(settings), asyncio.timeout(DEADLINE_S):
-        while (kept := (await plane.queue.results([str(job_id)]))[0]) is None:
-            await asyncio.sleep(0.01)
-    failed = decode_result(kept)
+    async with running(settings):
+        failed = decode_result(await kept_result(plane, str(job_id)))
     assert not failed.s
     assert failed.r.type == "InvalidArguments"
     assert failed.t == 1
@@ -490,3 +487,56 @@ async def test_a_job_that_keeps_no_result_tells_of_its_cancel(plane: ControlPlan
     handle = await transient_forgotten.submit()
     assert await handle.cancel() is State.CANCELLED
     assert await handle.state() is State.CANCELLED
+
+
+@pytest_asyncio.fixture
+async def blind(settings: CplaneSettings, tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    """A plane whose Postgres is away."""
+    nobody = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    async with ControlPlane(settings.model_copy(update={"database_url": nobody})) as plane:
+        yield plane
+
+
+async def test_without_postgres_redis_answers_for_its_jobs(settings: CplaneSettings, blind: ControlPlane) -> None:
+    handle = await transient_add.submit(1)
+    queued = await blind.job(handle.id)
+    assert (queued.state, queued.job, queued.args) == (State.QUEUED, "transient_add", {"x": 1})
+    waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
+    async with running(settings):
+        assert (await waiting).result == 3
+    for ended in (await blind.job(handle.id), await blind.wait(handle.id, DEADLINE_S)):
+        assert (ended.state, ended.result) == (State.SUCCEEDED, 3)
+    with pytest.raises(IllegalMove):
+        await blind.cancel(handle.id)
+    assert await blind.cancel((await transient_add.submit(1)).id) is State.CANCELLED
+
+
+async def test_without_postgres_nothing_is_said_of_records_and_unknown_ids(
+    settings: CplaneSettings, blind: ControlPlane
+) -> None:
+    async with ControlPlane(settings) as seeing:
+        recorded = await seeing.create_job("transient_recorded", {})
+    for job_id in (recorded.id, new_id()):
+        for call in (blind.job(job_id), blind.wait(job_id, DEADLINE_S), blind.cancel(job_id)):
+            with pytest.raises(DatabaseUnavailable, match="Postgres did not answer"):
+                await call
+    assert await blind.queue.depth("default") == 1
+
+
+async def test_without_both_servers_it_is_postgres_that_is_missed(settings: CplaneSettings, tmp_path: Path) -> None:
+    nobody = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    away = {"database_url": nobody, "redis_url": SecretStr(f"unix://{tmp_path}/nobody.sock")}
+    async with ControlPlane(settings.model_copy(update=away)) as plane:
+        with pytest.raises(DatabaseUnavailable):
+            await plane.job(new_id())
+
+
+async def test_without_postgres_a_lost_event_is_made_good(blind: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cplane.waiters.CHECK_S", 0.05)
+    handle = await transient_add.submit(1)
+    waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
+    while not await raw(blind).exists("cplane:events:listening"):
+        await asyncio.sleep(0.005)
+    kept = KeptResult(1, "transient_add", (), {"x": 1}, 1, True, 3, 1, 1, "arq:queue", str(handle.id))
+    await blind.queue.abort("default", str(handle.id), encode(kept), 60)  # it has ended, and nobody was told
+    assert (await waiting).result == 3

@@ -2,13 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import cast
 from uuid import UUID
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Page
 from pydantic import BaseModel
 from sqlmodel import text
@@ -32,7 +31,7 @@ from cplane.queue import Push
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, running, until_queue_empty
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
@@ -154,12 +153,6 @@ async def worker_page(page: Page, ctx: Context, html: str) -> str:
 def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "gate", Gate())
     runs.clear()
-
-
-@pytest_asyncio.fixture
-async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
-    async with ControlPlane(settings) as plane:
-        yield plane
 
 
 async def attempts_of(plane: ControlPlane, record_id: UUID) -> list[AttemptRecord]:
@@ -521,12 +514,6 @@ async def make_notes(plane: ControlPlane) -> None:
 async def notes(plane: ControlPlane) -> list[str]:
     async with plane.database.session() as session:
         return list((await (await session.connection()).execute(text("SELECT value FROM notes"))).scalars())
-
-
-async def until_queue_empty(plane: ControlPlane) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while await plane.queue.depth("default"):
-            await asyncio.sleep(0.01)
 
 
 def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:

@@ -1,10 +1,11 @@
-"""Workers for tests: in this loop, or as processes of their own."""
+"""Workers for tests, and what tests of workers wait for and look at."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from cplane.plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.worker import Worker
 
@@ -47,3 +48,22 @@ async def running(settings: CplaneSettings, *, pages: bool = False, **options: A
         ready.cancel()
         worker.stop()
         await task
+
+
+def raw(plane: ControlPlane) -> Any:
+    """The server, past the queue; its client's types are too loose to be of use."""
+    return plane.redis
+
+
+async def until_queue_empty(plane: ControlPlane) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await plane.queue.depth("default"):
+            await asyncio.sleep(0.01)
+
+
+async def kept_result(plane: ControlPlane, job_id: str) -> bytes:
+    """What a transient job leaves in Redis, once it has ended."""
+    async with asyncio.timeout(DEADLINE_S):
+        while (kept := (await plane.queue.results([job_id]))[0]) is None:
+            await asyncio.sleep(0.01)
+    return kept

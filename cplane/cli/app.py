@@ -1,9 +1,10 @@
 """The commands and how the program ends: 0 done, 1 failed, 2 called wrongly, 130 stopped with Ctrl-C."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cplane.cli.browser import app as browser
 from cplane.cli.console import print_error
@@ -32,8 +33,21 @@ EXAMPLES = (
     "cplane doctor",
 )
 
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with a call is said without pydantic's prefix."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer keeps the type of its contexts to itself
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="cplane",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -70,12 +70,15 @@ def show(job_id: Id, *, as_json: AsJson = False) -> None:
     [cyan]$ cplane jobs show ID[/]
     """
     from cplane.cli.report import record_view
+    from cplane.transient import TransientJob
 
     record_id = read_id(job_id)
 
     async def ask() -> "tuple[JobRecord | TransientJob, list[AttemptRecord], list[ArtifactRecord]]":
         async with open_plane() as plane:
             record = await plane.job(record_id)
+            if isinstance(record, TransientJob):
+                return record, [], []
             return record, await plane.attempts(record_id), await plane.artifacts_of([record_id])
 
     record, attempts, artifacts = run(ask())

@@ -77,7 +77,7 @@ def submit(
                 print_json(record_json(await plane.job(handle.id))) if as_json else typer.echo(str(handle.id))
                 return
             record = await _wait(plane, handle.id, name, timeout)
-            artifacts = await plane.artifacts_of([record.id])
+            artifacts = await plane.artifacts_of([record.id]) if job.options.record else []
             if as_json:
                 print_json(record_json(record, artifacts=artifacts))
             _raise_unless_succeeded(record)

@@ -145,3 +145,24 @@ async def test_a_wrong_call_exits_2(cplane: "Cplane", command: list[str]) -> Non
     assert ended.code == 2
     assert "Usage: cplane" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ["submit", "links", "--priority", "urgent"],
+            "'--priority' / '-p': 'urgent' is not one of 'high', 'normal', 'low'.",
+        ),
+        (["jobs", "list", "--state", "done"], "'--state' / '-s': 'done' is not one of 'queued', 'running', "),
+        (["jobs", "retry", "--state", "queued"], "'--state' / '-s': 'queued' is not one of 'failed', 'cancelled'."),
+    ],
+    ids=["priority", "state", "state to retry"],
+)
+async def test_a_wrong_word_is_named_with_the_right_ones(cplane: "Cplane", command: list[str], said: str) -> None:
+    ended = await cplane(*command)
+    assert ended.code == 2
+    told = " ".join(ended.stderr.replace("│", " ").split())
+    assert f"Invalid value for {said}" in told
+    assert "Try 'cplane" in told
+    assert "Value error" not in told

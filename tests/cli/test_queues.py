@@ -168,4 +168,10 @@ async def test_the_result_of_a_transient_job_is_printed(
         await worker.until("worker started")
         ended = await cplane("submit", "brief", "x=41", **addresses)
         assert (ended.code, ended.stdout) == (0, "42\n")
+
+        addresses["CPLANE_DATABASE_URL"] = f"postgresql://nobody@/nothing?host={folder}"
+        ended = await cplane("submit", "brief", "x=1", "--json", **addresses)
+        assert (ended.code, json.loads(ended.stdout)["result"]) == (0, 2), "it needs no Postgres"
+        shown = await cplane("jobs", "show", json.loads(ended.stdout)["id"], "--json", **addresses)
+        assert (shown.code, json.loads(shown.stdout)["result"]) == (0, 2)
         await worker.stop()

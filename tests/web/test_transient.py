@@ -70,6 +70,7 @@ async def test_a_result_is_shown_while_it_is_kept(api: "Api", plane: ControlPlan
     ended = (await api.client.get(brief["url"], params={"wait": 20})).json()
     assert (ended["state"], ended["result"], ended["attempt"], ended["recorded"]) == ("succeeded", 6, 1, False)
     assert ended["finished_at"] >= ended["started_at"] >= ended["created_at"]
+    assert ended["priority"] is None, "it is not kept, and may not have been the job's own"
     assert (await api.client.get(brief["url"])).json() == ended
 
     await plane.redis.delete(f"arq:result:{brief['id']}")
@@ -146,6 +147,26 @@ async def test_a_wait_for_a_result_that_nobody_keeps_is_refused(api: "Api", plan
     assert "'web_brief_forgotten' keeps no result" in answer.json()["detail"]
     assert await plane.queue.depth("default") == 0
     assert (await api.client.post(JOBS, json={"job": "web_brief_forgotten"})).status_code == 202
+
+
+async def test_without_postgres_redis_answers_for_its_jobs(settings: CplaneSettings, tmp_path: "Path") -> None:
+    away = settings.model_copy(update={"database_url": SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")})
+    async with (
+        open_server(create_app(away), "127.0.0.1", 0) as server,
+        httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        brief = (await client.post(JOBS, json={"job": "web_brief", "args": {"x": 3}})).json()
+        assert (await client.get(brief["url"])).json()["state"] == "queued"
+        unfinished = await client.get(brief["url"], params={"wait": 0.1})
+        assert (unfinished.status_code, unfinished.json()["state"]) == (200, "queued")
+        async with running(settings):
+            ended = (await client.get(brief["url"], params={"wait": 20})).json()
+        assert (ended["state"], ended["result"]) == ("succeeded", 6)
+        other = (await client.post(JOBS, json={"job": "web_brief"})).json()
+        cancelled = await client.post(f"{other['url']}/cancel")
+        assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
+        unknown = await client.get(f"{JOBS}/01890000-0000-7000-8000-000000000000")
+        assert (unknown.status_code, unknown.json()["type"]) == (503, "/problems/database-unavailable")
 
 
 async def test_without_redis_a_submission_answers_503(settings: CplaneSettings, tmp_path: "Path") -> None:

@@ -1,0 +1,89 @@
+"""Connections to Redis end with the client that opened them, whatever happens while it closes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+
+from cplane.errors import QueueUnavailable
+from cplane.queue import Queue
+from cplane.redis import connect
+
+
+class Made:
+    """The connections a test has made."""
+
+    def __init__(self) -> None:
+        self.all: list[AbstractConnection] = []
+
+    @property
+    def open(self) -> int:
+        return sum(connection.is_connected for connection in self.all)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    made = Made()
+    real: Callable[[Any], AbstractConnection] = ConnectionPool.make_connection
+
+    def make(pool: Any) -> AbstractConnection:
+        made.all.append(real(pool))
+        return made.all[-1]
+
+    monkeypatch.setattr(ConnectionPool, "make_connection", make)
+    return made
+
+
+async def test_a_call_after_the_end_opens_nothing(redis_url: str, made: Made) -> None:
+    async with connect(SecretStr(redis_url)) as client:
+        await Queue(client).ping()
+    with pytest.raises(QueueUnavailable):
+        await Queue(client).ping()
+    assert made.open == 0
+
+
+async def test_a_call_that_connects_at_the_end_leaves_nothing_open(
+    redis_url: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting, closed = asyncio.Event(), asyncio.Event()
+    real: Callable[[Any], Awaitable[None]] = AbstractConnection.connect
+
+    async def slow(connection: Any) -> None:
+        connecting.set()
+        await closed.wait()
+        await real(connection)
+
+    monkeypatch.setattr(AbstractConnection, "connect", slow)
+    async with connect(SecretStr(redis_url)) as client:
+        call = asyncio.create_task(Queue(client).ping())
+        await connecting.wait()
+    closed.set()
+    with pytest.raises(QueueUnavailable):
+        await call
+    assert made.open == 0
+
+
+async def test_an_end_that_is_cancelled_leaves_nothing_open(
+    redis_url: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[[Any], Awaitable[None]] = ConnectionPool.disconnect
+
+    async def cancelled(pool: Any) -> None:
+        user.cancel()
+        await real(pool)
+
+    monkeypatch.setattr(ConnectionPool, "disconnect", cancelled)
+
+    async def use() -> None:
+        async with connect(SecretStr(redis_url)) as client:
+            queue = Queue(client)
+            await asyncio.gather(*(queue.ping() for _ in range(3)))
+            assert made.open == 3
+
+    user = asyncio.create_task(use())
+    with pytest.raises(asyncio.CancelledError):
+        await user
+    assert made.open == 0
