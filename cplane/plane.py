@@ -240,7 +240,7 @@ class ControlPlane:
 
     def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:
         if not submission.job.options.record:
-            return Handle(submitted.id, self._transient.source(submission.job, submission.queue), submission.job)
+            return Handle(submitted.id, self._transient.source(submission), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
     async def _record_group(self, records: list[NewRecord]) -> list[Recorded]:

@@ -205,7 +205,7 @@ def _kept_result(attempt: Attempt, outcome: Outcome, now: int) -> KeptResult:
         r=value,
         st=attempt.began_ms,
         ft=now,
-        q=redis_name(attempt.grant.queue),
+        q=redis_name(attempt.grant.queue, attempt.grant.priority),
         id=attempt.grant.id,
     )
 

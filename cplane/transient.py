@@ -16,11 +16,14 @@ from cplane.envelope import ErrorText, KeptResult, decode_envelope, decode_resul
 from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
 from cplane.events import CONTROL, Event, Events
 from cplane.jobs import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
-from cplane.queue import Aborted, Push, Pushed, Queue, queue_of, redis_name
+from cplane.queue import Aborted, Push, Pushed, Queue, lane_of, redis_name
 from cplane.states import Priority, State
 from cplane.store import Submitted
 from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
+
+Lane = tuple[str, Priority]
+"""A queue, and the priority in it."""
 
 log = structlog.get_logger("cplane")
 
@@ -32,8 +35,7 @@ class TransientJob:
     id: UUID
     job: str
     queue: str
-    priority: Priority | None
-    """None: the job has ended; Redis does not keep which one it was submitted with."""
+    priority: Priority
     state: State
     args: dict[str, Any]
     attempt: int
@@ -144,23 +146,24 @@ class TransientJobs:
         if found.state.final:
             hint = "only queued and running jobs can be cancelled"
             raise IllegalMove(f"the job has {found.state} already", hint=hint)
-        return await cancel(self._queue, self._events, job_id, found.job, found.queue)
+        return await cancel(self._queue, self._events, job_id, found.job, (found.queue, found.priority))
 
-    def source(self, job: AnyJob, queue: str) -> "TransientSource":
-        """Where the handle of a job that was submitted to `queue` finds it."""
-        return TransientSource(self._queue, self._events, self._waiters, queue, job)
+    def source(self, submission: Submission) -> "TransientSource":
+        """Where the handle of a submitted job finds it."""
+        lane = submission.queue, submission.priority
+        return TransientSource(self._queue, self._events, self._waiters, lane, submission.job)
 
 
 class TransientSource:
     """Where the handle of a transient job finds it."""
 
-    __slots__ = ("_events", "_job", "_queue", "_queue_name", "_waiters")
+    __slots__ = ("_events", "_job", "_lane", "_queue", "_waiters")
 
-    def __init__(self, queue: Queue, events: Events, waiters: Waiters, queue_name: str, job: AnyJob) -> None:
+    def __init__(self, queue: Queue, events: Events, waiters: Waiters, lane: Lane, job: AnyJob) -> None:
         self._queue = queue
         self._events = events
         self._waiters = waiters
-        self._queue_name = queue_name
+        self._lane = lane
         self._job = job
 
     async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
@@ -190,16 +193,16 @@ class TransientSource:
 
     async def cancel(self, record_id: UUID) -> State:
         """Cancel the job: a queued one at once, a running one as soon as its worker hears of it. Raises IllegalMove: it has ended."""
-        return await cancel(self._queue, self._events, record_id, self._job.name, self._queue_name)
+        return await cancel(self._queue, self._events, record_id, self._job.name, self._lane)
 
 
-async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, queue_name: str) -> State:
-    """Cancel a job of that name in that queue. Raises IllegalMove: it has ended."""
+async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: Lane) -> State:
+    """Cancel a job of that name in that lane. Raises IllegalMove: it has ended."""
     error, now = ErrorText("CancelledError", "it was cancelled").packed(), now_ms()
-    result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(queue_name), str(job_id))
+    result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(*lane), str(job_id))
     options = _options(name)
     aborted = await queue.abort(
-        queue_name, str(job_id), encode(result), RESULT_TTL_S if options is None else options.error_ttl_s
+        lane[0], str(job_id), encode(result), RESULT_TTL_S if options is None else options.error_ttl_s
     )
     if aborted is Aborted.UNKNOWN:
         raise IllegalMove("the job has ended already", hint="only queued and running jobs can be cancelled")
@@ -215,11 +218,12 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, queue_na
 
 def _ended(job_id: UUID, kept: KeptResult) -> TransientJob:
     error = kept.r if isinstance(kept.r, ErrorText) else None
+    queue, priority = lane_of(kept.q)
     return TransientJob(
         id=job_id,
         job=kept.f,
-        queue=queue_of(kept.q),
-        priority=None,
+        queue=queue,
+        priority=priority,
         state=_final_state(kept),
         args=kept.k,
         result=kept.r if kept.s else None,

@@ -143,9 +143,6 @@ async def test_the_priority_of_one_submission_outranks_the_jobs_own(plane: Contr
     ]  # fmt: skip
     assert (await plane.record(own.id)).priority is HIGH
     assert (await plane.record(other.id)).priority is LOW
-    assert (await plane.job(transient.id)).priority is HIGH
-    await transient.cancel()
-    assert (await plane.job(transient.id)).priority is None, "Redis does not keep that of an ended job"
     for wrong in ("urgent", "", "HIGH"):
         with pytest.raises(InvalidArguments, match="is not a priority"):
             priority_high.using(priority=wrong)
@@ -221,3 +218,17 @@ async def test_a_sweep_and_the_depth_count_every_lane(plane: ControlPlane) -> No
     assert [(lost.priority, lost.id) for lost in sweep.missing] == [(lane, f"lost {lane}") for lane in LANES]
     assert (sweep.due, sweep.later) == (3, 3)
     assert await plane.queue.depth("default") == 6
+
+
+async def test_an_ended_transient_job_shows_the_priority_it_was_submitted_with(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    done = await priority_transient.using(priority="low", queue="default").submit("x")
+    cancelled = [await priority_transient.using(priority="low", delay=60).submit("y") for _ in range(2)]
+    await cancelled[0].cancel()
+    await plane.cancel(cancelled[1].id)
+    async with running(settings):
+        await done.result(DEADLINE_S)
+    for handle in (done, *cancelled):
+        ended = await plane.job(handle.id)
+        assert (ended.state.final, ended.queue, ended.priority) == (True, "default", Priority.LOW)

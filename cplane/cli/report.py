@@ -57,8 +57,9 @@ def record_view(
     facts.add_row("job", Text(record.job, "bold"))
     facts.add_row("id", str(record.id))
     facts.add_row("state", state_text(record.state))
-    usual = record.priority in {None, "normal"}
-    facts.add_row("queue", record.queue if usual else f"{record.queue}, priority {record.priority}")
+    facts.add_row(
+        "queue", record.queue if record.priority == "normal" else f"{record.queue}, priority {record.priority}"
+    )
     facts.add_row("created", clock(record.created_at))
     if record.state is State.QUEUED and record.run_at > datetime.now(UTC):
         facts.add_row("due", clock(record.run_at))

@@ -58,7 +58,7 @@ class _Record(BaseModel):
     id: UUID
     job: str = Field(description="the job's name")
     queue: str
-    priority: Priority | None = Field(description="null: a transient job that has ended; Redis does not keep it")
+    priority: Priority
     state: State
     progress: ProgressView | None
     attempt: int = Field(description="how often it was started; 0: not yet")
