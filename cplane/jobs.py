@@ -65,7 +65,7 @@ BROWSER_QUEUE = "browser"
 DEFAULT_TIMEOUT_S = 300.0
 RESULT_TTL_S = 3600.0
 """How long Redis keeps the result of a transient job, and always at least why one failed."""
-CHUNK = 500
+CHUNK = 1000
 """Submissions of `submit_many` that are recorded in one statement."""
 
 CHUNKS_UNDER_WAY = 2

@@ -35,12 +35,26 @@ class Statement:
 
 DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint AS due_in_ms"
 
+_NEW = """
+    coalesce(job, :job), coalesce(queue, :queue), coalesce(priority, :priority), 'queued', 'submit', args::jsonb,
+    coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second')
+"""
+_NEW_COLUMNS = """
+    CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
+    CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[])
+"""
+
 SUBMIT = Statement(f"""
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at)
+    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at)
+    RETURNING id, {DUE_IN_MS}, created_at, run_at
+""")
+
+# To look for another of the same key costs each row something, also those without one
+SUBMIT_KEYED = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, key, request_hash)
-    SELECT id, coalesce(job, :job), coalesce(queue, :queue), coalesce(priority, :priority), 'queued', 'submit', args::jsonb,
-           coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), key, request_hash
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
-                CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
+    SELECT id, {_NEW}, key, request_hash
+    FROM unnest({_NEW_COLUMNS}, CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
          AS new (id, job, queue, priority, args, delay_s, run_at, key, request_hash)
     ORDER BY key
     ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING

@@ -152,15 +152,19 @@ class Store:
             "args": [record.args_json.decode() for record in records],
             "delays": _column([record.delay_s for record in records]),
             "run_ats": _column([record.run_at for record in records]),
-            "keys": _column([record.key for record in records]),
-            "hashes": _column([record.request_hash for record in records]),
         }
-        rows = {row[0]: row for row in await self._database.fetch(statements.SUBMIT, values)}
-        keys = [record.key for record in records if record.id not in rows and record.key is not None]
-        earlier = (
-            {row["key"]: row for row in await self._database.fetch(statements.BY_KEY, {"keys": keys})} if keys else {}
-        )
-        return [_submitted(record, rows.get(record.id), earlier.get(record.key)) for record in records]
+        earlier: dict[str, Any] = {}
+        if any(record.key is not None for record in records):
+            values |= {
+                "keys": [record.key for record in records],
+                "hashes": [record.request_hash for record in records],
+            }
+            rows = {row[0]: row for row in await self._database.fetch(statements.SUBMIT_KEYED, values)}
+            if keys := [record.key for record in records if record.id not in rows and record.key is not None]:
+                earlier = {row["key"]: row for row in await self._database.fetch(statements.BY_KEY, {"keys": keys})}
+        else:
+            rows = {row[0]: row for row in await self._database.fetch(statements.SUBMIT, values)}
+        return [_submitted(record, rows.get(record.id), earlier.get(record.key or "")) for record in records]
 
     async def get(self, record_id: UUID) -> JobRecord:
         """One record, whole.

@@ -174,7 +174,7 @@ async def test_ids_are_claimed_in_the_order_they_fall_due_and_never_early(queue:
     third = await queue.claim("default", 9, LEASE_S)
     assert ids(third) == []
     assert third.wait_s is not None
-    assert 25 < third.wait_s <= LEASE_S, "the leases end before the next id falls due"
+    assert 25 < third.wait_s <= LEASE_S + 0.001, "the leases end before the next id falls due"
     assert all(grant.tries == 1 and decode_envelope(grant.payload).f == "f" for grant in first.grants)
 
 
@@ -268,7 +268,7 @@ async def test_leases_of_plain_arq_workers_are_stepped_over_and_left_alone(queue
     claim = await queue.claim("default", 9, LEASE_S)
     assert ids(claim) == []
     assert claim.wait_s is not None
-    assert 25 < claim.wait_s <= LEASE_S
+    assert 25 < claim.wait_s <= LEASE_S + 0.001
     assert {each: await score(redis, each) for each in theirs} == scores
 
 
@@ -598,3 +598,12 @@ async def test_a_health_line_is_kept_as_long_as_told(queue: Queue, redis: Any) -
     assert await redis.get("arq:queue:health-check") == b"j_complete=1"
     assert 50_000 < await redis.pttl("arq:queue:health-check") <= 60_000
     assert await queue.results(["none"]) == [None]
+
+
+async def test_an_id_that_is_named_twice_is_scheduled_once_where_it_stood_first(queue: Queue, redis: Any) -> None:
+    answers = await queue.enqueue([push("a", 60_000), push("b"), push("a")])
+    assert answers == [Pushed.SCHEDULED, Pushed.SCHEDULED, Pushed.ALREADY_THERE]
+    assert ids(await queue.claim("default", 9, LEASE_S)) == ["b"]
+    many = [push(str(number)) for number in range(2500)]
+    assert await queue.enqueue([*many, many[7]]) == [Pushed.SCHEDULED] * 2500 + [Pushed.ALREADY_THERE]
+    assert await queue.depth("default") == 2502

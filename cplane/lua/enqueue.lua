@@ -8,13 +8,16 @@ local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local keep_ms = tonumber(ARGV[2])
 local answers, wake, heads = {}, false, {}
+local new, added = { {}, {}, {} }, {} -- scores and ids for each lane: together, at the end
 local function head_ms(lane) -- when the first of the lane falls due, before this call
   if not heads[lane] then heads[lane] = tonumber(redis.call('ZRANGE', KEYS[lane], 0, 0, 'WITHSCORES')[2]) or math.huge end
   return heads[lane]
 end
 local function schedule(i, lane, id, due_ms)
   if due_ms <= now_ms or due_ms < head_ms(lane) then wake = true end
-  redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
+  local due = new[lane]
+  due[#due + 1], due[#due + 2] = due_ms, id
+  added[id] = true
   answers[i] = 1
 end
 for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
@@ -25,7 +28,7 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
     answers[i] = -1
   elseif redis.call('SET', job_key, payload, 'NX', 'PX', ttl_ms) then
     schedule(i, lane, id, due_ms)
-  elseif redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
+  elseif added[id] or redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
     answers[i] = 0
     local there_ms = late_ms >= 0 and tonumber(redis.call('ZSCORE', KEYS[lane], id))
     if there_ms and there_ms > due_ms + late_ms and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
@@ -35,6 +38,11 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
   else -- a payload alone: its id was lost
     redis.call('SET', job_key, payload, 'PX', ttl_ms)
     schedule(i, lane, id, due_ms)
+  end
+end
+for lane = 1, 3 do
+  for from = 1, #new[lane], 1000 do -- Lua passes some thousands of arguments at most
+    redis.call('ZADD', KEYS[lane], unpack(new[lane], from, math.min(from + 999, #new[lane])))
   end
 end
 -- one token wakes one sleeper; tokens nobody takes must not pile up
