@@ -10,6 +10,9 @@ import structlog
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+Entry = tuple[Item, asyncio.Future[Answer] | None]
+Group = list[Entry[Item, Answer]]
+
 log = structlog.get_logger("cplane")
 
 
@@ -17,13 +20,21 @@ class Batch(Generic[Item, Answer]):
     """A callable that sends its items in groups.
 
     `send` gets a list of items and answers one answer each, in order; if it raises, every caller of that group gets the error.
+    `then` gets the items and the answers, and callers wait for it too, but the next group is sent meanwhile.
     A caller that is cancelled stops waiting; its item is sent all the same. Leaving the context sends what is left.
     """
 
     def __init__(
-        self, send: Callable[[list[Item]], Awaitable[Sequence[Answer]]], *, name: str, limit: int = 500
+        self,
+        send: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
+        *,
+        name: str,
+        limit: int = 500,
+        then: Callable[[list[Item], Sequence[Answer]], Awaitable[None]] | None = None,
     ) -> None:
         self._send = send
+        self._then = then
+        self._following: set[asyncio.Task[None]] = set()
         self._name = name
         self._limit = limit
         self._waiting: list[tuple[Item, asyncio.Future[Answer] | None]] = []
@@ -42,6 +53,8 @@ class Batch(Generic[Item, Answer]):
         self._gathered.set()
         if self._sender is not None:
             await asyncio.shield(self._sender)
+        if self._following:
+            await asyncio.wait(self._following)
 
     def __len__(self) -> int:
         """How many items wait to be sent."""
@@ -75,17 +88,40 @@ class Batch(Generic[Item, Answer]):
                 group, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 await self._send_group(group)
 
-    async def _send_group(self, group: list[tuple[Item, asyncio.Future[Answer] | None]]) -> None:
+    async def _send_group(self, group: Group[Item, Answer]) -> None:
+        items = [item for item, _ in group]
         try:
-            answers = list(zip(group, await self._send([item for item, _ in group]), strict=True))
+            answers = await self._send(items)
+            answered = list(zip(group, answers, strict=True))
         except Exception as error:
-            if any(future is None for _, future in group):
-                log.error("a group could not be sent", task=self._name, count=len(group), exc_info=error)
-            for _, future in group:
-                if future is not None and not future.done():
-                    future.set_exception(error)
-                    future.exception()  # a caller that stopped waiting must not leave "never retrieved" in the log
+            self._fail(group, error)
             return
-        for (_, future), answer in answers:
+        if self._then is None:
+            _answer(answered)
+            return
+        follow = self._follow(self._then(items, answers), answered)
+        following = asyncio.create_task(follow, name=f"{self._name}, what follows")
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
+
+    async def _follow(self, then: Awaitable[None], answered: list[tuple[Entry[Item, Answer], Answer]]) -> None:
+        try:
+            await then
+        except Exception as error:
+            self._fail([entry for entry, _ in answered], error)
+        else:
+            _answer(answered)
+
+    def _fail(self, group: Group[Item, Answer], error: Exception) -> None:
+        if any(future is None for _, future in group):
+            log.error("a group could not be sent", task=self._name, count=len(group), exc_info=error)
+        for _, future in group:
             if future is not None and not future.done():
-                future.set_result(answer)
+                future.set_exception(error)
+                future.exception()  # a caller that stopped waiting must not leave "never retrieved" in the log
+
+
+def _answer(answered: list[tuple[Entry[Item, Answer], Answer]]) -> None:
+    for (_, future), answer in answered:
+        if future is not None and not future.done():
+            future.set_result(answer)

@@ -65,8 +65,8 @@ PUSH_PAUSE_S = 1.0
 
 log = structlog.get_logger("cplane")
 
-Recorded = tuple[Submitted | IdempotencyConflict, asyncio.Event]
-"""What a submission led to, and the event that it is scheduled, or that this takes too long to wait for."""
+Recorded = Submitted | IdempotencyConflict
+"""What a submission led to."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -112,7 +112,9 @@ class ControlPlane:
             self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
             self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
-            self._record = await opening.enter_async_context(Batch(self._record_group, name="record submitted jobs"))
+            self._record = await opening.enter_async_context(
+                Batch(self._record_group, name="record submitted jobs", then=self._schedule_recorded)
+            )
             jobs.enter(self)
             opening.callback(jobs.leave, self)
             self._open = opening.pop_all()
@@ -139,10 +141,9 @@ class ControlPlane:
         if not submission.job.options.record:
             self._check_size(submission)
             return await self._transient.submit(submission)
-        submitted, scheduled = await self._record(self._new_record(submission))
+        submitted = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
             raise submitted
-        await scheduled.wait()
         return submitted
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
@@ -160,12 +161,13 @@ class ControlPlane:
             placed = await self._transient.submit_many(submissions)
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
-        answers = await self._record_group([self._new_record(submission) for submission in submissions])
-        for submission, (submitted, _) in zip(submissions, answers, strict=True):
+        records = [self._new_record(submission) for submission in submissions]
+        answers = await self.store.submit(records)
+        await self._schedule_recorded(records, answers)
+        for submission, submitted in zip(submissions, answers, strict=True):
             if isinstance(submitted, IdempotencyConflict):
                 raise submitted
             handles.append(self._handle(submission, submitted))
-        await answers[0][1].wait()
         return handles
 
     async def create_job(
@@ -244,15 +246,17 @@ class ControlPlane:
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
     async def _record_group(self, records: list[NewRecord]) -> list[Recorded]:
-        """Record a group in one statement; it is scheduled in one push, while the next group is recorded."""
-        answers = await self.store.submit(records)
+        """Record a group in one statement."""
+        return await self.store.submit(records)
+
+    async def _schedule_recorded(self, records: Sequence[NewRecord], answers: Sequence[Recorded]) -> None:
+        """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same."""
         pushes = [
             Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms)
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
-        scheduled = _done_or_late(self._schedule.put(pushes))  # it happens even if nobody waits for it any more
-        return [(answer, scheduled) for answer in answers]
+        await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
 
     async def _push(self, groups: list[list[Push]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
@@ -467,19 +471,6 @@ class ControlPlane:
         queue, priority = lane_of(found.queue)
         await self.queue.enqueue([Push(queue, job_id, found.payload, 0, priority)])
         await self.queue.drop_aside(job_id)
-
-
-def _done_or_late(pushed: asyncio.Future[None]) -> asyncio.Event:
-    """Set when a push is done, and at the latest when nobody should wait for it any longer: one timer for a whole group."""
-    event = asyncio.Event()
-    late = asyncio.get_running_loop().call_later(PUSH_WAIT_S, event.set)
-
-    def done(_: object) -> None:
-        late.cancel()
-        event.set()
-
-    pushed.add_done_callback(done)
-    return event
 
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:

@@ -120,3 +120,32 @@ async def test_nothing_to_send_sends_nothing() -> None:
     async with Batch(sender, name="b"):
         pass
     assert sender.groups == []
+
+
+async def test_what_follows_a_group_is_waited_for_while_the_next_is_sent() -> None:
+    sender, followed, go_on = Sender(), list[tuple[list[int], list[str]]](), asyncio.Event()
+
+    async def follow(items: list[int], answers: Sequence[str]) -> None:
+        await go_on.wait()
+        followed.append((items, list(answers)))
+        if 3 in items:
+            raise LookupError("afterwards")
+
+    async with Batch(sender, name="b", then=follow) as batch:
+        first = batch.put(1)
+        await sender.sending.wait()
+        sender.sending.clear()
+        second, third = batch.put(2), batch.put(3)
+        await sender.sending.wait()
+        assert not first.done()
+        assert followed == []
+        go_on.set()
+        assert await first == "1"
+        for doomed in (second, third):
+            with pytest.raises(LookupError, match="afterwards"):
+                await doomed
+        go_on.clear()
+        last = batch.put(4)
+        asyncio.get_running_loop().call_later(0.01, go_on.set)
+    assert last.result() == "4", "leaving waits for what follows"
+    assert sorted(followed) == [([1], ["1"]), ([2, 3], ["2", "3"]), ([4], ["4"])]

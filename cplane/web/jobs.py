@@ -25,14 +25,14 @@ JOBS = "/api/v1/jobs"
 
 async def submit(request: ApiRequest) -> Response:
     """Record and schedule a job."""
-    wait_s = request.query(WaitQuery).wait
+    plane, wait_s = request.plane, request.query(WaitQuery).wait
     key = request.idempotency_key()
     body = await read_body(request, SubmitBody)
-    if key is not None and not request.plane.options(body.job).record:
+    if key is not None and not plane.options(body.job).record:
         raise not_for_transient(body.job)
-    if wait_s and not (options := request.plane.options(body.job)).keeps_result:
+    if wait_s and not (options := plane.options(body.job)).keeps_result:
         raise not_to_be_waited_for(options.no_result)
-    accepted = await request.plane.accept(
+    accepted = await plane.accept(
         body.job,
         body.args,
         key=key,
