@@ -1,13 +1,15 @@
 """The connection to Redis: built from the URL by us, with a deadline on every call."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -45,14 +47,61 @@ async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
         await pool.close_for_good()
 
 
+class _Connection(AbstractConnection):
+    """redis-py makes a task of each sending, to watch over its time; here that is done without one.
+
+    The task costs as much as the sending, and before Python 3.12 it can swallow a cancellation.
+    """
+
+    _reader: asyncio.StreamReader | None
+    _writer: asyncio.StreamWriter | None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is connected, and Redis has not closed it."""
+        return self.is_connected and self._reader is not None and not self._reader.at_eof()
+
+    async def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
+        """Send a command, within SOCKET_TIMEOUT_S."""
+        if not self.is_connected:
+            await self.connect()  # type: ignore[no-untyped-call]
+        elif check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        writer = self._writer
+        if writer is None:
+            raise RedisConnectionError("the connection to Redis was closed meanwhile")
+        parts = [command.encode()] if isinstance(command, str) else [command] if isinstance(command, bytes) else command
+        try:
+            async with asyncio.timeout(SOCKET_TIMEOUT_S):
+                writer.writelines(parts)
+                await writer.drain()
+        except BaseException as error:  # what is half sent makes the connection useless
+            await self.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout writing to socket") from None
+            if isinstance(error, OSError):
+                raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+            raise
+
+
+def _connection(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    """A kind of connection (TCP, TLS, Unix socket) that sends our way."""
+    return type(kind.__name__, (_Connection, kind), {})
+
+
 class _Pool(ConnectionPool):
     """redis-py's pool opens connections again after it was closed, and leaves some open if that is cancelled; this one does not."""
 
     _closed = False
 
+    def __init__(self, connection_class: type[AbstractConnection] = Connection, **options: Any) -> None:
+        super().__init__(_connection(connection_class), **options)  # pyright: ignore[reportUnknownMemberType]  its options are untyped
+
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Connect, if it must be, and check that the connection is sound."""
         self._refuse_if_closed()
+        if isinstance(connection, _Connection) and connection.is_usable:
+            return  # nothing can be left to read: a connection on which anything failed is closed
         await super().ensure_connection(connection)
         if self._closed:  # while it connected
             await connection.disconnect(nowait=True)

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from pydantic import SecretStr
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
 from cplane.errors import QueueUnavailable
-from cplane.queue import Queue
+from cplane.queue import Id, Queue
 from cplane.redis import connect
+from cplane.states import Priority
 
 
 class Made:
@@ -87,3 +90,45 @@ async def test_an_end_that_is_cancelled_leaves_nothing_open(
     with pytest.raises(asyncio.CancelledError):
         await user
     assert made.open == 0
+
+
+async def test_a_connection_that_redis_closed_while_nobody_used_it_is_opened_anew(redis_url: str, made: Made) -> None:
+    async with connect(SecretStr(redis_url)) as client, connect(SecretStr(redis_url)) as other:
+        killer: Any = other
+        await Queue(client).ping()
+        await killer.client_kill_filter(_type="normal", skipme=True)
+        async with asyncio.timeout(20):
+            while made.all[0]._reader is not None and not made.all[0]._reader.at_eof():  # pyright: ignore[reportPrivateUsage]
+                await asyncio.sleep(0.001)
+        await Queue(client).ping()
+        assert made.open == 2
+
+
+@pytest.mark.parametrize("ends", [TimeoutError, ConnectionResetError])
+async def test_a_command_that_cannot_be_sent_closes_its_connection(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: type[OSError]
+) -> None:
+    monkeypatch.setattr("cplane.redis.SOCKET_TIMEOUT_S", 0.2)
+
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        for _ in range(2):  # what a new connection says of itself
+            await reader.readuntil(b"SETINFO\r\n")
+            writer.write(b"+OK\r\n")
+        if ends is ConnectionResetError:
+            await reader.read(100_000)
+            writer.transport.abort()
+
+    async with (
+        await asyncio.start_unix_server(accept, tmp_path / "s", limit=1000),  # beyond that nothing is read
+        connect(SecretStr(f"unix://{tmp_path}/s")) as client,
+    ):
+        with pytest.raises(QueueUnavailable):
+            await Queue(client).set_aside([(Id("default", Priority.NORMAL, "a"), "reason", b"x" * 50_000_000)])
+        assert made.open == 0
+        for writer in accepted:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()

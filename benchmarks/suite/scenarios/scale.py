@@ -83,15 +83,19 @@ def record_case(records: int) -> str:
 
 
 def _queued_sizes(bench: Bench) -> tuple[int, ...]:
-    if bench.effort.quick:
-        return (1000, 20_000)
-    return (1000, 10_000, 100_000, 1_000_000) if bench.effort.full else (1000, 10_000, 100_000)
+    if bench.effort.full:
+        return (1000, 10_000, 100_000, 1_000_000)
+    return (1000, 20_000) if bench.effort.quick else (1000, 10_000, 100_000)
 
 
 def _record_sizes(bench: Bench) -> tuple[int, ...]:
-    if bench.effort.quick:
-        return (10_000, 50_000)
-    return (10_000, 100_000, 500_000, 5_000_000) if bench.effort.full else (10_000, 100_000, 500_000)
+    if bench.effort.full:
+        return (10_000, 100_000, 500_000, 5_000_000)
+    return (10_000, 50_000) if bench.effort.quick else (10_000, 100_000, 500_000)
+
+
+def _measured(bench: Bench) -> int:
+    return 20_000 if bench.effort.full else bench.effort.sized(4000, 20_000)
 
 
 async def _tried(bench: Bench, system: System, case: str, measure: Callable[[], Awaitable[None]]) -> None:
@@ -105,7 +109,7 @@ async def _tried(bench: Bench, system: System, case: str, measure: Callable[[], 
 
 
 async def _with_queued(bench: Bench, system: System, queued: int) -> None:
-    measured = bench.effort.sized(4000, 20_000)
+    measured = _measured(bench)
     ready = SKIPPED + measured + queued
     case = queued_case(queued)
     async with bench.stage(system, ready + SUBMITS + BULK) as stage:
@@ -132,7 +136,7 @@ async def _submit_rates(stage: Stage, case: str, first: int) -> None:
 
 
 async def _with_records(bench: Bench, records: int) -> None:
-    measured = bench.effort.sized(4000, 20_000)
+    measured = _measured(bench)
     case = record_case(records)
     async with bench.stage(RECORDED, SKIPPED + measured + SUBMITS + BULK) as stage:
         await _seed(bench, records)
