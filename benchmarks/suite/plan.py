@@ -132,7 +132,7 @@ def _remove_leftovers() -> None:
 async def _conditions(plan: Plan, servers: Servers) -> dict[str, str]:
     """Under which conditions all this was measured; nothing that names the machine."""
     effort = plan.effort
-    size = "quick" if effort.quick else "full" if effort.full else "usual"
+    size = ("quick" if effort.quick else "usual") + (", scale in full" if effort.full else "")
     said = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cores": str(os.cpu_count()),
