@@ -99,6 +99,10 @@ class Tools:
     """What plain arq functions share."""
 
 
+AnyFence = Fence | tuple[str, str]
+"""Of a record its id and the attempt; of a transient job its id and the token of its lease, which the other grants of the claim have too."""
+
+
 class Attempt(msgspec.Struct, eq=False):
     """A granted job on this worker: its fence, its trust in its lease, and its task."""
 
@@ -107,7 +111,7 @@ class Attempt(msgspec.Struct, eq=False):
     tools: Tools
     trusted_until: float
     """Monotonic seconds: past it the lease may be someone else's, and the worker stops the attempt itself."""
-    fence: Fence | str
+    fence: AnyFence
     """What sets this attempt apart from every other."""
     number: int
     args: bytes | Envelope
@@ -151,7 +155,7 @@ class Attempt(msgspec.Struct, eq=False):
     ) -> Self:
         """The attempt of a transient job."""
         return cls(
-            grant, job, tools, trusted_until, grant.token, max(grant.tries, envelope.t or 1), envelope,
+            grant, job, tools, trusted_until, (grant.id, grant.token), max(grant.tries, envelope.t or 1), envelope,
             None, envelope.failures, envelope.interruptions, began_ms, job.needs_page,
         )  # fmt: skip
 

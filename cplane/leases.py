@@ -8,11 +8,11 @@ from uuid import UUID
 
 import structlog
 
-from cplane.attempt import Attempt, Stop
+from cplane.attempt import AnyFence, Attempt, Stop
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import CONTROL, Events
 from cplane.queue import Queue, Renewal
-from cplane.store import Fence, Renew, Store
+from cplane.store import Renew, Store
 
 TICK_S = 1.0
 """How often progress is written and lost trust is noticed."""
@@ -30,7 +30,7 @@ class Leases:
         self._lease_s = lease_s
         self._margin_s = min(2.0, lease_s / 5)  # what is done last must still arrive in time
         self._tick_s = min(TICK_S, lease_s / 10)
-        self._attempts: dict[Fence | str, Attempt] = {}
+        self._attempts: dict[AnyFence, Attempt] = {}
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))

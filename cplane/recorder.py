@@ -10,7 +10,7 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from cplane.attempt import Attempt, Outcome, finish_of
+from cplane.attempt import AnyFence, Attempt, Outcome, finish_of
 from cplane.batch import Batch
 from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
@@ -19,7 +19,7 @@ from cplane.functions import PlainFunction
 from cplane.jobs import Options
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.states import AttemptState, State
-from cplane.store import Error, Fence, Store
+from cplane.store import Error, Store
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
@@ -81,7 +81,7 @@ class Recorder:
                 self._returns.post(ended if state is ended.state else msgspec.structs.replace(ended, state=state))
         return [None] * len(group)
 
-    async def _finish(self, group: Sequence[Ended]) -> "dict[Fence | str, State]":
+    async def _finish(self, group: Sequence[Ended]) -> "dict[AnyFence, State]":
         """Tell Postgres; while it is away, try again for as long as the leases can be trusted."""
         pause_s = FIRST_PAUSE_S
         while group:
@@ -97,10 +97,10 @@ class Recorder:
             group = _trusted(group)
         return {}
 
-    async def _finish_singly(self, group: Sequence[Ended], error: Exception) -> "dict[Fence | str, State]":
+    async def _finish_singly(self, group: Sequence[Ended], error: Exception) -> "dict[AnyFence, State]":
         """One outcome that Postgres cannot store must not take the others along: it is recorded as a failure instead."""
         if len(group) > 1:
-            states: dict[Fence | str, State] = {}
+            states: dict[AnyFence, State] = {}
             for ended in group:
                 states |= await self._finish([ended])
             return states

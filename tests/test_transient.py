@@ -33,7 +33,7 @@ from cplane.errors import (
     QueueUnavailable,
     RecordNotFound,
 )
-from cplane.queue import Grant, Push, Queue, Return, Returned
+from cplane.queue import Grant, Push, Queue, Renewal, Return, Returned
 from cplane.states import MAX_CRASHES
 from cplane.uuid7 import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
@@ -341,6 +341,29 @@ async def test_a_job_whose_workers_die_is_poison_after_some(settings: CplaneSett
         with pytest.raises(JobFailed, match=r"WorkerLost: its workers died or lost their leases \(3 of 3\)"):
             await handle.result(DEADLINE_S)
     assert not gate.entered.is_set()
+
+
+async def test_all_that_one_claim_brought_are_kept_leased(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed, wanted, all_renewed = set[str](), set[str](), asyncio.Event()
+    renew = Queue.renew
+
+    async def noting(queue: Queue, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
+        answers = await renew(queue, grants, lease_s)
+        renewed.update(g.id for g, answer in zip(grants, answers, strict=True) if answer is Renewal.RENEWED)
+        if wanted <= renewed:
+            all_renewed.set()
+        return answers
+
+    monkeypatch.setattr(Queue, "renew", noting)
+    handles = [await transient_gate.submit() for _ in range(3)]
+    wanted.update(str(handle.id) for handle in handles)
+    async with running(settings.model_copy(update={"lease_s": 4.0})), asyncio.timeout(DEADLINE_S):
+        await all_renewed.wait()
+        gate.open.set()
+        assert [await handle.result() for handle in handles] == ["through"] * 3
+    assert gate.left == ["passed"] * 3, "each ran once"
 
 
 async def test_one_worker_less_than_that_is_survived(settings: CplaneSettings, plane: ControlPlane) -> None:
