@@ -95,8 +95,8 @@ async def test_an_end_that_is_cancelled_leaves_nothing_open(
 async def test_a_connection_that_redis_closed_while_nobody_used_it_is_opened_anew(redis_url: str, made: Made) -> None:
     async with connect(SecretStr(redis_url)) as client, connect(SecretStr(redis_url)) as other:
         killer: Any = other
-        await Queue(client).ping()
-        await killer.client_kill_filter(_type="normal", skipme=True)
+        first: Any = client
+        await killer.client_kill_filter(_id=await first.client_id())
         async with asyncio.timeout(20):
             while made.all[0]._reader is not None and not made.all[0]._reader.at_eof():  # pyright: ignore[reportPrivateUsage]
                 await asyncio.sleep(0.001)

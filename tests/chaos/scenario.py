@@ -234,10 +234,16 @@ class Scenario:
         async def final() -> bool:
             return bool((await self.arena.query(unfinished))[0]["n"] == 0)
 
+        return await until(deadline_s, final) and not await self._scheduled()
+
+    async def _scheduled(self) -> list[str]:
+        """What Redis does not let go of. Whoever looked before a job was final may schedule it once more: it goes when it is claimed."""
+
         async def empty() -> bool:
             return not await self.arena.scheduled()
 
-        return await until(deadline_s, final) and await until(self.lease_s * 2 + 15, empty)
+        await until(self.lease_s * 2 + 15, empty)
+        return await self.arena.scheduled()
 
     async def judge(self, deadline_s: float = FINAL_S) -> History:
         """Settle, and fail if a rule was broken."""
@@ -278,7 +284,7 @@ class Scenario:
             attempts=tuple(await self._attempts(records)),
             exits=tuple(Exit(pid=worker.pid, at=worker.ended_at) for worker in self.workers if worker.ended_at),
             effects=await self._effects(),
-            scheduled=tuple(await self.arena.scheduled()),
+            scheduled=tuple(await self._scheduled()),
         )
 
     async def _records(self) -> list[Record]:
