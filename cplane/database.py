@@ -137,6 +137,7 @@ class _Drivers:
         self._engine = engine
         self._room = asyncio.Semaphore(size)
         self._idle: list[tuple[AsyncConnection, Any]] = []
+        self._disposed = False
 
     async def fetch(self, sql: str, arguments: Sequence[object]) -> list[Any]:
         """The rows of one statement. A connection on which anything failed goes back to the engine, which knows what to do with it."""
@@ -147,6 +148,9 @@ class _Drivers:
             async with AsyncExitStack() as failing:
                 failing.push_async_exit(connection)
                 rows: list[Any] = await driver.fetch(sql, *arguments)
+                if self._disposed:  # the engine's pool is gone too
+                    await connection.invalidate()
+                    return rows
                 failing.pop_all()
             self._idle.append((connection, driver))
             return rows
@@ -154,7 +158,8 @@ class _Drivers:
             self._room.release()
 
     async def dispose(self) -> None:
-        """Close every connection."""
+        """Close every connection; one in use is closed by whoever uses it."""
+        self._disposed = True
         try:
             while self._idle:
                 await self._idle.pop()[0].close()

@@ -114,7 +114,7 @@ class TransientJobs:
         found = await self._queue.look(str(job_id))
         if found.payload is None:
             if found.result is None:
-                raise RecordNotFound(f"there is no job with the id {job_id}")
+                raise RecordNotFound(f"there is no job with the id {job_id}, or its result is not kept any more")
             return _ended(job_id, decode_result(found.result))
         envelope = decode_envelope(found.payload)
         if envelope.record:  # what a deleted record left in the schedule

@@ -18,6 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from cplane.database import Database, engine_url, is_outage
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
 from cplane.records import JobRecord
+from cplane.statements import Statement
 from cplane.store import Store
 from cplane.transaction import JobTransaction
 
@@ -89,6 +90,24 @@ async def test_a_database_is_used_inside_its_context(database_url: str) -> None:
         assert await run(database, "SELECT current_setting('TimeZone')") == ["UTC"]
     with pytest.raises(RuntimeError, match="the database is not open"):
         _ = database.engine
+
+
+async def test_a_statement_that_outlives_the_context_closes_its_connection(database_url: str) -> None:
+    sleeping = Statement("SELECT pg_sleep(0.3), 'waited' AS answer")
+    async with Database(SecretStr(database_url)) as leaving:
+        await leaving.fetch(Statement("SELECT 1"), {})
+        late = asyncio.create_task(leaving.fetch(sleeping, {}), name="late")
+        async with Database(SecretStr(database_url)) as other:
+            asleep = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+            )
+            while await run(other, asleep) != [1]:
+                pass
+    assert (await late)[0]["answer"] == "waited"
+    async with Database(SecretStr(database_url)) as other, asyncio.timeout(LIMIT_S):
+        left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+        while await run(other, left) != [1]:
+            pass
 
 
 # sessions
