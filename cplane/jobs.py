@@ -69,6 +69,7 @@ CHUNK = 1000
 """Submissions of `submit_many` that are recorded in one statement."""
 
 CHUNKS_UNDER_WAY = 2
+"""Chunks of one `submit_many` that are being recorded and scheduled, while the next is validated."""
 
 OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check")
 

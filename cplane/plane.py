@@ -113,7 +113,7 @@ class ControlPlane:
             self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
             self._record = await opening.enter_async_context(
-                Batch(self._record_group, name="record submitted jobs", then=self._schedule_recorded)
+                Batch(self.store.submit, name="record submitted jobs", then=self._schedule_recorded)
             )
             jobs.enter(self)
             opening.callback(jobs.leave, self)
@@ -244,10 +244,6 @@ class ControlPlane:
         if not submission.job.options.record:
             return Handle(submitted.id, self._transient.source(submission), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
-
-    async def _record_group(self, records: list[NewRecord]) -> list[Recorded]:
-        """Record a group in one statement."""
-        return await self.store.submit(records)
 
     async def _schedule_recorded(self, records: Sequence[NewRecord], answers: Sequence[Recorded]) -> None:
         """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same."""

@@ -31,8 +31,8 @@ NULL = b"null"
 PLAIN_CHARS = 1_000_000
 """Results of a group that go to Postgres as one object: an object has a limit of its own, and each is looked up in it."""
 
-NEWEST = UUID(int=2**128 - 1)
-"""Above every id."""
+ABOVE_ALL = UUID(int=2**128 - 1)
+"""No id is as high."""
 
 Fence = tuple[UUID, int]
 """A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
@@ -190,7 +190,7 @@ class Store:
                 "job": where.job,
                 "queue": where.queue,
                 "state": where.state,
-                "before": before or NEWEST,
+                "before": before or ABOVE_ALL,
                 "limit": limit,
             }
             ids = [row["id"] for row in await self._database.fetch(statements.NEWEST, values)]
