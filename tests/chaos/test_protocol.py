@@ -292,7 +292,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        self.servers.do(self.servers.redis.flushall())
+        self.servers.do(self.servers.redis.flushdb())
 
     @rule()
     def what_is_queued_can_be_claimed(self) -> None:
