@@ -1,16 +1,21 @@
 """Browsers: finding and installing one, and a pool of isolated pages. The only place that knows Playwright."""
 
-from cplane.browser.chromium import probe
 from cplane.browser.executable import Executable, Source, find_executable
 from cplane.browser.install import install
+from cplane.browser.instance import Limits, probe
+from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
-from cplane.browser.options import Authenticate, PageOptions, Proxy, Viewport
+from cplane.browser.options import Authenticate, Isolation, PageOptions, Proxy, Viewport
 from cplane.browser.pool import BrowserPool, PoolStats
 
 __all__ = [
     "Authenticate",
     "BrowserPool",
+    "BrowserSource",
+    "Engine",
     "Executable",
+    "Isolation",
+    "Limits",
     "PageLease",
     "PageOptions",
     "PoolStats",

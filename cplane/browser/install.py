@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cplane.browser.chromium import probe
 from cplane.browser.executable import VARIABLE, Executable, Source, find_executable, on_path, playwrights_own
+from cplane.browser.instance import probe
 from cplane.errors import BrowserError, BrowserNotFound
 
 DOWNLOAD = (sys.executable, "-m", "playwright", "install", "--only-shell", "chromium")

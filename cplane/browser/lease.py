@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import cast
 
@@ -28,9 +29,17 @@ class PageLease:
         *,
         doubt: Callable[[], None],
         give_back: "Callable[[PageLease], asyncio.Task[None]]",
+        resources: AsyncExitStack | None = None,
+        shared: bool = False,
     ) -> None:
         self.context = context
         self.page = page
+        self.resources = resources or AsyncExitStack()
+        """What is closed after the context."""
+        self.lent = False
+        """Whether a job has the page, and with it one of the pool's slots; a page that is kept ready has none."""
+        self.popups: list[Page] = []
+        """Pages that the page opened, in a context that is shared; in one of its own they close with it."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets a `PageCrashed` or `BrowserGone` when the page is lost; never a result."""
         self._doubt = doubt
@@ -40,12 +49,20 @@ class PageLease:
         self._cancels_before = 0
         self._interrupted = False
         self._watch(page)
-        context.on("page", self._watch)
+        if shared:
+            page.on("popup", self._opened)
+        else:
+            context.on("page", self._watch)
 
     @property
     def released(self) -> bool:
         """Whether the page was given back."""
         return self._closing is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no page to work with any more."""
+        return self.broken.done()
 
     def release(self) -> None:
         """Give the page back: answers at once, the pool closes the context."""
@@ -102,6 +119,16 @@ class PageLease:
         if self._guarded is not None and self.loss is not None:
             self._interrupted = True
             self._guarded.cancel()
+
+    def unwatch(self) -> None:
+        """Listen no more: the page goes on without this lease."""
+        self.page.remove_listener("crash", self._crashed)
+        self.page.remove_listener("popup", self._opened)
+
+    def _opened(self, popup: Page) -> None:
+        self.popups.append(popup)
+        popup.on("popup", self._opened)
+        self._watch(popup)
 
     def _watch(self, page: Page) -> None:
         page.on("crash", self._crashed)

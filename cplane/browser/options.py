@@ -1,11 +1,14 @@
-"""How a job's page is set up: viewport, identity, locale, credentials."""
+"""How a job's page is set up: what it shares with other jobs, viewport, identity, locale, credentials."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cplane.errors import InvalidArguments, Problem
+
+OURS = {"isolation", "session", "egress"}
+"""Options that are not Playwright's."""
 
 
 def _check_locale(locale: str) -> str:
@@ -44,9 +47,22 @@ class Proxy(Strict):
     password: str | None = Field(default=None, repr=False)
 
 
+Isolation = Literal["fresh", "session", "shared"]
+
+
 class PageOptions(Strict):
     """How the context of a page is made. What is not given is Chromium's default; downloads are off."""
 
+    isolation: Isolation | None = Field(
+        default=None,
+        description="fresh (default): a context of its own; session: one that begins with what a named session kept; "
+        "shared: the context that other jobs of this name use, too",
+    )
+    session: str | None = Field(default=None, min_length=1, description="the name of the session")
+    egress: Literal["public", "any"] | None = Field(
+        default=None,
+        description="any: reach every address, whatever CPLANE_EGRESS says; for jobs whose addresses are trusted",
+    )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)
     is_mobile: bool | None = None
@@ -66,6 +82,24 @@ class PageOptions(Strict):
     service_workers: Literal["allow", "block"] | None = None
     permissions: list[str] | None = None
     base_url: str | None = None
+
+    @model_validator(mode="after")
+    def _check_isolation(self) -> Self:
+        if self.session is not None and self.isolation not in {None, "session"}:
+            raise ValueError(f"a session is not for isolation '{self.isolation}'")
+        if self.isolation == "session" and self.session is None:
+            raise ValueError("isolation 'session' needs the session's name: session")
+        return self
+
+    @property
+    def mode(self) -> Isolation:
+        """What the page shares with other jobs."""
+        return self.isolation or ("session" if self.session is not None else "fresh")
+
+    @property
+    def key(self) -> str:
+        """Pages of equal keys can stand in for each other. It may hold secrets."""
+        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session"})
 
     @classmethod
     def read(cls, given: Mapping[str, object]) -> Self:
@@ -87,7 +121,7 @@ class PageOptions(Strict):
 
     def new_context(self) -> dict[str, Any]:
         """The keyword arguments of Playwright's `browser.new_context`."""
-        arguments: dict[str, Any] = self.model_dump(exclude_none=True)
+        arguments: dict[str, Any] = self.model_dump(exclude_none=True, exclude=OURS)
         for ours, playwrights in (("timezone", "timezone_id"), ("authenticate", "http_credentials")):
             if ours in arguments:
                 arguments[playwrights] = arguments.pop(ours)

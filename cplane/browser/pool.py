@@ -1,9 +1,8 @@
-"""The pool: a fixed number of isolated pages from one watched browser."""
+"""The pool: a fixed number of isolated pages from a few watched browsers, ready before they are asked for."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,24 +12,23 @@ from typing import Any, Self, TypeVar
 import structlog
 from playwright.async_api import Page
 
-from cplane.browser.chromium import CLOSE_S, Chromium, sandboxed
-from cplane.browser.executable import find_executable
+from cplane.browser.fleet import Fleet
+from cplane.browser.instance import CLOSE_S, Instance, Limits
+from cplane.browser.launch import BrowserSource
 from cplane.browser.lease import PageLease
 from cplane.browser.options import PageOptions
+from cplane.browser.shared import SharedContext
 from cplane.browser.slots import Slots
-from cplane.errors import BrowserGone, PoolTimeout, UsageError
+from cplane.browser.stock import Ready, Stock
+from cplane.endings import end
+from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
 
 T = TypeVar("T")
 
-RELAUNCH_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before a browser is launched again; the last one repeats."""
-STEADY_S = 30.0
-"""A browser that lived so long was a good one: the next pause starts from the beginning."""
-
 OPEN_TRIES = 3
 """Browsers that may die one after the other while one page is opened."""
-KEEPER = "keep a browser"
-DISCARDER = "discard browser"
+MOST_SHARED = 8
+"""Contexts that are kept for jobs that share one; of more, the one that was idle longest is closed."""
 
 log = structlog.get_logger("cplane")
 
@@ -44,11 +42,21 @@ class PoolStats:
     """Pages that can be acquired now."""
     open: int
     """Slots in use: pages that are lent, being opened or being closed."""
+    warm: int
+    """Pages that are ready for who asks next."""
     waiting: int
+    browsers: int
+    """Browsers that take new pages."""
     launches: int
     """Browsers launched so far."""
     lost: int
     """Browsers that ended by themselves."""
+    retired: int
+    """Browsers that were replaced: worn out, or no longer to be trusted."""
+    lent: int
+    """Pages lent so far."""
+    lent_warm: int
+    """Those of them that were ready when they were asked for."""
     browser_version: str | None
     """None while there is no browser."""
 
@@ -56,49 +64,72 @@ class PoolStats:
 class BrowserPool:
     """At most `max_pages` pages at once, each in a fresh context of its own; who waits is served in order.
 
-    `async with BrowserPool() as pool:` launches the browser. One that dies is replaced by the pool itself; the pages it
-    took along are lost (`BrowserGone`).
+    `async with BrowserPool() as pool:` launches the browsers. One that dies is replaced by the pool itself; the pages it
+    took along are lost (`BrowserGone`). One that is worn out is replaced before it takes no more pages.
 
     Args:
         max_pages: pages at once.
+        browsers: browsers that share them.
+        warm: pages kept ready beyond those in use, of the options that are asked for most; default: half of `max_pages`.
         executable: the browser's binary; default: looked up.
         sandbox: Chromium's sandbox; default: on unless root.
+        source: how browsers are had, when there is more to say than their binary.
+        limits: when a browser is replaced.
         wait_s: seconds `acquire_page` waits for a page at most.
     """
 
     def __init__(
-        self, max_pages: int = 4, *, executable: Path | None = None, sandbox: bool | None = None, wait_s: float = 30.0
+        self,
+        max_pages: int = 4,
+        *,
+        browsers: int = 1,
+        warm: int | None = None,
+        executable: Path | None = None,
+        sandbox: bool | None = None,
+        source: BrowserSource | None = None,
+        limits: Limits | None = None,
+        wait_s: float = 30.0,
     ) -> None:
         if max_pages < 1 or wait_s <= 0:
             raise UsageError(f"a pool has 1 or more pages and waits more than 0 s, not {max_pages} and {wait_s}")
+        if not 1 <= browsers <= max_pages or (warm is not None and warm < 0):
+            raise UsageError(f"{max_pages} pages need 1 to {max_pages} browsers and 0 or more warm pages")
         self.wait_s = wait_s
-        self._configured = executable
-        self._sandbox = sandboxed(sandbox)
+        self._limits = limits or Limits()
+        self._fleet = Fleet(
+            source or BrowserSource(executable=executable, sandbox=sandbox),
+            browsers,
+            self._limits,
+            changed=self._changed,
+            parted=self._part,
+        )
         self._slots = Slots(max_pages)
+        self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
+        self._stock.expect(PageOptions())
+        self._shared: dict[tuple[str, str], SharedContext] = {}
+        self._sharing: dict[tuple[str, str], asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._browsers: set[Chromium] = set()
-        self.browser: Chromium | None = None
-        """The browser that new pages come from."""
-        self._trouble: Exception | None = None
-        self._up = asyncio.Event()
         self._has_free = asyncio.Event()
-        self._open = False
-        self._launches = 0
-        self._lost = 0
+        self._entered = self._open = False
+        self._lent = self._lent_warm = 0
 
     async def __aenter__(self) -> Self:
-        """Launch the browser.
+        """Launch the first browser; the others follow.
 
         Raises:
             BrowserNotFound: there is none.
             BrowserGone: it does not start.
         """
-        if self._open or self._launches:
+        if self._entered:
             raise UsageError("a pool is opened once", hint="make another BrowserPool")
-        first = await self._launch()
+        self._entered = True
+        try:
+            await self._fleet.start()
+        except BaseException:
+            await self._fleet.close()
+            raise
         self._open = True
-        self._tell()
-        self._spawn(self._keep(first), KEEPER)
+        self._changed()
         return self
 
     async def __aexit__(
@@ -114,28 +145,49 @@ class BrowserPool:
             raise
 
     @property
+    def browsers(self) -> list[Instance]:
+        """The browsers that new pages come from, those with the fewest pages first."""
+        return self._fleet.browsers
+
+    @property
     def free(self) -> int:
         """Pages that could be acquired right now; 0 while there is no browser."""
-        return self._slots.free if self._open and self.browser is not None else 0
+        return self._slots.free if self._open and self.browsers else 0
 
     async def wait_free(self) -> None:
         """Wait until `free` is at least 1; also answers when the pool is closed."""
         await self._has_free.wait()
 
+    def expect(self, options: PageOptions) -> None:
+        """Pages with these options will be asked for: keep some ready."""
+        if options.mode == "fresh":
+            self._stock.expect(options)
+            self._changed()
+
     def stats(self) -> PoolStats:
         """The pool as it is now."""
+        browsers = self.browsers
         return PoolStats(
             max_pages=self._slots.size,
             free=self.free,
             open=self._slots.used,
+            warm=self._stock.open,
             waiting=self._slots.waiting,
-            launches=self._launches,
-            lost=self._lost,
-            browser_version=self.browser.version if self.browser else None,
+            browsers=len(browsers),
+            launches=self._fleet.launches,
+            lost=self._fleet.lost,
+            retired=self._fleet.retired,
+            lent=self._lent,
+            lent_warm=self._lent_warm,
+            browser_version=browsers[0].version if browsers else None,
         )
 
+    # lending
+
     @asynccontextmanager
-    async def page(self, options: PageOptions | None = None) -> AsyncGenerator[Page]:
+    async def page(
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+    ) -> AsyncGenerator[Page]:
         """A page for the length of a block; its loss interrupts the block with `PageCrashed` or `BrowserGone`.
 
         Raises:
@@ -143,21 +195,31 @@ class BrowserPool:
             BrowserGone: the pool is closed.
             InvalidArguments: the browser refuses the options.
         """
-        async with await self.acquire_page(options) as page:
+        async with await self.acquire_page(options, scope=scope, storage_state=storage_state) as page:
             yield page
 
-    async def acquire_page(self, options: PageOptions | None = None) -> PageLease:
-        """A page until it is released; errors as of `page`. Cancelled at any moment, it leaves nothing behind."""
+    async def acquire_page(
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+    ) -> PageLease:
+        """A page until it is released; errors as of `page`. Cancelled at any moment, it leaves nothing behind.
+
+        Args:
+            options: how the page is set up.
+            scope: with isolation "shared": those who name the same scope, and the same options, share a context.
+            storage_state: cookies and storage the context begins with, as Playwright's `context.storage_state()` answers them.
+        """
         self._check_open()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.wait_s
+        options = options or PageOptions()
+        deadline = asyncio.get_running_loop().time() + self.wait_s
         try:
             async with asyncio.timeout_at(deadline):
                 await self._take_slot()
         except TimeoutError:
             message = f"none of {self._slots.size} pages became free within {self.wait_s:g} s"
             raise PoolTimeout(message, hint="CPLANE_BROWSER_PAGES and CPLANE_BROWSER_WAIT_S set both") from None
-        opening = self._spawn(self._open_page(options or PageOptions(), deadline), "open page")
+        if options.mode == "fresh" and storage_state is None and (lease := self._take_ready(options)) is not None:
+            return lease
+        opening = self._spawn(self._provide(options, deadline, scope, storage_state), "provide page")
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -167,130 +229,211 @@ class BrowserPool:
             opening.add_done_callback(_release_unclaimed)
             raise
 
+    def _take_ready(self, options: PageOptions) -> PageLease | None:
+        """A page that is ready, at once; None: there is none."""
+        key = options.key
+        ready = self._stock.take(key)
+        if ready is None:
+            return None
+        if not ready.open:  # on its way: whoever provides a page waits for it
+            self._stock.put(ready)
+            return None
+        self._stock.ask(options)
+        lease = ready.opening.result()
+        self._lend(lease, warm=True)
+        return lease
+
+    async def _provide(
+        self, options: PageOptions, deadline: float, scope: str, storage_state: dict[str, Any] | None
+    ) -> PageLease:
+        """With a slot in hand: a page, from the next browser if one dies meanwhile."""
+        try:
+            for tries_left in reversed(range(OPEN_TRIES)):
+                try:
+                    if options.mode == "shared":
+                        lease = await self._share(options, deadline, scope)
+                    elif options.mode == "fresh" and storage_state is None:
+                        lease = await self._await_ready(options) or await self._open_page(options, deadline)
+                    else:
+                        lease = await self._open_page(options, deadline, storage_state)
+                except BrowserGone:
+                    if not tries_left:
+                        raise
+                else:
+                    self._lend(lease)
+                    return lease
+            raise AssertionError
+        except BaseException:
+            self._return_slot()
+            raise
+
+    async def _await_ready(self, options: PageOptions) -> PageLease | None:
+        """A page that is on its way already."""
+        self._stock.ask(options)
+        ready = self._stock.take(options.key)
+        self._changed()
+        if ready is None:
+            return None
+        await asyncio.wait([ready.opening])
+        return None if ready.spoiled else ready.opening.result()
+
+    def _lend(self, lease: PageLease, *, warm: bool = False) -> None:
+        lease.lent = True
+        self._lent += 1
+        self._lent_warm += warm
+        self._changed()
+
+    async def _open_page(
+        self,
+        options: PageOptions,
+        deadline: float,
+        storage_state: dict[str, Any] | None = None,
+        *,
+        shared: bool = False,
+    ) -> PageLease:
+        """A page in a new context of the browser that has the fewest."""
+        instance = await self._instance(deadline)
+        resources = AsyncExitStack()
+        arguments: dict[str, Any] = {} if storage_state is None else {"storage_state": storage_state}
+        try:
+            return await instance.open(
+                options, partial(self._take_back, instance), resources=resources, arguments=arguments, shared=shared
+            )
+        finally:
+            self._changed()
+
+    async def _share(self, options: PageOptions, deadline: float, scope: str) -> PageLease:
+        """A page of the context that the scope shares, which is opened for the first."""
+        name = (scope, options.key)
+        async with self._sharing.setdefault(name, asyncio.Lock()):
+            context = self._shared.get(name)
+            if context is None or not context.usable or context.uses >= self._limits.pages:
+                self._unshare(name)
+                root = await self._open_page(options, deadline, shared=True)
+                context = self._shared[name] = SharedContext(self._fleet.owner(root), root)
+                self._unshare_most()
+            self._shared[name] = self._shared.pop(name, context)  # the one used last comes last
+            return await context.lend(partial(self._park, context))
+
+    def _unshare_most(self) -> None:
+        """Close the contexts that were idle longest, when there are too many."""
+        idle = [name for name, context in self._shared.items() if not context.busy]
+        for name in idle[: max(0, len(self._shared) - MOST_SHARED)]:
+            self._unshare(name)
+        for name in [name for name, lock in self._sharing.items() if name not in self._shared and not lock.locked()]:
+            del self._sharing[name]
+
+    def _unshare(self, name: tuple[str, str]) -> None:
+        """Lend no more pages of a shared context; it closes when those that are lent are given back."""
+        context = self._shared.pop(name, None)
+        if context is not None and not context.busy:
+            context.root.release()
+
+    # taking back
+
     async def _take_slot(self) -> None:
         try:
             await self._slots.acquire()
         finally:
             self._tell()
 
-    def _return_slot(self) -> None:
+    def _return_slot(self, lease: PageLease | None = None) -> None:
+        """A slot is free again: of a lease, once; of one that got no page."""
+        if lease is not None:
+            if not lease.lent:
+                return
+            lease.lent = False
         self._slots.release()
         self._tell()
 
-    async def _open_page(self, options: PageOptions, deadline: float) -> PageLease:
-        """With a slot in hand: a page, from the next browser if one dies meanwhile."""
-        try:
-            for _ in range(OPEN_TRIES - 1):
-                with contextlib.suppress(BrowserGone):
-                    return await self._lend(options, deadline)
-            return await self._lend(options, deadline)
-        except BaseException:
-            self._return_slot()
-            raise
+    def _take_back(self, instance: Instance, lease: PageLease) -> asyncio.Task[None]:
+        return self._spawn(self._close_page(instance, lease), "close page")
 
-    async def _lend(self, options: PageOptions, deadline: float) -> PageLease:
-        browser = await self._wait_browser(deadline)
-        try:
-            return await browser.lend(options, partial(self._take_back, browser))
-        finally:
-            if browser.ended.done():
-                self._drop(browser)
-
-    def _take_back(self, browser: Chromium, lease: PageLease) -> asyncio.Task[None]:
-        return self._spawn(self._close_page(browser, lease), "close page")
-
-    async def _close_page(self, browser: Chromium, lease: PageLease) -> None:
+    async def _close_page(self, instance: Instance, lease: PageLease) -> None:
         """The slot is free again once the page is closed or was given up."""
         try:
-            await browser.take_back(lease)
+            await instance.close_page(lease)
         finally:
-            if browser.ended.done():
-                self._drop(browser)
-            self._return_slot()
+            self._return_slot(lease)
+            self._changed()
 
-    async def _wait_browser(self, deadline: float) -> Chromium:
+    def _park(self, context: SharedContext, lease: PageLease) -> asyncio.Task[None]:
+        return self._spawn(self._park_page(context, lease), "park page")
+
+    async def _park_page(self, context: SharedContext, lease: PageLease) -> None:
+        """The slot is free again once the page is ready for the next job."""
+        try:
+            await context.take_back(lease)
+        finally:
+            self._return_slot(lease)
+            kept = context in self._shared.values()
+            if not context.busy and not (kept and context.usable):
+                context.root.release()
+            self._changed()
+
+    # pages that are ready
+
+    def _restock(self) -> None:
+        """Close the pages nobody will ask for, and open those that will be asked for; both off the path of any job."""
+        for ready in self._stock.surplus():
+            _discard_ready(ready)
+        if not self._open or not self.browsers:
+            return
+        for options in self._stock.missing():
+            opening = self._spawn(self._prepare(options), "prepare page")
+            self._stock.put(Ready(options.key, opening))
+
+    async def _prepare(self, options: PageOptions) -> PageLease:
+        try:
+            return await self._open_page(options, asyncio.get_running_loop().time() + self.wait_s)
+        except InvalidArguments:
+            self._stock.forget(options.key)
+            raise
+
+    # browsers
+
+    async def _instance(self, deadline: float) -> Instance:
         try:
             async with asyncio.timeout_at(deadline):
-                while (browser := self.browser) is None:
-                    self._check_open()
-                    await self._up.wait()
-                return browser
+                instance = await self._fleet.wait()
         except TimeoutError:
-            trouble = self._trouble or "it is being launched"
-            raise PoolTimeout(f"there is no browser after {self.wait_s:g} s: {trouble}") from self._trouble
+            message = f"there is no browser after {self.wait_s:g} s: {self._fleet.trouble}"
+            raise PoolTimeout(message) from None
+        if instance is None:
+            raise _closed()
+        return instance
 
-    async def _launch(self) -> Chromium:
-        browser = await Chromium.launch(find_executable(self._configured), sandbox=self._sandbox)
-        self._browsers.add(browser)
-        self.browser = browser
-        self._trouble = None
-        self._launches += 1
-        self._up.set()
-        self._tell()
-        log.info("browser launched", version=browser.version, launches=self._launches)
-        return browser
+    def _part(self, old: Instance) -> None:
+        """A browser takes no more pages: what it has ready, or shares, is given up."""
+        for name in [name for name, context in self._shared.items() if context.instance is old]:
+            self._unshare(name)
+        for ready in self._stock:
+            if ready.open and old.has(ready.opening.result()):
+                self._stock.remove(ready)
+                _discard_ready(ready)
 
-    async def _keep(self, browser: Chromium) -> None:
-        """Whenever the browser ends, launch the next; the old one is closed once its pages are given back."""
-        loop = asyncio.get_running_loop()
-        short_lives = 0
-        while True:
-            since = loop.time()
-            reason = await browser.ended
-            self._drop(browser)
-            if browser.gone.done():
-                self._lost += 1
-                log.warning("browser lost", reason=reason, pages=browser.pages)
-            self._spawn(self._discard(browser), DISCARDER)
-            if loop.time() - since > STEADY_S:
-                short_lives = 0
-            browser = await self._relaunch(failures=short_lives)
-            short_lives += 1
-
-    async def _relaunch(self, failures: int) -> Chromium:
-        """The next browser, after as long a pause as the failures before it ask for. Nothing but cancellation ends it."""
-        while True:
-            await asyncio.sleep(RELAUNCH_S[min(failures, len(RELAUNCH_S) - 1)])
-            try:
-                return await self._launch()
-            except Exception as error:
-                failures += 1
-                self._trouble = error
-                log.error("browser not launched", error=str(error), failures=failures)
-
-    async def _discard(self, browser: Chromium) -> None:
-        await browser.wait_idle()
-        await browser.close()
-        self._browsers.discard(browser)
-
-    def _drop(self, browser: Chromium) -> None:
-        """Take no more pages from this browser."""
-        if self.browser is browser:
-            self.browser = None
-            self._up.clear()
-            self._tell()
+    # the end, and helpers
 
     async def _close(self) -> None:
         """Send the waiters away, end the browsers and with them the pages, and see every task end."""
         self._slots.dismiss(_closed)
-        self._up.set()
-        self._tell()
-        keepers = [task for task in self._tasks if task.get_name() in {KEEPER, DISCARDER}]
-        for task in keepers:
-            task.cancel()
-        await _ended(keepers)
-        await asyncio.gather(*(browser.close() for browser in self._browsers))
-        self.browser = None
+        self._changed()
+        self._stock.clear()
+        self._shared.clear()
+        await self._fleet.close()
         rest = list(self._tasks)
         if rest:
             await asyncio.wait(rest, timeout=CLOSE_S)
-        for task in rest:
-            task.cancel()
-        await _ended(rest)
+        await end(rest)
 
     def _check_open(self) -> None:
         if not self._open:
             raise _closed()
+
+    def _changed(self) -> None:
+        """A browser came or went, or a page did: tell whoever waits, and see to the pages that are to be ready."""
+        self._restock()
+        self._tell()
 
     def _tell(self) -> None:
         """Let `wait_free` know."""
@@ -302,20 +445,27 @@ class BrowserPool:
     def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._settle)
         return task
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        """A task has ended. What fails belongs to who waits for it, if anybody still does; a fault of ours is told."""
+        self._tasks.discard(task)
+        if task.cancelled() or not (error := task.exception()) or isinstance(error, CplaneError):
+            return
+        log.error("the browser pool failed", step=task.get_name(), exc_info=error)
 
 
 def _closed() -> BrowserGone:
     return BrowserGone("the browser pool is closed", hint="use it inside `async with BrowserPool() as pool:`")
 
 
-async def _ended(tasks: list[asyncio.Task[Any]]) -> None:
-    if tasks:
-        await asyncio.wait(tasks)
+def _discard_ready(ready: Ready) -> None:
+    """Close a page nobody has asked for."""
+    ready.opening.add_done_callback(_release_unclaimed)
 
 
 def _release_unclaimed(opening: asyncio.Task[PageLease]) -> None:
-    """Who wanted the page was cancelled: take it back."""
+    """Nobody wants the page any more: take it back."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().release()

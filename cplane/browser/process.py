@@ -1,8 +1,10 @@
 """A process of the operating system, to kill when asking nicely was no use. Known on Linux only."""
 
 import contextlib
+import mmap
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,14 @@ class Process:
         stat = _stat(self.pid)
         return stat is not None and stat.started == self.started and stat.state not in {"Z", "X"}
 
+    @property
+    def command(self) -> list[str]:
+        """Its command line; empty when it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            return []
+
     def kill(self) -> None:
         """Kill it, if it still runs; with its whole group, if that is not our own."""
         if not self.alive:
@@ -50,6 +60,18 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
             else:
                 os.killpg(group, signal.SIGKILL)
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Memory of processes that is theirs alone, as far as the system tells: what is resident without what is shared."""
+    total = 0
+    for pid in pids:
+        try:
+            _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        except (OSError, ValueError):
+            continue
+        total += (int(resident) - int(shared)) * mmap.PAGESIZE
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ def _may_write(folder: Path) -> bool:
 async def _browser(executable: Path | str | None, sandbox: bool | None) -> Finding:
     """A real launch."""
     from cplane.browser import find_executable, probe
-    from cplane.browser.chromium import sandboxed
+    from cplane.browser.launch import sandboxed
 
     try:
         found = find_executable(Path(executable) if executable else None)

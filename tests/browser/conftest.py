@@ -34,7 +34,8 @@ async def site() -> AsyncGenerator[str]:
 
 @pytest.fixture
 async def pool() -> AsyncGenerator[BrowserPool]:
-    async with BrowserPool(2, wait_s=20) as pool:
+    """Two pages of one browser; none is kept ready, so that what is there is what was asked for."""
+    async with BrowserPool(2, warm=0, wait_s=20) as pool:
         yield pool
 
 

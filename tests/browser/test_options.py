@@ -14,7 +14,7 @@ def test_options_become_playwrights_arguments() -> None:
 
 
 def test_an_unknown_option_is_named_and_the_known_ones_are_listed() -> None:
-    with pytest.raises(InvalidArguments, match=r"colour: Extra inputs .*it takes viewport, .*locale") as caught:
+    with pytest.raises(InvalidArguments, match=r"colour: Extra inputs .*it takes isolation, .*locale") as caught:
         PageOptions.read({"colour": "red"})
     assert [problem.path for problem in caught.value.problems] == ["/colour"]
 

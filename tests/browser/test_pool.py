@@ -11,30 +11,9 @@ import pytest
 from playwright.async_api import BrowserContext
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.browser import BrowserPool, PageOptions, chromium, probe
-from cplane.browser.chromium import Chromium
+from cplane.browser import BrowserPool, PageOptions, instance, probe
 from cplane.errors import BrowserGone, BrowserNotFound, InvalidArguments, PageCrashed, PoolTimeout, UsageError
-
-FOREVER = "new Promise(() => {})"
-
-
-async def settled(pool: BrowserPool) -> None:
-    """Wait until every page is given back."""
-    async with asyncio.timeout(20):
-        while pool.stats().open:
-            await asyncio.sleep(0.01)
-
-
-async def running(pool: BrowserPool) -> Chromium:
-    """The pool's browser, once there is one."""
-    async with asyncio.timeout(20):
-        while pool.browser is None:
-            await asyncio.sleep(0.01)
-    return pool.browser
-
-
-def contexts(browser: Chromium) -> int:
-    return len(browser.browser.contexts)
+from tests.browser.pools import FOREVER, contexts, running, settled
 
 
 async def crash(page_url: str, pool: BrowserPool) -> None:
@@ -288,7 +267,7 @@ async def test_a_driver_that_dies_is_replaced_with_its_browser(
 
 
 async def test_a_driver_that_dies_while_nobody_uses_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chromium, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.driver.process is not None
@@ -316,7 +295,7 @@ async def test_an_error_of_the_job_itself_stays_as_it_is(pool: BrowserPool) -> N
 async def test_a_close_that_hangs_frees_the_slot_in_time_and_retires_the_browser(
     pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chromium, "CLOSE_S", 0.2)
+    monkeypatch.setattr(instance, "CLOSE_S", 0.2)
     first = await running(pool)
     neighbour = await pool.acquire_page()
     lease = await pool.acquire_page()
@@ -343,7 +322,7 @@ async def test_a_close_that_hangs_frees_the_slot_in_time_and_retires_the_browser
 async def test_a_page_that_does_not_open_in_time_is_given_up(
     pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chromium, "OPEN_S", 0.2)
+    monkeypatch.setattr(instance, "OPEN_S", 0.2)
     first = await running(pool)
 
     async def hang(**options: object) -> BrowserContext:
@@ -360,9 +339,9 @@ async def test_a_page_that_does_not_open_in_time_is_given_up(
 
 
 async def test_a_browser_that_stops_answering_is_lost_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chromium, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(chromium, "ANSWER_S", 1.0)
-    monkeypatch.setattr(chromium, "CLOSE_S", 0.5)
+    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
+    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.process is not None
@@ -373,9 +352,9 @@ async def test_a_browser_that_stops_answering_is_lost_and_killed(monkeypatch: py
 
 
 async def test_who_acquires_from_a_browser_that_hangs_gets_a_page_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chromium, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(chromium, "ANSWER_S", 1.0)
-    monkeypatch.setattr(chromium, "CLOSE_S", 0.5)
+    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
+    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.process is not None

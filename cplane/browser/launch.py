@@ -1,0 +1,240 @@
+"""Where browsers come from: launched here, or connected to somewhere else."""
+
+import asyncio
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypedDict, cast
+from urllib.parse import urlsplit
+
+from playwright.async_api import Browser, BrowserType, CDPSession, Playwright
+from playwright.async_api import Error as PlaywrightError
+
+from cplane.browser.driver import Driver
+from cplane.browser.executable import Executable, find_executable
+from cplane.browser.ledger import Ledger
+from cplane.browser.process import Process
+from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
+
+LAUNCH_S = 15.0
+LOG_PREFIX = re.compile(r"^\[[^\]]*\] *")
+"""Process, time and place in the source that Chromium writes before each sentence."""
+
+DISABLE_FEATURES = "--disable-features="
+
+
+class Engine(StrEnum):
+    """The kind of browser."""
+
+    CHROMIUM = "chromium"
+    FIREFOX = "firefox"
+    WEBKIT = "webkit"
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A browser that runs, and everything to steer, watch and end it with."""
+
+    driver: Driver
+    browser: Browser
+    session: CDPSession | None
+    """To ask Chromium; other engines and remote servers of other kinds have none."""
+    process: Process | None
+    """None where the system does not tell, and for a browser that runs elsewhere."""
+    profile: Path | None
+    """The folder to remove when the browser did not do so itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSource:
+    """How browsers are had.
+
+    Args:
+        engine: chromium, firefox or webkit; the latter two only as Playwright downloads them.
+        executable: the binary; default: looked up.
+        sandbox: Chromium's sandbox; default: on unless root.
+        args: more arguments for the binary. `--disable-features` adds to Playwright's own list, of which it would else take the place.
+        cdp_url: connect to a Chromium that runs elsewhere (http://host:9222, ws://…/devtools/browser/…) instead of launching one.
+        server_url: connect to a server of Playwright's (`playwright run-server`, ws://…) of this engine instead of launching one.
+    """
+
+    engine: Engine = Engine.CHROMIUM
+    executable: Path | None = None
+    sandbox: bool | None = None
+    args: tuple[str, ...] = ()
+    cdp_url: str | None = None
+    server_url: str | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the browser runs elsewhere."""
+        return bool(self.cdp_url or self.server_url)
+
+    @property
+    def place(self) -> str:
+        """Where the browser is, without what could be a secret: the binary's path, or the host it is connected to."""
+        if url := self.cdp_url or self.server_url:
+            address = urlsplit(url)
+            return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+        return str(self.executable or self.engine.value)
+
+    async def start(self, ledger: Ledger) -> Launched:
+        """Start a driver and a browser, within 15 s.
+
+        Raises:
+            BrowserNotFound: there is no browser.
+            BrowserGone: it did not start, or cannot be reached; the message says why.
+        """
+        found = None if self.remote or self.engine is not Engine.CHROMIUM else find_executable(self.executable)
+        driver = Driver()
+        try:
+            async with asyncio.timeout(LAUNCH_S):
+                playwright = await driver.start()
+                browser = await self._browser(playwright, found)
+                session = await _session(browser) if self.engine is Engine.CHROMIUM else None
+                process = None if self.remote or session is None else await _find_process(session)
+        except BaseException as error:
+            await driver.stop()
+            if isinstance(error, TimeoutError):
+                raise BrowserGone(f"{self._name(found)} did not start within {LAUNCH_S:g} s") from error
+            if isinstance(error, (PlaywrightError, OSError)):
+                raise self._trouble(found, error) from None
+            raise
+        driver.process = process.child_of(os.getpid()) if process else None
+        profile = profile_of(process) if process else None
+        launched = Launched(driver, browser, session, process, profile)
+        await ledger.enter(launched.process, launched.profile)
+        return launched
+
+    async def _browser(self, playwright: Playwright, found: Executable | None) -> Browser:
+        kinds = {
+            Engine.CHROMIUM: playwright.chromium,
+            Engine.FIREFOX: playwright.firefox,
+            Engine.WEBKIT: playwright.webkit,
+        }
+        kind = kinds[self.engine]
+        if self.cdp_url:
+            return await kind.connect_over_cdp(self.cdp_url, timeout=LAUNCH_S * 1000)
+        if self.server_url:
+            return await kind.connect(self.server_url, timeout=LAUNCH_S * 1000)
+        if found is None or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
+            return await self._launch(kind, found, self.args)
+        plain = await self._launch(kind, found, ())
+        theirs = await _disabled_features(plain)
+        await plain.close()
+        return await self._launch(kind, found, merge_features(self.args, theirs))
+
+    async def _launch(self, kind: BrowserType, found: Executable | None, args: tuple[str, ...]) -> Browser:
+        return await kind.launch(
+            executable_path=found.path if found else self.executable,
+            headless=True,
+            chromium_sandbox=sandboxed(self.sandbox) if found else None,
+            args=[*args],
+            timeout=LAUNCH_S * 1000,
+            # Ctrl-C reaches the driver too: the browser must outlive it until the worker has drained
+            handle_sigint=False,
+            handle_sigterm=False,
+            handle_sighup=False,
+        )
+
+    def _name(self, found: Executable | None) -> str:
+        return str(found.path) if found else self.place
+
+    def _trouble(self, found: Executable | None, error: PlaywrightError | OSError) -> BrowserError:
+        if self.remote:
+            secret = urlsplit(self.cdp_url or self.server_url or "")
+            text = first_line(error).replace(secret.geturl(), self.place)
+            hidden = "" if secret.query and secret.query in text else f": {text}"
+            return BrowserGone(
+                f"{self.place} cannot be used as a browser{hidden}", hint="is it running, and of the same version?"
+            )
+        if found is not None:
+            return _launch_error(found, error)
+        if "Executable doesn't exist" in str(error):
+            return BrowserNotFound(
+                f"there is no {self.engine} of Playwright's", hint=f"run `playwright install {self.engine}`"
+            )
+        return BrowserGone(f"{self.place} did not start: {_complaint(str(error))}")
+
+
+def merge_features(args: tuple[str, ...], theirs: str) -> tuple[str, ...]:
+    """One `--disable-features` of all that are given and Playwright's own list: Chromium takes the last one only."""
+    rest = [arg for arg in args if not arg.startswith(DISABLE_FEATURES)]
+    named = [theirs, *(arg.removeprefix(DISABLE_FEATURES) for arg in args if arg.startswith(DISABLE_FEATURES))]
+    features = dict.fromkeys(name for names in named for name in names.split(",") if name)
+    return (*rest, DISABLE_FEATURES + ",".join(features))
+
+
+def sandboxed(choice: bool | None) -> bool:
+    """Whether Chromium's sandbox is on: as told; by default unless root, for whom Chromium refuses it."""
+    return os.geteuid() != 0 if choice is None else choice
+
+
+def profile_of(process: Process) -> Path | None:
+    """The temporary profile folder that Playwright made for a browser it launched; None when the user named one."""
+    folders = [arg.partition("=")[2] for arg in process.command if arg.startswith("--user-data-dir=")]
+    return Path(folders[-1]) if folders and "dev_profile-" in Path(folders[-1]).name else None
+
+
+def first_line(error: BaseException) -> str:
+    """The sentence of an error of Playwright, without its call and browser logs."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
+
+
+class _RunningProcess(TypedDict):
+    type: str
+    id: int
+
+
+class _ProcessInfo(TypedDict):
+    processInfo: list[_RunningProcess]
+
+
+async def running_pids(session: CDPSession) -> dict[int, str]:
+    """The processes of a Chromium: their numbers and kinds (browser, renderer, GPU, …). Raises playwright's Error."""
+    answer = cast("_ProcessInfo", await session.send("SystemInfo.getProcessInfo"))  # pyright: ignore[reportUnknownMemberType]
+    return {process["id"]: process["type"] for process in answer["processInfo"]}
+
+
+async def _session(browser: Browser) -> CDPSession | None:
+    with contextlib.suppress(PlaywrightError):
+        return await browser.new_browser_cdp_session()
+    return None
+
+
+async def _find_process(session: CDPSession) -> Process | None:
+    try:
+        pids = [pid for pid, kind in (await running_pids(session)).items() if kind == "browser"]
+    except PlaywrightError:
+        return None
+    return Process.find(pids[0]) if pids else None
+
+
+async def _disabled_features(browser: Browser) -> str:
+    session = await browser.new_browser_cdp_session()
+    process = await _find_process(session)
+    features = [arg for arg in process.command if arg.startswith(DISABLE_FEATURES)] if process else []
+    return features[-1].removeprefix(DISABLE_FEATURES) if features else ""
+
+
+def _launch_error(executable: Executable, error: PlaywrightError | OSError) -> BrowserError:
+    if not executable.path.exists():
+        return BrowserNotFound(f"{executable.path} is not there any more", hint="run `cplane browser install`")
+    complaint = _complaint(str(error))
+    hint = None
+    if "sandbox" in complaint.lower():
+        hint = "the sandbox wants another user than root, and user namespaces; CPLANE_BROWSER_SANDBOX=0 turns it off"
+    elif "error while loading shared libraries" in complaint:
+        hint = "libraries are missing: run `cplane browser install`"
+    return BrowserGone(f"{executable.path} did not start: {complaint}", hint=hint)
+
+
+def _complaint(text: str) -> str:
+    """The browser's last words, or Playwright's first ones."""
+    words = [line.partition("[err]")[2].strip() for line in text.splitlines() if "[err]" in line]
+    telling = [line for line in words if "FATAL" in line or "error while loading" in line] or words[-1:]
+    complaint = (telling or text.strip().splitlines() or [""])[0]
+    return LOG_PREFIX.sub("", complaint)[:300]

@@ -1,0 +1,110 @@
+"""Several browsers in one pool, and how they are replaced."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from cplane.browser import BrowserPool, Limits, instance
+from cplane.errors import BrowserGone, UsageError
+from tests.browser.pools import running, settled, until
+
+
+async def test_pages_are_spread_over_the_browsers() -> None:
+    async with BrowserPool(4, browsers=2, warm=0) as pool:
+        await until(lambda: len(pool.browsers) == 2)
+        leases = [await pool.acquire_page() for _ in range(4)]
+        assert sorted(browser.pages for browser in pool.browsers) == [2, 2]
+        assert len({lease.context.browser for lease in leases}) == 2
+        for lease in leases:
+            lease.release()
+        await settled(pool)
+
+
+async def test_a_browser_that_dies_takes_only_its_own_pages_along() -> None:
+    async with BrowserPool(2, browsers=2, warm=0) as pool:
+        await until(lambda: len(pool.browsers) == 2)
+        leases = [await pool.acquire_page() for _ in range(2)]
+        victim = next(browser for browser in pool.browsers if browser.has(leases[0]))
+        assert victim.process is not None
+        os.kill(victim.process.pid, signal.SIGKILL)
+        await asyncio.wait([leases[0].broken], timeout=10)
+        assert isinstance(leases[0].loss, BrowserGone)
+        assert await leases[1].page.evaluate("6 * 7") == 42
+        assert pool.stats().browsers == 1
+        leases[0].release()
+        await until(lambda: len(pool.browsers) == 2)
+        leases[1].release()
+        await settled(pool)
+        assert pool.free == 2
+
+
+async def test_a_browser_is_replaced_after_its_pages_and_there_is_always_one() -> None:
+    async with BrowserPool(2, warm=0, limits=Limits(pages=3)) as pool:
+        first = await running(pool)
+        counts: set[int] = set()
+        while pool.stats().retired < 2:
+            async with pool.page() as page:
+                assert await page.evaluate("6 * 7") == 42
+            counts.add(pool.stats().browsers)
+        assert counts == {1}
+        assert pool.stats().lost == 0
+        assert first.process is not None
+        gone = first.process
+        await until(lambda: not gone.alive)
+
+
+async def test_a_worn_browser_stays_until_its_last_page_is_given_back() -> None:
+    async with BrowserPool(2, warm=0, limits=Limits(pages=2)) as pool:
+        first = await running(pool)
+        kept, other = await pool.acquire_page(), await pool.acquire_page()
+        other.release()
+        await until(lambda: pool.stats().retired == 1)
+        assert await running(pool) is not first
+        assert await kept.page.evaluate("6 * 7") == 42
+        kept.release()
+        await asyncio.wait([first.gone], timeout=10)
+        assert first.gone.done()
+        assert pool.stats().lost == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(Limits(age_s=0.1), "it has run for"), (Limits(memory_bytes=1), "it uses")],
+    ids=["age", "memory"],
+)
+async def test_a_browser_that_is_too_old_or_too_large_is_replaced(
+    limits: Limits, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    async with BrowserPool(1, warm=0, limits=limits) as pool:
+        first = await running(pool)
+        await until(lambda: pool.stats().retired)
+        assert reason in first.ended.result()
+        async with pool.page() as page:
+            assert await page.evaluate("6 * 7") == 42
+
+
+async def test_a_worn_browser_that_dies_before_its_successor_is_there_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with BrowserPool(1, warm=0, limits=Limits(pages=1)) as pool:
+        first = await running(pool)
+        assert first.process is not None
+        lease = await pool.acquire_page()
+        os.kill(first.process.pid, signal.SIGKILL)
+        await asyncio.wait([lease.broken], timeout=10)
+        lease.release()
+        async with pool.page() as page:
+            assert await page.evaluate("6 * 7") == 42
+        await settled(pool)
+        stats = pool.stats()
+        assert stats.lost + stats.retired == stats.launches - 1
+
+
+def test_there_are_not_more_browsers_than_pages() -> None:
+    with pytest.raises(UsageError, match="2 pages need 1 to 2 browsers"):
+        BrowserPool(2, browsers=3)
+    with pytest.raises(UsageError, match="0 or more warm pages"):
+        BrowserPool(2, warm=-1)

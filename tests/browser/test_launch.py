@@ -1,0 +1,149 @@
+"""Where browsers come from: other arguments, other engines, and browsers that run elsewhere."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright._impl._driver import compute_driver_executable
+
+from cplane.browser import BrowserPool, BrowserSource, Engine, find_executable
+from cplane.browser.launch import merge_features
+from cplane.errors import BrowserGone, BrowserNotFound, PoolTimeout
+from tests.browser.pools import FOREVER, contexts, running, settled
+
+
+@asynccontextmanager
+async def program(*command: str, said: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
+    """A program that runs, and the first line in which it says so."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            async for line in process.stdout:
+                if said in line.decode():
+                    break
+            else:
+                raise AssertionError(f"{command[0]} did not say '{said}'")
+        yield process, line.decode().strip()
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A browser that the pool did not launch."""
+
+    process: asyncio.subprocess.Process
+    source: BrowserSource
+
+
+@asynccontextmanager
+async def chromium(folder: Path) -> AsyncGenerator[Elsewhere]:
+    """A Chromium with an address for DevTools."""
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    options = ["--headless", *sandbox, "--remote-debugging-port=0", f"--user-data-dir={folder}"]
+    async with program(str(find_executable().path), *options, said="DevTools listening on") as (process, line):
+        yield Elsewhere(process, BrowserSource(cdp_url=line.rpartition(" ")[2]))
+
+
+@asynccontextmanager
+async def server(folder: Path) -> AsyncGenerator[Elsewhere]:
+    """A server of Playwright's with a Chromium."""
+    options = {"executablePath": str(find_executable().path), "host": "127.0.0.1", "chromiumSandbox": os.geteuid() != 0}
+    config = folder / "server.json"
+    config.write_text(json.dumps(options))
+    node, script = compute_driver_executable()
+    command = [node, script, "launch-server", "--browser=chromium", f"--config={config}"]
+    async with program(*command, said="ws://") as (process, line):
+        yield Elsewhere(process, BrowserSource(server_url=line))
+
+
+@pytest.fixture(params=[chromium, server], ids=["cdp", "server"])
+async def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Elsewhere]:
+    async with request.param(tmp_path) as elsewhere:
+        yield elsewhere
+
+
+def test_one_list_of_disabled_features_is_made_of_all() -> None:
+    args = ("--mute-audio", "--disable-features=A,B", "--disable-features=C,A")
+    assert merge_features(args, "X,B") == ("--mute-audio", "--disable-features=X,B,A,C")
+
+
+async def test_features_that_are_disabled_add_to_playwrights_own() -> None:
+    source = BrowserSource(args=("--disable-features=MediaRouter2,Foo", "--user-agent=me/1"))
+    async with BrowserPool(1, warm=0, source=source) as pool:
+        process = (await running(pool)).process
+        assert process is not None
+        features = [arg for arg in process.command if arg.startswith("--disable-features=")]
+        assert features[-1].endswith(",MediaRouter2,Foo")
+        assert "HttpsUpgrades" in features[-1]  # one of Playwright's
+        async with pool.page() as page:
+            assert await page.evaluate("navigator.userAgent") == "me/1"
+
+
+async def test_pages_of_a_browser_that_runs_elsewhere_are_isolated(elsewhere: Elsewhere, site: str) -> None:
+    async with BrowserPool(2, warm=1, source=elsewhere.source) as pool:
+        async with pool.page() as one, pool.page() as other:
+            await one.goto(site)
+            await other.goto(site)
+            await one.evaluate("document.cookie = 'a=1'")
+            assert await other.evaluate("document.cookie") == ""
+        await settled(pool)
+
+
+async def test_a_browser_elsewhere_that_dies_is_gone(elsewhere: Elsewhere) -> None:
+    async def wait_forever(pool: BrowserPool) -> None:
+        async with pool.page() as page:
+            os.killpg(elsewhere.process.pid, signal.SIGKILL)
+            await page.evaluate(FOREVER)
+
+    async with BrowserPool(1, warm=0, source=elsewhere.source, wait_s=2) as pool:
+        with pytest.raises(BrowserGone):
+            await wait_forever(pool)
+        with pytest.raises(PoolTimeout, match=r"there is no browser after 2 s: .* cannot be used as a browser"):
+            await pool.acquire_page()
+
+
+async def test_leaving_a_pool_leaves_the_browser_elsewhere_running_and_no_context_in_it(elsewhere: Elsewhere) -> None:
+    counts: list[int] = []
+    for _ in range(3):
+        async with BrowserPool(2, warm=0, source=elsewhere.source) as pool:
+            [browser] = pool.browsers
+            counts.append(contexts(browser))
+            await pool.acquire_page()
+            assert contexts(browser) == counts[0] + 1
+    assert elsewhere.process.returncode is None
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        BrowserSource(cdp_url="http://user:secret@127.0.0.1:9/?token=secret"),
+        BrowserSource(server_url="ws://127.0.0.1:9/?token=secret"),
+    ],
+    ids=["cdp", "server"],
+)
+async def test_an_address_where_nothing_listens_is_named_without_its_secrets(source: BrowserSource) -> None:
+    with pytest.raises(BrowserGone, match=r"127\.0\.0\.1:9 cannot be used as a browser") as error:
+        await BrowserPool(source=source).__aenter__()
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", [Engine.FIREFOX, Engine.WEBKIT])
+async def test_an_engine_that_playwright_has_not_downloaded_says_how_to_get_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
+    with pytest.raises(BrowserNotFound, match=f"run `playwright install {engine}`"):
+        await BrowserPool(source=BrowserSource(engine=engine)).__aenter__()

@@ -1,0 +1,147 @@
+"""Isolation "shared": pages that jobs of one name use one after the other."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page, Route
+
+from cplane.browser import BrowserPool, Limits, PageOptions
+from cplane.browser.pool import MOST_SHARED
+from cplane.errors import BrowserGone, PageCrashed
+from tests.browser.pools import FOREVER, contexts, running, settled, until
+
+SHARED = PageOptions(isolation="shared")
+
+
+async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: BrowserPool, site: str) -> None:
+    async with pool.page(SHARED, scope="a") as page:
+        await page.goto(site)
+        await page.evaluate("document.cookie = 'a=1'")
+    async with pool.page(SHARED, scope="a") as page:
+        await page.goto(site)
+        assert await page.evaluate("document.cookie") == "a=1"
+    async with pool.page(SHARED, scope="b") as page:
+        await page.goto(site)
+        assert await page.evaluate("document.cookie") == ""
+    async with pool.page() as page:
+        await page.goto(site)
+        assert await page.evaluate("document.cookie") == ""
+
+
+async def test_one_page_serves_one_job_after_the_other(pool: BrowserPool) -> None:
+    pages: set[Page] = set()
+    for _ in range(4):
+        async with pool.page(SHARED, scope="a") as page:
+            pages.add(page)
+        await settled(pool)
+    assert len(pages) == 1
+    assert contexts(await running(pool)) == 1
+
+
+async def test_jobs_at_the_same_time_have_a_page_each_in_one_context(pool: BrowserPool) -> None:
+    async with pool.page(SHARED, scope="a") as one, pool.page(SHARED, scope="a") as other:
+        assert one is not other
+        assert one.context is other.context
+    await settled(pool)
+    assert pool.free == 2
+
+
+async def test_what_a_job_opened_and_routed_goes_with_it(pool: BrowserPool, site: str) -> None:
+    async def refuse(route: Route) -> None:
+        await route.abort()
+
+    async with pool.page(SHARED, scope="a") as page:
+        await page.goto(site)
+        async with page.expect_popup() as popup:
+            await page.evaluate("void window.open(location.href)")
+        opened = await popup.value
+        await page.route("**/*", refuse)
+    await settled(pool)
+    assert opened.is_closed()
+    async with pool.page(SHARED, scope="a") as again:
+        assert again is page
+        assert await again.goto(site) is not None
+
+
+async def test_a_page_that_crashed_or_was_closed_is_lent_to_nobody(pool: BrowserPool, site: str) -> None:
+    async def crash(page: Page) -> None:
+        async with pool.page(SHARED, scope="a") as crashing:
+            await crashing.goto(site)
+            with pytest.raises(PlaywrightError):
+                await crashing.goto("chrome://crash")
+            await crashing.evaluate(FOREVER)
+
+    async with pool.page(SHARED, scope="a") as neighbour:
+        with pytest.raises(PageCrashed):
+            await crash(neighbour)
+        assert await neighbour.evaluate("6 * 7") == 42
+    await settled(pool)
+    async with pool.page(SHARED, scope="a") as page:
+        await page.close()
+    async with pool.page(SHARED, scope="a") as page:
+        assert await page.evaluate("6 * 7") == 42
+    assert pool.stats().launches == 1
+
+
+async def test_a_browser_that_dies_takes_the_context_along_and_the_next_job_gets_another(pool: BrowserPool) -> None:
+    async def wait_forever(disturb: Callable[[], None]) -> None:
+        async with pool.page(SHARED, scope="a") as page:
+            disturb()
+            await page.evaluate(FOREVER)
+
+    process = (await running(pool)).process
+    assert process is not None
+    with pytest.raises(BrowserGone):
+        await wait_forever(partial(os.kill, process.pid, signal.SIGKILL))
+    async with pool.page(SHARED, scope="a") as page:
+        assert await page.evaluate("6 * 7") == 42
+
+
+async def test_a_context_is_replaced_after_its_uses_and_leaves_nothing() -> None:
+    async with BrowserPool(2, warm=0, limits=Limits(pages=3)) as pool:
+        seen: set[Page] = set()
+        for _ in range(7):
+            async with pool.page(SHARED, scope="a") as page:
+                seen.add(page)
+            await settled(pool)
+        assert len(seen) == 3
+
+
+async def test_contexts_that_nobody_uses_any_more_are_closed(pool: BrowserPool) -> None:
+    browser = await running(pool)
+    for number in range(MOST_SHARED + 3):
+        async with pool.page(SHARED, scope=str(number)):
+            pass
+        await settled(pool)
+    await until(lambda: contexts(browser) == MOST_SHARED)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])
+async def test_an_acquire_that_is_cancelled_leaves_no_slot_and_one_context(pool: BrowserPool, turns: int) -> None:
+    browser = await running(pool)
+    for _ in range(4):
+        acquiring = asyncio.create_task(pool.acquire_page(SHARED, scope="a"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        acquiring.cancel()
+        await asyncio.wait([acquiring])
+        if not acquiring.cancelled():
+            acquiring.result().release()
+    await settled(pool)
+    assert pool.free == 2
+    assert contexts(browser) <= 1
+
+
+async def test_many_that_ask_at_once_share_one_context() -> None:
+    async with BrowserPool(4, warm=0) as pool:
+        leases = await asyncio.gather(*(pool.acquire_page(SHARED, scope="a") for _ in range(4)))
+        assert len({lease.context for lease in leases}) == 1
+        for lease in leases:
+            lease.release()
+        await settled(pool)
+        assert contexts(await running(pool)) == 1

@@ -1,0 +1,170 @@
+"""Pages that are ready before anyone asks for them."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from playwright.async_api import Error as PlaywrightError
+
+from cplane.browser import BrowserPool, PageOptions
+from cplane.browser.instance import Instance
+from cplane.browser.stock import REMEMBERED, Stock
+from cplane.errors import InvalidArguments
+from tests.browser.pools import contexts, running, settled, until
+
+WIDE = PageOptions.read({"viewport": {"width": 1000, "height": 500}})
+SMALL = PageOptions.read({"viewport": {"width": 400, "height": 300}})
+
+
+async def warmed(pool: BrowserPool, number: int) -> None:
+    await until(lambda: pool.stats().warm == number)
+
+
+def widths(browser: Instance) -> list[int]:
+    sizes = [page.viewport_size for context in browser.browser.contexts for page in context.pages]
+    return [size["width"] for size in sizes if size]
+
+
+async def test_the_first_page_is_there_before_it_is_asked_for() -> None:
+    async with BrowserPool(2, warm=1) as pool:
+        await warmed(pool, 1)
+        assert (pool.free, pool.stats().open) == (2, 0)
+        async with pool.page() as page:
+            assert (pool.stats().lent, pool.stats().lent_warm) == (1, 1)
+            assert await page.evaluate("6 * 7") == 42
+        await warmed(pool, 1)
+        await settled(pool)
+
+
+async def test_a_ready_page_is_handed_out_without_a_word_to_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with BrowserPool(1, warm=1) as pool:
+        await warmed(pool, 1)
+        acquiring = asyncio.create_task(pool.acquire_page())
+        await asyncio.sleep(0)
+        assert acquiring.done()
+        acquiring.result().release()
+
+
+async def test_pages_are_kept_ready_for_the_options_that_are_asked_for_often() -> None:
+    async with BrowserPool(2, warm=1) as pool:
+        for _ in range(REMEMBERED):
+            async with pool.page(WIDE) as page:
+                assert await page.evaluate("innerWidth") == 1000
+            await settled(pool)
+            await warmed(pool, 1)
+        assert pool.stats().lent_warm >= REMEMBERED // 2
+        before = pool.stats().lent_warm
+        async with pool.page(WIDE):
+            assert pool.stats().lent_warm == before + 1
+
+
+async def test_options_that_are_asked_for_once_are_not_prepared_for() -> None:
+    async with BrowserPool(2, warm=2) as pool:
+        await warmed(pool, 2)
+        async with pool.page(WIDE) as page:
+            assert await page.evaluate("innerWidth") == 1000
+        assert pool.stats().lent_warm == 0
+
+
+async def test_expected_options_are_prepared_for_at_once() -> None:
+    async with BrowserPool(1, warm=1) as pool:
+        browser = await running(pool)
+        pool.expect(WIDE)
+        pool.expect(WIDE)
+        await until(lambda: pool.stats().warm and widths(browser) == [1000])
+        async with pool.page(WIDE) as page:
+            assert pool.stats().lent_warm == 1
+            assert await page.evaluate("innerWidth") == 1000
+
+
+async def test_a_ready_page_whose_renderer_died_is_handed_to_nobody() -> None:
+    async with BrowserPool(1, warm=1) as pool:
+        await warmed(pool, 1)
+        browser = await running(pool)
+        [context] = browser.browser.contexts
+        with pytest.raises(PlaywrightError):
+            await context.pages[0].goto("chrome://crash")
+        await warmed(pool, 0)
+        async with pool.page() as page:
+            assert await page.evaluate("6 * 7") == 42
+        await warmed(pool, 1)
+
+
+async def test_ready_pages_die_with_their_browser_and_are_made_anew() -> None:
+    async with BrowserPool(2, warm=2) as pool:
+        await warmed(pool, 2)
+        first = await running(pool)
+        assert first.process is not None
+        os.kill(first.process.pid, signal.SIGKILL)
+        await asyncio.wait([first.gone], timeout=10)
+        async with pool.page() as page:
+            assert await page.evaluate("6 * 7") == 42
+        await warmed(pool, 2)
+        second = await running(pool)
+        await until(lambda: contexts(second) == 2)
+
+
+async def test_options_that_the_browser_refuses_are_not_tried_again_and_again() -> None:
+    mars = PageOptions(timezone="Mars/Olympus")
+    async with BrowserPool(2, warm=2) as pool:
+        await warmed(pool, 2)
+        for _ in range(3):
+            pool.expect(mars)
+            with pytest.raises(InvalidArguments, match="Mars/Olympus"):
+                await pool.acquire_page(mars)
+        await warmed(pool, 2)
+        async with pool.page(), pool.page():
+            assert pool.stats().lent_warm == 2
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+async def test_an_acquire_that_is_cancelled_leaves_just_the_ready_pages(turns: int) -> None:
+    async with BrowserPool(2, warm=1) as pool:
+        for _ in range(4):
+            acquiring = asyncio.create_task(pool.acquire_page())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            acquiring.cancel()
+            await asyncio.wait([acquiring])
+            if not acquiring.cancelled():
+                acquiring.result().release()
+        await settled(pool)
+        await warmed(pool, 1)
+        assert pool.free == 2
+        browser = await running(pool)
+        await until(lambda: contexts(browser) == 1)
+
+
+async def test_leaving_the_pool_while_pages_are_prepared_leaves_nothing(descendants: Callable[[], set[int]]) -> None:
+    before, tasks = descendants(), asyncio.all_tasks()
+    for turns in range(0, 60, 12):
+        async with BrowserPool(4, warm=4) as pool:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert pool.free == 4
+        assert descendants() <= before
+        assert {task for task in asyncio.all_tasks() if not task.done()} <= tasks
+
+
+def test_the_stock_is_shared_out_by_how_often_options_are_asked_for() -> None:
+    stock = Stock(4)
+    for options in [WIDE] * 9 + [SMALL] * 3:
+        stock.ask(options)
+    assert [options.key for options in stock.missing()] == [WIDE.key] * 3 + [SMALL.key]
+
+
+def test_options_that_nobody_asked_for_lately_are_forgotten() -> None:
+    stock = Stock(2)
+    stock.expect(WIDE)
+    for _ in range(REMEMBERED):
+        stock.ask(SMALL)
+    assert [options.key for options in stock.missing()] == [SMALL.key] * 2
+
+
+def test_options_that_are_refused_are_not_prepared_for() -> None:
+    stock = Stock(2)
+    stock.expect(WIDE)
+    stock.forget(WIDE.key)
+    assert stock.missing() == []
