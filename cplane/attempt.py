@@ -422,7 +422,8 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
     attempt.transaction = transaction = JobTransaction(tools.store)
     if job.needs_page:
         try:
-            attempt.lease = await tools.pool().acquire_page(PageOptions.read(job.page_options(arguments)))
+            options = PageOptions.read(job.page_options(arguments))
+            attempt.lease = await tools.pool().acquire_page(options, scope=job.name)
         finally:
             attempt.waits_for_page = False
         attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))

@@ -1,12 +1,15 @@
 """The pages a worker can give to jobs: a browser pool that opens as soon as there is a browser."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 import structlog
+from pydantic import SecretStr
 
-from cplane.browser import BrowserPool
-from cplane.errors import BrowserError, BrowserNotFound
+from cplane.browser import BrowserPool, BrowserSource, Engine, Limits, PageOptions
+from cplane.errors import BrowserError, BrowserNotFound, InvalidArguments
+from cplane.jobs import AnyJob
 from cplane.settings import CplaneSettings
 
 AGAIN_S = 10.0
@@ -21,8 +24,9 @@ log = structlog.get_logger("cplane")
 class Pages:
     """The pool, once it is open. A worker without a browser does its other work, and looks again now and then."""
 
-    def __init__(self, settings: CplaneSettings) -> None:
+    def __init__(self, settings: CplaneSettings, jobs: Iterable[AnyJob] = ()) -> None:
         self._settings = settings
+        self._wanted = list(_wanted(jobs))
         self._pool: BrowserPool | None = None
         self._trouble = BrowserError("the browser is starting")
         self._opened = asyncio.Event()
@@ -53,22 +57,59 @@ class Pages:
         settings = self._settings
         async with AsyncExitStack() as stack:
             while self._pool is None:
-                pool = BrowserPool(
-                    settings.browser_pages,
-                    executable=settings.browser_executable,
-                    sandbox=settings.browser_sandbox,
-                    wait_s=settings.browser_wait_s,
-                )
                 try:
-                    self._pool = await stack.enter_async_context(pool)
+                    self._pool = await stack.enter_async_context(_pool(settings))
                 except BrowserError as error:
                     if str(error) != str(self._trouble):
                         log.error("no browser: jobs that ask for a page wait", reason=str(error))
                     self._trouble = error
                     await asyncio.sleep(AGAIN_S if isinstance(error, BrowserNotFound) else LAUNCH_AGAIN_S)
+            for options in self._wanted:
+                self._pool.expect(options)
             self._opened.set()
             try:
                 await asyncio.Event().wait()
             finally:
                 self._pool = None
                 self._opened.clear()
+
+
+def browser_source(settings: CplaneSettings) -> BrowserSource:
+    """How the settings say that browsers are had."""
+    return BrowserSource(
+        engine=Engine(settings.browser_engine),
+        executable=settings.browser_executable,
+        sandbox=settings.browser_sandbox,
+        args=settings.browser_args,
+        cdp_url=_secret(settings.browser_cdp_url),
+        server_url=_secret(settings.browser_server_url),
+    )
+
+
+def _pool(settings: CplaneSettings) -> BrowserPool:
+    return BrowserPool(
+        settings.browser_pages,
+        browsers=settings.browser_count,
+        warm=settings.browser_warm,
+        source=browser_source(settings),
+        limits=Limits(
+            pages=settings.browser_max_pages,
+            age_s=settings.browser_max_age_s,
+            memory_bytes=settings.browser_max_memory_mb << 20,
+        ),
+        wait_s=settings.browser_wait_s,
+    )
+
+
+def _wanted(jobs: Iterable[AnyJob]) -> Iterable[PageOptions]:
+    """The page options that jobs always have."""
+    for job in jobs:
+        if job.needs_page and not callable(job.options.browser):
+            try:
+                yield PageOptions.read(job.options.browser)
+            except InvalidArguments as error:
+                log.error("a job has page options that do not fit; it will fail", job=job.name, reason=str(error))
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cplane.errors import InvalidSettings
@@ -38,8 +39,29 @@ class CplaneSettings(BaseSettings):
     artifacts_url: str = Field(
         default=(Path(".cplane") / "artifacts").absolute().as_uri(), description="file:///folder or s3://bucket/prefix"
     )
+    browser_engine: Literal["chromium", "firefox", "webkit"] = Field(
+        default="chromium", description="the kind of browser; firefox and webkit as `playwright install` has them"
+    )
     browser_executable: Path | None = Field(default=None, description="the browser's binary; default: looked up")
+    browser_args: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="more arguments for the binary, as a shell would read them: --mute-audio --lang=de"
+    )
+    browser_cdp_url: SecretStr | None = Field(
+        default=None, description="a Chromium that runs elsewhere: http://host:9222 or ws://host/devtools/browser/…"
+    )
+    browser_server_url: SecretStr | None = Field(
+        default=None, description="a browser server of Playwright's that runs elsewhere: ws://host:port/…"
+    )
     browser_pages: int = Field(default=4, ge=1, le=100, description="pages open at once in one worker")
+    browser_count: int = Field(default=1, ge=1, le=16, description="browsers of a worker, which share its pages")
+    browser_warm: int | None = Field(
+        default=None, ge=0, le=100, description="pages kept ready beyond those in use; default: half of browser_pages"
+    )
+    browser_max_pages: int = Field(default=500, ge=1, description="pages opened in a browser until it is replaced")
+    browser_max_age_s: float = Field(default=3600.0, gt=0, description="seconds until a browser is replaced")
+    browser_max_memory_mb: int = Field(
+        default=2048, ge=64, description="memory of a browser's processes, in MiB, at which it is replaced"
+    )
     browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
     browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -58,6 +80,34 @@ class CplaneSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("browser_args", mode="before")
+    @classmethod
+    def _split_args(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        args = shlex.split(value)  # its error is one sentence: No closing quotation
+        if strange := [arg for arg in args if not arg.startswith("-")]:
+            raise ValueError(f"'{strange[0]}' is not an argument; each begins with '-'")
+        return tuple(args)
+
+    @field_validator("browser_cdp_url", "browser_server_url")
+    @classmethod
+    def _check_browser_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = ("http", "https", "ws", "wss") if info.field_name == "browser_cdp_url" else ("ws", "wss")
+        if value is not None and value.get_secret_value().partition("://")[0] not in schemes:
+            raise ValueError(f"it must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_browser(self) -> Self:
+        if self.browser_count > self.browser_pages:
+            raise ValueError("CPLANE_BROWSER_COUNT is at most CPLANE_BROWSER_PAGES: every browser needs a page")
+        if self.browser_cdp_url is not None and self.browser_server_url is not None:
+            raise ValueError("give CPLANE_BROWSER_CDP_URL or CPLANE_BROWSER_SERVER_URL, not both")
+        if self.browser_cdp_url is not None and self.browser_engine != "chromium":
+            raise ValueError("CPLANE_BROWSER_CDP_URL is for CPLANE_BROWSER_ENGINE=chromium only")
+        return self
 
     @field_validator("queues", mode="before")
     @classmethod
@@ -153,9 +203,12 @@ def load_settings(**overrides: Any) -> CplaneSettings:
 def _explain(error: ValidationError) -> tuple[str]:
     sentences: list[str] = []
     for detail in error.errors(include_url=False, include_input=False):
-        name = f"CPLANE_{str(detail['loc'][0]).upper()}" if detail["loc"] else "the settings"
-        missing = detail["type"] == "missing"
-        sentences.append(f"{name} is not set" if missing else f"{name}: {detail['msg'].removeprefix('Value error, ')}")
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:  # it is about several, and names them
+            sentences.append(message)
+            continue
+        name = f"CPLANE_{str(detail['loc'][0]).upper()}"
+        sentences.append(f"{name} is not set" if detail["type"] == "missing" else f"{name}: {message}")
     if any(sentence.endswith("is not set") for sentence in sentences):
         sentences.append("set it, or run `cplane dev` in this folder")
     return ("; ".join(sentences),)

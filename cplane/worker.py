@@ -236,7 +236,7 @@ class Worker(arq.worker.Worker):
             )
             self._events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
             self._leases = Leases(self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s)
-            self._pages = Pages(self.settings)
+            self._pages = Pages(self.settings, self.jobs.jobs.values())
             self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             tools = Tools(

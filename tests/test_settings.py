@@ -42,6 +42,14 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
         BROWSER_PAGES="7",
         BROWSER_SANDBOX="false",
         BROWSER_WAIT_S="0.5",
+        BROWSER_COUNT="2",
+        BROWSER_WARM="0",
+        BROWSER_MAX_PAGES="9",
+        BROWSER_MAX_AGE_S="60",
+        BROWSER_MAX_MEMORY_MB="512",
+        BROWSER_ENGINE="chromium",
+        BROWSER_ARGS="--mute-audio '--disable-features=A,B'",
+        BROWSER_CDP_URL="http://user:hunter2@127.0.0.1:9222",
         API_KEYS="one, two",
         MAX_BODY_BYTES="2048",
         LOG_FORMAT="json",
@@ -54,6 +62,11 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.lease_s, settings.drain_s, settings.artifacts_url) == (1.5, 0, "s3://bucket/prefix")
     assert settings.browser_executable == Path("/usr/bin/chromium")
     assert (settings.browser_pages, settings.browser_sandbox, settings.browser_wait_s) == (7, False, 0.5)
+    assert (settings.browser_count, settings.browser_warm, settings.browser_engine) == (2, 0, "chromium")
+    assert (settings.browser_max_pages, settings.browser_max_age_s, settings.browser_max_memory_mb) == (9, 60, 512)
+    assert settings.browser_args == ("--mute-audio", "--disable-features=A,B")
+    assert settings.browser_cdp_url is not None
+    assert settings.browser_cdp_url.get_secret_value() == "http://user:hunter2@127.0.0.1:9222"
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
     assert (settings.max_body_bytes, settings.log_format, settings.log_level) == (2048, "json", "debug")
 
@@ -71,6 +84,7 @@ def test_an_empty_variable_counts_as_absent_and_an_unknown_one_is_ignored(monkey
         ("DRAIN_S", 0, 86_400),
         ("BROWSER_PAGES", 1, 100),
         ("BROWSER_WAIT_S", 0.01, 3600),
+        ("BROWSER_WARM", 0, 100),
         ("MAX_BODY_BYTES", 1024, 1024**3),
     ],
 )
@@ -95,6 +109,11 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: 
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("LOG_FORMAT", "xml", "'console' or 'json'"),
         ("BROWSER_SANDBOX", "perhaps", "Input should be a valid boolean"),
+        ("BROWSER_ENGINE", "opera", "'chromium', 'firefox' or 'webkit'"),
+        ("BROWSER_ARGS", "--mute-audio headless", "'headless' is not an argument; each begins with '-'"),
+        ("BROWSER_ARGS", "--a='b", "No closing quotation"),
+        ("BROWSER_CDP_URL", "redis://:hunter2@host", "it must start with http:// or https:// or ws:// or wss://"),
+        ("BROWSER_SERVER_URL", "http://:hunter2@host", "it must start with ws:// or wss://"),
         ("DATABASE_URL", "mysql://user:hunter2@host/db", "it must start with postgresql://"),
         ("DATABASE_URL", "hunter2", "it must start with postgresql://"),
         ("REDIS_URL", "http://:hunter2@host", "it must start with redis://, rediss:// or unix://"),
@@ -114,6 +133,25 @@ def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_sec
     assert "hunter2" not in message
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__, "pydantic's own error would show the value"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"BROWSER_COUNT": "5"}, "CPLANE_BROWSER_COUNT is at most CPLANE_BROWSER_PAGES"),
+        ({"BROWSER_CDP_URL": "http://h", "BROWSER_SERVER_URL": "ws://h"}, "give CPLANE_BROWSER_CDP_URL or"),
+        (
+            {"BROWSER_CDP_URL": "http://h", "BROWSER_ENGINE": "webkit"},
+            "CPLANE_BROWSER_CDP_URL is for CPLANE_BROWSER_ENGINE",
+        ),
+    ],
+)
+def test_variables_that_exclude_each_other_are_named(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load(monkeypatch, **variables)
+    assert str(caught.value).startswith(said)
 
 
 def test_what_is_missing_is_named_together_with_what_to_do() -> None:

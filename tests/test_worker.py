@@ -8,7 +8,7 @@ from typing import cast
 from uuid import UUID
 
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import BrowserContext, Page
 from pydantic import BaseModel
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -134,6 +134,13 @@ async def worker_leaves_files(ctx: Context) -> str:
     await ctx.progress(1, 2, "half")
     artifact = await ctx.artifact("note.txt", f"attempt {ctx.attempt}".encode())
     return artifact.sha256
+
+
+@job(browser={"isolation": "shared"})
+async def worker_shared(browser_context: BrowserContext, number: int) -> list[str]:
+    seen = [cookie.get("name", "") for cookie in await browser_context.cookies("http://site.test/")]
+    await browser_context.add_cookies([{"name": str(number), "value": "x", "url": "http://site.test/"}])
+    return sorted(seen)
 
 
 @job
@@ -371,6 +378,12 @@ async def test_files_and_progress_stand_on_the_record(settings: CplaneSettings, 
 async def test_a_job_can_submit_jobs(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         assert await (await worker_submits.submit(4)).result() == 5
+
+
+async def test_jobs_of_one_name_share_a_context_when_they_say_so(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings, pages=True):
+        seen = [await (await worker_shared.submit(number)).result(timeout=DEADLINE_S) for number in range(3)]
+    assert seen == [[], ["0"], ["0", "1"]]
 
 
 async def test_a_browser_job_gets_a_page(settings: CplaneSettings, plane: ControlPlane) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cplane.browser.executable import VARIABLE, Executable, Source, find_executable, on_path, playwrights_own
 from cplane.browser.instance import probe
+from cplane.browser.launch import BrowserSource
 from cplane.errors import BrowserError, BrowserNotFound
 
 DOWNLOAD = (sys.executable, "-m", "playwright", "install", "--only-shell", "chromium")
@@ -97,7 +98,7 @@ async def _look_up(tell: Tell) -> Executable | None:
 
 async def _works(executable: Executable, tell: Tell) -> bool:
     try:
-        version = await probe(executable.path)
+        version = await probe(BrowserSource(executable=executable.path))
     except BrowserError as error:
         tell(str(error))
         return False

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import structlog
@@ -277,14 +276,13 @@ class Instance:
         return BrowserGone(f"the browser was lost: {self.gone.result()}")
 
 
-async def probe(executable: Path | None = None, *, sandbox: bool | None = None) -> str:
-    """Really launch the browser, open a page and run a script in it; answers the browser's version.
+async def probe(source: BrowserSource | None = None) -> str:
+    """Really launch the browser, or connect to it, open a page and run a script in it; answers the browser's version.
 
     Raises:
         BrowserError: it cannot be used; the message says why.
     """
-    source = BrowserSource(executable=executable, sandbox=sandbox)
-    browser = await Instance.start(source)
+    browser = await Instance.start(source or BrowserSource())
     try:
         async with asyncio.timeout(OPEN_S):
             page = (await browser.open(PageOptions(), _keep)).page

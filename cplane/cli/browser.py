@@ -31,13 +31,13 @@ def install() -> None:
 async def _install() -> None:
     from rich.text import Text
 
-    from cplane.browser import find_executable, probe
+    from cplane.browser import BrowserSource, find_executable, probe
     from cplane.browser import install as install_browser
 
     stderr = notes()
     try:
         found = find_executable()
-        await probe(found.path)
+        await probe(BrowserSource(executable=found.path))
     except BrowserError as error:
         stderr.print(Text(error.message, "dim"), soft_wrap=True)
         found = await install_browser(lambda line: stderr.print(Text(line, "dim"), soft_wrap=True))

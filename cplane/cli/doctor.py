@@ -108,7 +108,7 @@ async def _findings() -> AsyncIterator[Finding]:
         settings = load_settings()
     except InvalidSettings as error:
         yield _failed("settings", error)
-        yield await _browser(os.environ.get("CPLANE_BROWSER_EXECUTABLE"), sandbox=None)
+        yield await _browser(None)
         return
     yield Finding("settings", Verdict.OK, _shown_settings(settings))
     checks: dict[str, Check] = {
@@ -117,7 +117,7 @@ async def _findings() -> AsyncIterator[Finding]:
         "redis": _redis,
         "jobs": _jobs,
         "artifacts": _artifacts,
-        "browser": lambda settings: _browser(settings.browser_executable, settings.browser_sandbox),
+        "browser": _browser,
     }
     for name, check in checks.items():
         try:
@@ -206,20 +206,26 @@ def _may_write(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
-async def _browser(executable: Path | str | None, sandbox: bool | None) -> Finding:
-    """A real launch."""
-    from cplane.browser import find_executable, probe
+async def _browser(settings: "CplaneSettings | None") -> Finding:
+    """A real launch; without settings, of the browser that a worker would find."""
+    from cplane.browser import BrowserSource, find_executable, probe
     from cplane.browser.launch import sandboxed
+    from cplane.pages import browser_source
 
+    source = browser_source(settings) if settings else BrowserSource()
     try:
-        found = find_executable(Path(executable) if executable else None)
-        version = await probe(found.path, sandbox=sandbox)
+        place = (
+            source.place if source.remote or source.engine != "chromium" else find_executable(source.executable).path
+        )
+        version = await probe(source)
     except CplaneError as error:
         return _failed("browser", error)
-    walls = "sandbox on" if sandboxed(sandbox) else "sandbox off"
-    detail = f"Chromium {version}, {walls}, {found.path}"
-    if not sandboxed(sandbox):
-        hint = "run as another user than root" if sandbox is None else "CPLANE_BROWSER_SANDBOX turns it off"
+    if source.remote or source.engine != "chromium":
+        return Finding("browser", Verdict.OK, f"{source.engine.capitalize()} {version}, {place}")
+    walls = "sandbox on" if sandboxed(source.sandbox) else "sandbox off"
+    detail = f"Chromium {version}, {walls}, {place}"
+    if not sandboxed(source.sandbox):
+        hint = "run as another user than root" if source.sandbox is None else "CPLANE_BROWSER_SANDBOX turns it off"
         return Finding("browser", Verdict.WARNING, detail, hint)
     return Finding("browser", Verdict.OK, detail)
 

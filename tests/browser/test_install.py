@@ -10,6 +10,7 @@ import pytest
 
 from cplane.browser import Executable, Source, install
 from cplane.browser.install import by_hand, run
+from cplane.browser.launch import BrowserSource
 from cplane.errors import BrowserNotFound
 
 installing = sys.modules["cplane.browser.install"]
@@ -98,8 +99,8 @@ async def test_the_package_manager_is_used_with_sudo_when_that_asks_no_password(
     program(shell, "exit 0")
     probed: list[Path | None] = []
 
-    async def works(path: Path | None = None) -> str:
-        probed.append(path)
+    async def works(source: BrowserSource) -> str:
+        probed.append(source.executable)
         return "1.0"
 
     monkeypatch.setattr(installing, "probe", works)
