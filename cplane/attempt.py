@@ -125,6 +125,8 @@ class Attempt(msgspec.Struct, eq=False):
     progress: Progress | None = None
     progress_told: bool = True
     stopped: Stop | None = None
+    ended: bool = False
+    """The job's own code has ended; what came of it is being decided, and that is not interrupted."""
     over: bool = False
     """The job has ended; its outcome is being recorded, and nothing stops it any more."""
     task: "asyncio.Task[None] | None" = None
@@ -191,7 +193,7 @@ class Attempt(msgspec.Struct, eq=False):
         first = self.stopped is None
         if first or why is Stop.LEASE_LOST:
             self.stopped = why
-        if first and self.task is not None:
+        if first and self.task is not None and not self.ended:
             self.task.cancel()
             self.timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
 
@@ -267,6 +269,7 @@ async def _perform(attempt: Attempt) -> Outcome | None:
     except GeneratorExit:  # the loop is closed under the job: there is nobody left to tell
         raise
     except BaseException as error:
+        attempt.ended = True
         await _absorb_cancels()
         return stopped_outcome(attempt) if attempt.stopped else decide(await _cause(attempt, error), attempt)
 
@@ -357,7 +360,7 @@ def _interrupted(error: OutsideError, described: Error, interruptions: int) -> O
         attempt_state=AttemptState.INTERRUPTED,
         error=described,
         cause=Cause.INFRASTRUCTURE,
-        delay_s=min(0.5 * 2**interruptions, 60.0),
+        delay_s=min(0.1 * 3**interruptions, 60.0),
         interruptions=1,
     )
 

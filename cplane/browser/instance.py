@@ -59,6 +59,7 @@ class Instance:
         self.browser = launched.browser
         self.profile = launched.profile
         """Its folder, which is removed with it; None when it has none that is ours."""
+        self._artifacts = launched.artifacts
         self._session = launched.session
         self._ledger = ledger
         self._limits = limits
@@ -178,7 +179,7 @@ class Instance:
         if self.process is not None:
             self.process.kill()
         await self.driver.stop()
-        await self._ledger.strike(self.process, self.profile)
+        await self._ledger.strike(self.process, self.profile, self._artifacts)
 
     async def _open_page(self, arguments: dict[str, Any], dress: Dress | None) -> tuple[BrowserContext, Page]:
         try:
