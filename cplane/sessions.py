@@ -117,7 +117,7 @@ class Sessions:
         Raises:
             SessionNotFound: there is none of that name.
         """
-        rows = await self._database.fetch(statements.GET, {"name": name})
+        rows = await self._database.fetch(statements.GET, {"name": name}) if SESSION_NAME.fullmatch(name) else []
         if not rows:
             raise SessionNotFound(f"there is no session '{name}'", hint="`cplane sessions list` shows those there are")
         return SessionInfo(**rows[0])
@@ -144,6 +144,7 @@ class Sessions:
             SessionNotFound: there is none of that name.
             SessionInUse: a running job holds it.
         """
+        await self.get(name)
         if not await self._database.fetch(statements.DELETE, {"name": name}):
             await self.get(name)
             raise _in_use(name)
