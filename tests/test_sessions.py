@@ -1,6 +1,7 @@
 """Browser sessions on real Postgres: one attempt holds one at a time, and what it holds is for it alone."""
 
 import asyncio
+import random
 import traceback
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -232,6 +233,71 @@ async def test_a_holder_whose_start_was_not_seen_yet_is_not_robbed(
         )
     assert await asking is None
     assert (await sessions.get("shop")).held_by == first.id
+
+
+class Users:
+    """Jobs that use one session: each adds its own mark to what it found, and then ends well, lets go, dies, or saves too late."""
+
+    def __init__(self, store: Store, sessions: Sessions, database: Database, seed: int) -> None:
+        self._store, self._sessions, self._database = store, sessions, database
+        self._chance = random.Random(seed)
+        self._late = list[tuple[Held, str]]()
+        self.kept = list[str]()
+        """The marks whose save was answered with yes."""
+
+    async def work(self, user: int, rounds: int) -> None:
+        for number in range(rounds):
+            started, mark = await start(self._store), f"{user}.{number}"
+            while (held := await acquire(self._sessions, started)) is None:
+                await asyncio.sleep(0)
+            ending = self._chance.choice([self._finish, self._release, self._die, self._save_late])
+            await ending(started, held, mark)
+            if self._late and self._chance.random() < 0.5:
+                await self._save(*self._late.pop())
+
+    async def _save(self, held: Held, mark: str) -> None:
+        if await self._sessions.save(held, state(f"{value_of(held)} {mark}")):
+            self.kept.append(mark)
+
+    async def _finish(self, started: Started, held: Held, mark: str) -> None:
+        await self._save(held, mark)
+        await finish(self._store, started)
+
+    async def _release(self, started: Started, held: Held, mark: str) -> None:
+        await self._save(held, mark)
+        await self._sessions.release(held)
+        await self._save(held, "after the release")
+
+    async def _die(self, started: Started, held: Held, mark: str) -> None:
+        await expire(self._database, started)
+
+    async def _save_late(self, started: Started, held: Held, mark: str) -> None:
+        await expire(self._database, started)
+        self._late.append((held, mark))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_save_is_lost_whoever_dies_or_comes_too_late(
+    store: Store, sessions: Sessions, database: Database, seed: int
+) -> None:
+    users = Users(store, sessions, database, seed)
+    async with asyncio.TaskGroup() as group:
+        for user in range(4):
+            group.create_task(users.work(user, 6), name=f"user {user}")
+    held = await held_by(sessions, await start(store))
+    assert sorted(value_of(held).split()) == sorted(users.kept)
+    assert held.version == len(users.kept) > 0
+
+
+def value_of(held: Held) -> str:
+    cookies: Any = held.storage_state["cookies"]
+    return str(cookies[0]["value"]) if cookies else ""
+
+
+async def expire(database: Database, started: Started) -> None:
+    await run(
+        database, f"UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = '{started.id}'"
+    )
 
 
 async def until_somebody_waits(database: Database) -> None:
