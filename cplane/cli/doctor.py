@@ -193,7 +193,8 @@ async def _sessions(settings: "CplaneSettings") -> Finding:
     from cplane.keyring import Keyring
 
     keyring = Keyring(settings.secret_key)
-    strange = sum(count for key_id, count in (await _session_keys(settings)).items() if key_id not in keyring.ids)
+    stored = await _session_keys(settings)
+    strange = sum(count for key_id, count in stored.items() if key_id not in keyring.ids)
     if strange:
         detail = (
             f"{strange} browser {'session is' if strange == 1 else 'sessions are'} encrypted with a key that is not set"
@@ -202,8 +203,12 @@ async def _sessions(settings: "CplaneSettings") -> Finding:
     if not keyring.ids:
         hint = "`cplane secret` prints a key for CPLANE_SECRET_KEY"
         return Finding("sessions", Verdict.OK, "no key: there are no named browser sessions", hint)
-    also = f", also read: {', '.join(keyring.ids[1:])}" if len(keyring.ids) > 1 else ""
-    return Finding("sessions", Verdict.OK, f"browser sessions are encrypted with the key {keyring.first}{also}")
+    detail = f"browser sessions are encrypted with the key {keyring.first}"
+    older = sum(stored.get(key_id, 0) for key_id in keyring.ids[1:])
+    if older:
+        return Finding("sessions", Verdict.OK, f"{detail}, {older} with older ones", "run `cplane sessions rotate`")
+    unneeded = "only the first key of CPLANE_SECRET_KEY is still needed" if len(keyring.ids) > 1 else None
+    return Finding("sessions", Verdict.OK, detail, unneeded)
 
 
 async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:

@@ -134,11 +134,13 @@ async def test_a_rotation_encrypts_with_the_first_key_and_the_doctor_knows(
     assert (failed.code, failed.stderr.count("left as it is: 'a' is encrypted with the key")) == (1, 1)
 
     keyed["CPLANE_SECRET_KEY"] = f"{NEW},{OLD}"
+    encrypted = f"browser sessions are encrypted with the key {Keyring(SecretStr(NEW)).first}"
+    assert await sessions_finding(cplane, keyed) == ("ok", f"{encrypted}, 3 with older ones")
     ended = await cplane("sessions", "rotate", **keyed)
     assert (ended.code, ended.stderr.splitlines()[-1].strip()) == (0, "3 encrypted anew")
+    assert await sessions_finding(cplane, keyed) == ("ok", encrypted)
     keyed["CPLANE_SECRET_KEY"] = NEW
-    first = Keyring(SecretStr(NEW)).first
-    assert await sessions_finding(cplane, keyed) == ("ok", f"browser sessions are encrypted with the key {first}")
+    assert await sessions_finding(cplane, keyed) == ("ok", encrypted)
     del keyed["CPLANE_SECRET_KEY"]
     assert (await sessions_finding(cplane, keyed))[0] == "warning"
 
