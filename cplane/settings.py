@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cplane.errors import InvalidSettings
+from cplane.keyring import read_keys
 from cplane.names import QUEUE_NAME
 
 STACK_FILE = Path(".cplane") / "stack.json"
@@ -67,6 +68,10 @@ class CplaneSettings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="keys that may use the HTTP API (Authorization: Bearer KEY); none: open to all who reach it",
+    )
+    secret_key: SecretStr | None = Field(
+        default=None,
+        description="keys for browser sessions, 32 bytes in base64 each: the first encrypts, all decrypt; `cplane secret` makes one",
     )
     max_body_bytes: int = Field(
         default=1024 * 1024, ge=1024, le=1024**3, description="largest HTTP body, and largest arguments of a job"
@@ -140,6 +145,13 @@ class CplaneSettings(BaseSettings):
             _ = urlsplit(value.get_secret_value()).port
         except ValueError:  # its text would show a part of the password
             raise ValueError("its port is not a number; percent-encode '/', '#' and '?' in a password") from None
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _check_secret_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            read_keys(value)
         return value
 
     @field_validator("queues")
