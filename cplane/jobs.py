@@ -588,6 +588,10 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     if not isinstance(browser, Mapping) and not callable(browser):
         hint = 'for example browser={"locale": "de-DE"}'
         raise InvalidJob(f"{where}: browser is a mapping of page options, not {browser!r}", hint=hint)
+    if not record and isinstance(browser, Mapping) and "session" in browser:
+        raise InvalidJob(
+            f"{where}: a job without a record cannot hold a browser session", hint="leave out record=False"
+        )
     check = given.get("check")
     if check is not None and not callable(check):
         hint = "it raises ValueError when they do not go together"

@@ -245,6 +245,7 @@ class Worker(arq.worker.Worker):
                 threads=self._threads,
                 tell=self._events.post,
                 pool=self.pages.pool,
+                sessions=self.plane.sessions,
                 settle=self._settle,
                 ctx=self.ctx,
             )

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from playwright.async_api import BrowserContext, Page
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.errors import BrowserError, PageCrashed
+from cplane.errors import BrowserError, BrowserGone, PageCrashed, PoolTimeout
 
+STATE_S = 10.0
 DOUBT_S = 2.0
 """How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
 
@@ -89,6 +90,24 @@ class PageLease:
             self._doubt()
             await asyncio.wait([self.broken], timeout=DOUBT_S)
         return self.loss or error
+
+    async def storage_state(self) -> dict[str, Any]:
+        """Cookies, localStorage and IndexedDB of the context, as `browser.new_context(storage_state=…)` takes them, within 10 s.
+
+        Raises:
+            PageCrashed, BrowserGone: there is no context to ask any more.
+            PoolTimeout: it does not answer.
+        """
+        try:
+            async with asyncio.timeout(STATE_S):
+                return cast("dict[str, Any]", await self.context.storage_state(indexed_db=True))
+        except TimeoutError:
+            raise PoolTimeout(f"the browser did not tell its storage within {STATE_S:g} s") from None
+        except PlaywrightError as error:
+            cause = await self.cause(error)
+            raise (
+                cause if cause is not error else BrowserGone(f"the storage cannot be read: {error.message}")
+            ) from None
 
     async def __aenter__(self) -> Page:
         self._guarded = cast("asyncio.Task[object]", asyncio.current_task())

@@ -1,7 +1,7 @@
 """The pool: a fixed number of isolated pages from a few watched browsers, ready before they are asked for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -186,7 +186,7 @@ class BrowserPool:
 
     @asynccontextmanager
     async def page(
-        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Page]:
         """A page for the length of a block; its loss interrupts the block with `PageCrashed` or `BrowserGone`.
 
@@ -199,7 +199,7 @@ class BrowserPool:
             yield page
 
     async def acquire_page(
-        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> PageLease:
         """A page until it is released; errors as of `page`. Cancelled at any moment, it leaves nothing behind.
 
@@ -244,7 +244,7 @@ class BrowserPool:
         return lease
 
     async def _provide(
-        self, options: PageOptions, deadline: float, scope: str, storage_state: dict[str, Any] | None
+        self, options: PageOptions, deadline: float, scope: str, storage_state: Mapping[str, Any] | None
     ) -> PageLease:
         """With a slot in hand: a page, from the next browser if one dies meanwhile."""
         try:
@@ -287,7 +287,7 @@ class BrowserPool:
         self,
         options: PageOptions,
         deadline: float,
-        storage_state: dict[str, Any] | None = None,
+        storage_state: Mapping[str, Any] | None = None,
         *,
         shared: bool = False,
     ) -> PageLease:
