@@ -9,5 +9,6 @@ from cplane.tasks.pdf import pdf
 from cplane.tasks.scrape import scrape
 from cplane.tasks.screenshot import screenshot
 from cplane.tasks.snapshot import snapshot
+from cplane.tasks.steps import steps
 
-__all__ = ["check", "content", "download", "links", "markdown", "pdf", "scrape", "screenshot", "snapshot"]
+__all__ = ["check", "content", "download", "links", "markdown", "pdf", "scrape", "screenshot", "snapshot", "steps"]
