@@ -23,6 +23,7 @@ from cplane.envelope import Envelope
 from cplane.errors import (
     BrowserGone,
     CplaneError,
+    EgressBlocked,
     InvalidArguments,
     InvalidSession,
     JobTimeout,
@@ -54,6 +55,7 @@ PROGRESS_EVERY_S = 0.1
 
 TRACEBACK_CHARS = 16_000
 FINAL_ERRORS = (
+    EgressBlocked,
     InvalidArguments,
     InvalidSession,
     ResultNotSerializable,

@@ -5,6 +5,8 @@
     │   ├── JobFailed            what a handle raises for a failed job
     │   ├── JobCancelled         what a handle raises for a cancelled job
     │   ├── JobTimeout           the job ran longer than its timeout
+    │   ├── EgressBlocked        a page was to reach what pages may not reach
+    │   ├── HostUnreachable      a page's host has no address, or does not answer
     │   ├── ResultNotSerializable
     │   └── Retry                raised by a job that wants to run again
     ├── OutsideError             a server, a browser or the network: the job is run again without spending a retry
@@ -76,6 +78,14 @@ class JobCancelled(JobError):
 
 class JobTimeout(JobError):
     """A job ran longer than its `timeout`."""
+
+
+class EgressBlocked(JobError):
+    """A page was to reach a host that pages may not reach; the message names the host and the rule. No other try changes that."""
+
+
+class HostUnreachable(JobError):
+    """The host of a page has no address, or does not answer; the message names it. A try later may find it."""
 
 
 class ResultNotSerializable(JobError):

@@ -16,6 +16,7 @@ from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
 from cplane.browser.options import PageOptions
 from cplane.browser.process import resident_bytes
+from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
 
 OPEN_S = 15.0
@@ -100,6 +101,7 @@ class Instance:
         *,
         resources: AsyncExitStack | None = None,
         arguments: dict[str, Any] | None = None,
+        gate: Gate | None = None,
         dress: Dress | None = None,
         shared: bool = False,
     ) -> PageLease:
@@ -116,7 +118,9 @@ class Instance:
         except BaseException:
             await resources.aclose()
             raise
-        lease = PageLease(context, page, doubt=self.doubt, give_back=give_back, resources=resources, shared=shared)
+        lease = PageLease(
+            context, page, doubt=self.doubt, give_back=give_back, resources=resources, gate=gate, shared=shared
+        )
         self._open.add(lease)
         self._idle.clear()
         self._opened += 1

@@ -17,6 +17,7 @@ from cplane.browser.driver import Driver
 from cplane.browser.executable import Executable, find_executable
 from cplane.browser.ledger import Ledger
 from cplane.browser.process import Process
+from cplane.egress.rules import literal
 from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
 
 LAUNCH_S = 15.0
@@ -74,6 +75,13 @@ class BrowserSource:
     def remote(self) -> bool:
         """Whether the browser runs elsewhere."""
         return bool(self.cdp_url or self.server_url)
+
+    @property
+    def local(self) -> bool:
+        """Whether a browser that runs elsewhere does so on this machine."""
+        host = urlsplit(self.cdp_url or self.server_url or "").hostname or ""
+        address = literal(host)
+        return host == "localhost" or (address is not None and address.is_loopback)
 
     @property
     def place(self) -> str:

@@ -47,7 +47,9 @@ class SharedContext:
         if not self._idle:
             self._keep(await self.instance.another_page(self.root.context))
         page = self._idle.pop()
-        lease = PageLease(self.root.context, page, doubt=self.instance.doubt, give_back=give_back, shared=True)
+        lease = PageLease(
+            self.root.context, page, doubt=self.instance.doubt, give_back=give_back, gate=self.root.gate, shared=True
+        )
         self._lent.add(lease)
         if self.root.lost:
             self._lose()

@@ -12,7 +12,7 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from cplane import RetryPolicy
+from cplane import HostUnreachable, RetryPolicy
 
 HTTP_URL = TypeAdapter(HttpUrl)
 PAGE_OPTIONS = (
@@ -91,7 +91,7 @@ class TooLarge(VisitFailed):
     """The page or file is larger than `max_bytes`."""
 
 
-RETRY = RetryPolicy(retries=2, on=(Unreachable,))
+RETRY = RetryPolicy(retries=2, on=(Unreachable, HostUnreachable))
 """For all built-in jobs: a server that cannot be reached may be there in a moment; a wrong selector stays wrong."""
 
 

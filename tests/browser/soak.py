@@ -234,6 +234,7 @@ async def main(options: argparse.Namespace) -> int:
                 database_url=stack.database_url,
                 redis_url=stack.redis_url,
                 artifacts_url=(Path(folder) / "artifacts").as_uri(),
+                egress_allow=("loopback",),
             )
             verdict = await soak(settings, jobs=options.jobs, every_s=options.every, tell=print)
     print(f"{verdict.took_s:.0f} s, faults {dict(verdict.faults)}")
