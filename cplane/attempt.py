@@ -36,6 +36,7 @@ from cplane.errors import (
     SessionTooLarge,
 )
 from cplane.events import Event
+from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.jobs import AnyJob, Resources
 from cplane.queue import Grant
@@ -116,6 +117,10 @@ class Tools:
     pool: Callable[[], BrowserPool]
     """Raises BrowserError while there is no browser."""
     sessions: Sessions
+    archive: Archive
+    suspects: Suspects
+    vacate: "Callable[[Attempt], None]"
+    """Makes room for another job, once an attempt has ended that still has something to keep."""
     settle: "Callable[[Attempt, Outcome | None], None]"
     """Takes what came of an attempt, once; None: its lease was lost, and nothing it did counts."""
     ctx: dict[Any, Any]
@@ -159,6 +164,10 @@ class Attempt(msgspec.Struct, eq=False):
     transaction: JobTransaction | None = None
     bound_log: Any = None
     progress_due: float = 0.0
+    keeps_trace: bool = False
+    """Whether the trace of a success is kept, too."""
+    vacated: bool = False
+    """There is room for another already."""
     timers: list[asyncio.TimerHandle] = []
 
     @classmethod
@@ -263,6 +272,7 @@ async def run(attempt: Attempt) -> None:
         outcome = await _perform(attempt)
         if not attempt.seal():
             return  # it was left behind, and something was decided without it
+        await _keep_evidence(attempt, outcome)
         if attempt.session is not None:
             outcome = await _keep_session(attempt, attempt.session, outcome)
         if attempt.transaction is not None and attempt.transaction.begun:
@@ -318,6 +328,22 @@ def _succeeded(attempt: Attempt, *, result_json: bytes | None = None, value: obj
     if result_json == b"null" and value is None:
         return _NOTHING_RETURNED
     return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json, value=value)
+
+
+async def _keep_evidence(attempt: Attempt, outcome: Outcome | None) -> None:
+    """What the page of a failed job looked like. Room and page are the next job's already while it is collected."""
+    lease, tools, record_id = attempt.lease, attempt.tools, attempt.record_id
+    if lease is None or record_id is None or outcome is None:
+        return
+    within_s = attempt.trusted_until - time.monotonic() - 1.0
+    if outcome.error is not None and outcome.attempt_state is not AttemptState.RELEASED:
+        tools.suspects.note(attempt.job.name)
+        if lease.yield_slot():
+            tools.vacate(attempt)
+        told = f"{outcome.error.type}: {outcome.error.message}"
+        await tools.archive.keep(lease, record_id, attempt.number, error=told, within_s=within_s)
+    elif attempt.keeps_trace and lease.traced:
+        await tools.archive.keep(lease, record_id, attempt.number, error=None, within_s=within_s)
 
 
 async def _keep_session(attempt: Attempt, held: Held, outcome: Outcome | None) -> Outcome | None:
@@ -482,6 +508,9 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
             attempt.session = await _hold_session(attempt, options)
             state = attempt.session.storage_state if attempt.session is not None else None
             attempt.lease = await tools.pool().acquire_page(options, scope=job.name, storage_state=state)
+            if tools.suspects.traced(options.trace, job.name, attempt.number):
+                attempt.keeps_trace = tools.suspects.wants(options.trace) == "on"
+                await attempt.lease.trace()
         finally:
             attempt.waits_for_page = False
         attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))

@@ -66,6 +66,10 @@ class CplaneSettings(BaseSettings):
     )
     browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
     browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
+    trace: Literal["off", "on-failure", "on"] = Field(
+        default="on-failure",
+        description="Playwright traces of browser jobs: on-failure records runs after a failure, on every run",
+    )
     egress: Literal["public", "off"] = Field(
         default="public", description="public: pages reach public addresses only; off: whatever this machine reaches"
     )

@@ -29,6 +29,7 @@ from cplane.endings import end
 from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
 from cplane.events import Event
+from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.garbage import collect_rarely
 from cplane.jobs import Job, Registry
@@ -246,6 +247,9 @@ class Worker(arq.worker.Worker):
                 tell=self._events.post,
                 pool=self.pages.pool,
                 sessions=self.plane.sessions,
+                archive=Archive(self.plane.store, self.plane.artifacts),
+                suspects=Suspects(self.settings.trace),
+                vacate=self._vacate,
                 settle=self._settle,
                 ctx=self.ctx,
             )
@@ -375,11 +379,16 @@ class Worker(arq.worker.Worker):
 
     def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """An attempt is over: there is room for another, and what came of it is recorded."""
-        self._claimers[attempt.grant.queue].leave()
+        self._vacate(attempt)
         if outcome is None:
             self._recorded(attempt, None, None)
         else:
             self._recorder.post(attempt, outcome)
+
+    def _vacate(self, attempt: Attempt) -> None:
+        if not attempt.vacated:
+            attempt.vacated = True
+            self._claimers[attempt.grant.queue].leave()
 
     def _recorded(self, attempt: Attempt, outcome: Outcome | None, state: State | None) -> None:
         """Everything is told: count it, and say so."""

@@ -50,6 +50,7 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
         BROWSER_ENGINE="chromium",
         BROWSER_ARGS="--mute-audio '--disable-features=A,B'",
         BROWSER_CDP_URL="http://user:hunter2@127.0.0.1:9222",
+        TRACE="off",
         EGRESS_ALLOW="loopback, *.example.com:8443",
         EGRESS_DENY="10.0.0.0/8",
         EGRESS_MAX_MB="100",
@@ -68,6 +69,7 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.browser_count, settings.browser_warm, settings.browser_engine) == (2, 0, "chromium")
     assert (settings.browser_max_pages, settings.browser_max_age_s, settings.browser_max_memory_mb) == (9, 60, 512)
     assert settings.browser_args == ("--mute-audio", "--disable-features=A,B")
+    assert settings.trace == "off"
     assert (settings.egress, settings.egress_allow) == ("public", ("loopback", "*.example.com:8443"))
     assert (settings.egress_deny, settings.egress_max_mb) == (("10.0.0.0/8",), 100)
     assert settings.browser_cdp_url is not None

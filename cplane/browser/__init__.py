@@ -1,5 +1,6 @@
 """Browsers: finding and installing one, and a pool of isolated pages. The only place that knows Playwright."""
 
+from cplane.browser.evidence import File, collect, collect_trace
 from cplane.browser.executable import Executable, Source, find_executable
 from cplane.browser.install import install
 from cplane.browser.instance import Limits, probe
@@ -14,6 +15,7 @@ __all__ = [
     "BrowserSource",
     "Engine",
     "Executable",
+    "File",
     "Isolation",
     "Limits",
     "PageLease",
@@ -22,6 +24,8 @@ __all__ = [
     "Proxy",
     "Source",
     "Viewport",
+    "collect",
+    "collect_trace",
     "find_executable",
     "install",
     "probe",

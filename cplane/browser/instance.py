@@ -102,6 +102,7 @@ class Instance:
         resources: AsyncExitStack | None = None,
         arguments: dict[str, Any] | None = None,
         gate: Gate | None = None,
+        free_slot: Callable[[PageLease], bool] | None = None,
         dress: Dress | None = None,
         shared: bool = False,
     ) -> PageLease:
@@ -119,7 +120,14 @@ class Instance:
             await resources.aclose()
             raise
         lease = PageLease(
-            context, page, doubt=self.doubt, give_back=give_back, resources=resources, gate=gate, shared=shared
+            context,
+            page,
+            doubt=self.doubt,
+            give_back=give_back,
+            resources=resources,
+            gate=gate,
+            free_slot=free_slot,
+            shared=shared,
         )
         self._open.add(lease)
         self._idle.clear()

@@ -1,11 +1,14 @@
 """A page that is lent to one job."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, cast
 
+import structlog
 from playwright.async_api import BrowserContext, Page
 from playwright.async_api import Error as PlaywrightError
 
@@ -22,8 +25,12 @@ NOT_CONNECTED = (
 )
 """How Chromium, Firefox, WebKit and Playwright's own requests say that a SOCKS proxy did not connect them."""
 STATE_S = 10.0
+TRACE_S = 5.0
 DOUBT_S = 2.0
 """How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
+
+
+log = structlog.get_logger("cplane")
 
 
 class PageLease:
@@ -42,6 +49,7 @@ class PageLease:
         give_back: "Callable[[PageLease], asyncio.Task[None]]",
         resources: AsyncExitStack | None = None,
         gate: Gate | None = None,
+        free_slot: "Callable[[PageLease], bool] | None" = None,
         shared: bool = False,
     ) -> None:
         self.context = context
@@ -52,6 +60,10 @@ class PageLease:
         """The context's way out; None: there is no proxy of ours before it."""
         self.lent = False
         """Whether a job has the page, and with it one of the pool's slots; a page that is kept ready has none."""
+        self.traced = False
+        """Whether a trace is being recorded."""
+        self._shared = shared
+        self._free_slot = free_slot
         self.popups: list[Page] = []
         """Pages that the page opened, in a context that is shared; in one of its own they close with it."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,6 +127,30 @@ class PageLease:
             return HostUnreachable(str(failed[-1]))
         blocked = blocked or self.gate.blocked  # a redirect led there: the message names where it began
         return EgressBlocked(str(blocked[-1])) if blocked else None
+
+    def yield_slot(self) -> bool:
+        """Let the next job have a page before this one is closed; False: so many pages wait for that already that it must wait."""
+        return self._free_slot is not None and self._free_slot(self)
+
+    async def trace(self) -> None:
+        """Record what happens from now on, as Playwright's trace viewer shows it. What fails is told; the job goes on without.
+
+        A context that is shared is not traced: its trace would show the jobs of others.
+        """
+        if self._shared or self.traced:
+            return
+        try:
+            async with asyncio.timeout(TRACE_S):
+                await self.context.tracing.start(snapshots=True, screenshots=False, sources=False)
+            self.traced = True
+        except (PlaywrightError, TimeoutError) as error:
+            log.warning("the page is not traced", reason=str(error).partition("\n")[0])
+
+    @contextmanager
+    def folder(self) -> Generator[Path]:
+        """A folder for the length of a block."""
+        with TemporaryDirectory(prefix="cplane-trace-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
     async def storage_state(self) -> dict[str, Any]:
         """Cookies, localStorage and IndexedDB of the context, as `browser.new_context(storage_state=…)` takes them, within 10 s.

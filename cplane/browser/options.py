@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cplane.errors import InvalidArguments, Problem
 
-OURS = {"isolation", "session", "egress"}
+OURS = {"isolation", "session", "egress", "trace"}
 """Options that are not Playwright's."""
 
 
@@ -63,6 +63,10 @@ class PageOptions(Strict):
         default=None,
         description="any: reach every address, whatever CPLANE_EGRESS says; for jobs that take no address from outside",
     )
+    trace: Literal["off", "on-failure", "on"] | None = Field(
+        default=None,
+        description="Playwright's trace of what the job does: on-failure (default) records runs after a failure, on every run",
+    )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)
     is_mobile: bool | None = None
@@ -99,7 +103,7 @@ class PageOptions(Strict):
     @property
     def key(self) -> str:
         """Pages of equal keys can stand in for each other. It may hold secrets."""
-        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session"})
+        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", "trace"})
 
     @classmethod
     def read(cls, given: Mapping[str, object]) -> Self:

@@ -114,6 +114,8 @@ class BrowserPool:
         self._shared: dict[tuple[str, str], SharedContext] = {}
         self._sharing: dict[tuple[str, str], asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._staying: set[PageLease] = set()
+        """Pages that gave up their slots and are not released yet."""
         self._has_free = asyncio.Event()
         self._entered = self._open = False
         self._lent = self._lent_warm = 0
@@ -306,7 +308,13 @@ class BrowserPool:
         give_back = partial(self._take_back, instance)
         try:
             return await instance.open(
-                options, give_back, resources=resources, arguments=arguments, gate=gate, shared=shared
+                options,
+                give_back,
+                resources=resources,
+                arguments=arguments,
+                gate=gate,
+                free_slot=self._free_slot,
+                shared=shared,
             )
         finally:
             self._changed()
@@ -334,7 +342,7 @@ class BrowserPool:
                 context = self._shared[name] = SharedContext(self._fleet.owner(root), root)
                 self._unshare_most()
             self._shared[name] = self._shared.pop(name, context)  # the one used last comes last
-            return await context.lend(partial(self._park, context))
+            return await context.lend(partial(self._park, context), self._free_slot)
 
     def _unshare_most(self) -> None:
         """Close the contexts that were idle longest, when there are too many."""
@@ -357,6 +365,15 @@ class BrowserPool:
             await self._slots.acquire()
         finally:
             self._tell()
+
+    def _free_slot(self, lease: PageLease) -> bool:
+        """The slot of a page that stays open a little longer goes to the next; of at most as many pages as there are slots."""
+        self._staying = {staying for staying in self._staying if not staying.released}
+        if not lease.lent or len(self._staying) >= self._slots.size:
+            return False
+        self._staying.add(lease)
+        self._return_slot(lease)
+        return True
 
     def _return_slot(self, lease: PageLease | None = None) -> None:
         """A slot is free again: of a lease, once; of one that got no page."""

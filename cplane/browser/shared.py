@@ -40,7 +40,11 @@ class SharedContext:
         """Whether a page of it is lent."""
         return bool(self._lent)
 
-    async def lend(self, give_back: Callable[[PageLease], asyncio.Task[None]]) -> PageLease:
+    async def lend(
+        self,
+        give_back: Callable[[PageLease], asyncio.Task[None]],
+        free_slot: Callable[[PageLease], bool] | None = None,
+    ) -> PageLease:
         """A page that was used before, or one more. Raises BrowserGone, PoolTimeout."""
         self.uses += 1
         self._idle = [page for page in self._idle if self._fit(page)]
@@ -48,7 +52,13 @@ class SharedContext:
             self._keep(await self.instance.another_page(self.root.context))
         page = self._idle.pop()
         lease = PageLease(
-            self.root.context, page, doubt=self.instance.doubt, give_back=give_back, gate=self.root.gate, shared=True
+            self.root.context,
+            page,
+            doubt=self.instance.doubt,
+            give_back=give_back,
+            free_slot=free_slot,
+            gate=self.root.gate,
+            shared=True,
         )
         self._lent.add(lease)
         if self.root.lost:

@@ -1,0 +1,75 @@
+"""What is kept of a failed browser job: its evidence as artifacts, within a budget; and which jobs are traced because they failed lately."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+import structlog
+
+from cplane.artifacts import ArtifactStore
+from cplane.browser import File, PageLease, collect, collect_trace
+from cplane.errors import ArtifactsUnavailable, DatabaseUnavailable
+from cplane.store import Store
+
+BUDGET_S = 5.0
+"""From the end of a failed job until its outcome is recorded, whatever the page and the store do."""
+SUSPECT_S = 600.0
+"""So long after a failure the jobs of its name are traced."""
+
+Trace = Literal["off", "on-failure", "on"]
+
+log = structlog.get_logger("cplane")
+
+
+class Suspects:
+    """Names of jobs that failed lately. To trace a job costs up to a quarter of its page's processor time: it is done where it is worth that."""
+
+    def __init__(self, default: Trace) -> None:
+        self._default = default
+        self._until: dict[str, float] = {}
+
+    def note(self, job: str) -> None:
+        """A job has failed."""
+        self._until[job] = time.monotonic() + SUSPECT_S
+
+    def wants(self, wanted: Trace | None) -> Trace:
+        """What is to be traced, the default included."""
+        return self._default if wanted is None else wanted
+
+    def traced(self, wanted: Trace | None, job: str, attempt: int) -> bool:
+        """Whether an attempt is to be traced: always, never, or when it is not the first, or a job of its name failed lately."""
+        match self.wants(wanted):
+            case "on":
+                return True
+            case "off":
+                return False
+            case _:
+                return attempt > 1 or self._until.get(job, 0.0) > time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Where evidence goes: files into the store of artifacts, their names into the record."""
+
+    store: Store
+    artifacts: ArtifactStore
+
+    async def keep(
+        self, lease: PageLease, record_id: UUID, attempt: int, *, error: str | None, within_s: float
+    ) -> None:
+        """Collect what the page can tell of an error, or without one its trace, and store it; what is not stored in time is left out."""
+        try:
+            async with asyncio.timeout(min(BUDGET_S, within_s)):
+                files = await (collect_trace(lease, attempt) if error is None else collect(lease, attempt, error))
+                await asyncio.gather(*(self._store(record_id, attempt, file) for file in files))
+        except TimeoutError:
+            log.warning("not all evidence could be kept in time", record=str(record_id), attempt=attempt)
+
+    async def _store(self, record_id: UUID, attempt: int, file: File) -> None:
+        try:
+            artifact, path = await self.artifacts.put(record_id, attempt, file.name, file.data, file.media_type)
+            await self.store.add_artifact(record_id, attempt, artifact, path)
+        except (ArtifactsUnavailable, DatabaseUnavailable) as error:
+            log.warning("evidence could not be kept", file=file.name, reason=str(error))

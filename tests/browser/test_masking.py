@@ -1,0 +1,88 @@
+"""What looks like a secret is masked, and what does not stays."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cplane.browser.masking import mask_text, mask_url, mask_value
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk"
+WORDS = st.text(alphabet="abcdefghijkmnopqrstuvwxyz0123456789", min_size=6, max_size=20).map(lambda text: f"q9{text}")
+
+
+@given(WORDS)
+def test_secrets_in_addresses_are_masked(secret: str) -> None:
+    for url in (
+        f"https://user:{secret}@site.example/a",
+        f"https://site.example/?access_token={secret}&page=2",
+        f"https://site.example/?page=2&Session-Id={secret}",
+        f"https://site.example/#access_token={secret}",
+    ):
+        assert secret not in mask_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://site.example/a?page=2&q=x%20y#top", "http://127.0.0.1:80/", "about:blank", "", "http://[bad"]
+)
+def test_other_addresses_stay(url: str) -> None:
+    assert mask_url(url) == url
+
+
+@given(WORDS)
+def test_secrets_in_texts_are_masked(secret: str) -> None:
+    for text in (
+        f"password={secret}",
+        f'{{"api_key": "{secret}", "a": 1}}',
+        f"Authorization: Bearer {secret}",
+        f"Cookie: sid={secret}",
+        f"csrf-token: {secret}\nnext",
+        f'"{{\\"refresh_token\\": \\"{secret}\\"}}"',
+    ):
+        assert secret not in mask_text(text), text
+    assert JWT not in mask_text(f"got {JWT} back")
+    assert "hunter2" not in mask_text('  fill("hunter2")')
+
+
+def test_other_texts_stay() -> None:
+    for text in ("page 2 of 3", "no element 'h1' became visible within 30 s", "price: 12 EUR", "a = b"):
+        assert mask_text(text) == text
+
+
+def test_fields_for_passwords_and_hidden_tokens_are_masked_in_html() -> None:
+    html = "<input type=password value='hunter2'><input type=hidden name=csrf value=\"abc123\"><input name=q value='shoes'>"
+    masked = mask_text(html)
+    assert "hunter2" not in masked
+    assert "abc123" not in masked
+    assert "shoes" in masked
+
+
+def test_objects_of_a_trace_are_masked_by_the_names_of_their_members() -> None:
+    value: dict[str, Any] = {
+        "headers": [{"name": "Authorization", "value": "Basic abc123xyz"}, {"name": "Accept", "value": "text/html"}],
+        "cookies": [{"name": "a", "value": "c00kie"}],
+        "httpCredentials": {"username": "me", "password": "hunter2"},
+        "storageState": {"cookies": []},
+        "params": {"selector": "#password", "value": "hunter2"},
+        "url": "https://u:hunter2@site.example/",
+        "node": ["INPUT", {"type": "password", "__playwright_value_": "hunter2"}],
+        "time": 12.5,
+    }
+    masked = mask_value(value)
+    assert "hunter2" not in json.dumps(masked)
+    assert "c00kie" not in json.dumps(masked)
+    assert "abc123xyz" not in json.dumps(masked)
+    assert masked["headers"][1] == {"name": "Accept", "value": "text/html"}
+    assert masked["time"] == 12.5
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_anything_that_is_json_stays_json(value: object) -> None:
+    json.dumps(mask_value(value))
