@@ -27,7 +27,7 @@ class Suspects:
     """Names of jobs that failed lately. To trace a job costs up to a quarter of its page's processor time: it is done where it is worth that."""
 
     def __init__(self, default: Trace) -> None:
-        self._default = default
+        self._default: Trace = default
         self._until: dict[str, float] = {}
 
     def note(self, job: str) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 MASK = "***"
@@ -72,8 +72,8 @@ def mask_value(value: Any) -> Any:
     """A value of JSON as it stands in a trace."""
     if isinstance(value, str):
         return mask_text(value)
-    if isinstance(value, list):
-        return [mask_value(item) for item in _items(value)]
+    if _is_list(value):
+        return [mask_value(item) for item in value]
     if isinstance(value, dict):
         return _mask_object(cast("dict[str, Any]", value))
     return value
@@ -95,8 +95,8 @@ def mask_rest(value: dict[str, Any], *but: str) -> dict[str, Any]:
 def _mask_member(key: str, item: Any) -> Any:
     if key == "storageState":
         return None
-    if key == "cookies" and isinstance(item, list):
-        return [{**cookie, "value": MASK} if isinstance(cookie, dict) else MASK for cookie in _items(item)]
+    if key == "cookies" and _is_list(item):
+        return [{**cookie, "value": MASK} if isinstance(cookie, dict) else MASK for cookie in item]
     if isinstance(item, str):
         if key.lower().endswith("url"):
             return mask_url(item)
@@ -106,8 +106,8 @@ def _mask_member(key: str, item: Any) -> Any:
     return mask_value(item)
 
 
-def _items(value: object) -> list[Any]:
-    return cast("list[Any]", value)
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def mask_trace(source: Path, target: Path, most_bytes: int) -> bool:
