@@ -310,7 +310,7 @@ class BrowserPool:
             if context is None or not context.usable or context.uses >= self._limits.pages:
                 self._unshare(name)
                 root = await self._open_page(options, deadline, shared=True)
-                context = self._shared[name] = SharedContext(self._fleet.owner(root), root)
+                context = self._shared[name] = SharedContext(self._fleet.owner(root), root, options)
                 self._unshare_most()
             self._shared[name] = self._shared.pop(name, context)  # the one used last comes last
             return await context.lend(partial(self._park, context))

@@ -1,7 +1,7 @@
 """Contexts that jobs of one name share, for bulk work of jobs that trust each other: pages are used again, not opened anew."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import structlog
@@ -10,22 +10,45 @@ from playwright.async_api import Page
 
 from cplane.browser.instance import CLOSE_S, Instance
 from cplane.browser.lease import PageLease
-from cplane.errors import BrowserError
+from cplane.browser.options import PageOptions, Viewport
+from cplane.errors import BrowserError, BrowserGone
+
+VIEWPORT = Viewport(width=1280, height=720)
+"""Playwright's own."""
+LEAVE = "() => location.replace('about:blank')"
+"""Ends what runs in the page. The page itself goes, not the browser: that would take another process, twice, and half the speed."""
+GLOBALS = r"""() => {
+    window.name = ''
+    const native = value => typeof value === 'function' && /\[native code\]/.test(Function.prototype.toString.call(value))
+    return Object.entries(Object.getOwnPropertyDescriptors(window))
+        .filter(([, property]) => property.enumerable && 'value' in property && !native(property.value))
+        .map(([name]) => name).sort().join()
+}"""
+"""The names an empty page has: init scripts and exposed functions, which nothing removes, add to them."""
 
 log = structlog.get_logger("cplane")
 
 
 class SharedContext:
-    """One context in one browser, and its pages: lent ones, and idle ones as the last job left them."""
+    """One context in one browser, and its pages: lent ones, and idle ones, empty and set up as the options say.
 
-    def __init__(self, instance: Instance, root: PageLease) -> None:
+    What a job left in its page goes when the page is given back; what it set for the whole context, when no other job
+    uses the context. `docs/isolation.md` has the list, and what cannot be undone.
+    """
+
+    def __init__(self, instance: Instance, root: PageLease, options: PageOptions) -> None:
         self.instance = instance
+        self.options = options
         self.root = root
         """Keeps the context open; its own page is the first that is lent."""
         self.uses = 0
         self._idle: list[Page] = []
         self._lent: set[PageLease] = set()
         self._crashed: set[Page] = set()
+        self._globals: str | None = None
+        """Those of a page that no job had yet."""
+        self._lending = asyncio.Lock()
+        """Held while a page is lent, and while the context is cleaned, which disturbs whoever uses it."""
         root.unwatch()  # a page that crashes is its job's loss alone
         root.broken.add_done_callback(lambda _: self._lose())
         self._keep(root.page)
@@ -43,12 +66,16 @@ class SharedContext:
     async def lend(self, give_back: Callable[[PageLease], asyncio.Task[None]]) -> PageLease:
         """A page that was used before, or one more. Raises BrowserGone, PoolTimeout."""
         self.uses += 1
-        self._idle = [page for page in self._idle if self._fit(page)]
-        if not self._idle:
-            self._keep(await self.instance.another_page(self.root.context))
-        page = self._idle.pop()
-        lease = PageLease(self.root.context, page, doubt=self.instance.doubt, give_back=give_back, shared=True)
-        self._lent.add(lease)
+        async with self._lending:
+            if not self.usable:
+                raise BrowserGone("the shared context was closed")
+            self._idle = [page for page in self._idle if self._fit(page)]
+            if not self._idle:
+                self._keep(await self.instance.another_page(self.root.context))
+            page = self._idle.pop()
+            self._globals = self._globals or await self._read_globals(page)
+            lease = PageLease(self.root.context, page, doubt=self.instance.doubt, give_back=give_back, shared=True)
+            self._lent.add(lease)
         if self.root.lost:
             self._lose()
         return lease
@@ -59,11 +86,18 @@ class SharedContext:
         try:
             if not self.instance.gone.done():
                 fit = self.usable and not lease.lost and self._fit(lease.page)
-                await self._tidy(lease, keep=fit)
-                if fit and self._fit(lease.page):
+                if await self._tidy(lease, keep=fit) and self._fit(lease.page):
                     self._idle.append(lease.page)
         finally:
             self._lent.discard(lease)
+
+    async def _read_globals(self, page: Page) -> str:
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                return str(await page.evaluate(GLOBALS))
+        except (TimeoutError, PlaywrightError):
+            self.root.release()
+            raise BrowserGone("the shared context did not answer") from None
 
     def _keep(self, page: Page) -> None:
         page.on("crash", self._crash)
@@ -75,22 +109,73 @@ class SharedContext:
     def _fit(self, page: Page) -> bool:
         return page not in self._crashed and not page.is_closed()
 
-    async def _tidy(self, lease: PageLease, *, keep: bool) -> None:
-        closing = [page for page in lease.popups if not page.is_closed()]
-        if not keep:
-            closing.append(lease.page)
+    async def _tidy(self, lease: PageLease, *, keep: bool) -> bool:
+        """Close what is not used again, and clean the rest. Whether the page can be kept."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                for page in closing:
-                    with suppress(PlaywrightError):
-                        await page.close()
+                await _close(lease.popups)
                 if keep:
-                    await lease.page.unroute_all()
-        except (TimeoutError, PlaywrightError):
+                    keep = await self._clean_page(lease.page)
+                if not keep:
+                    await _close([lease.page])
+        except TimeoutError:
             self.instance.retire(f"a page did not close within {CLOSE_S:g} s")
+            return False
+        async with self._lending:
+            if self._lent == {lease}:
+                await self._clean_context(lease)
+        return keep
+
+    async def _clean_page(self, page: Page) -> bool:
+        """Empty the page and undo what a job set. False: that does not help."""
+        size = self.options.viewport or VIEWPORT
+        try:
+            async with page.expect_event("framenavigated", lambda frame: frame == page.main_frame, timeout=CLOSE_S * 500):
+                await page.evaluate(LEAVE)
+            await asyncio.gather(
+                page.unroute_all(),
+                page.set_extra_http_headers({}),
+                page.emulate_media(
+                    media="null",
+                    color_scheme=self.options.color_scheme or "light",
+                    reduced_motion=self.options.reduced_motion or "no-preference",
+                    forced_colors="none",
+                    contrast="no-preference",
+                ),
+            )
+            if page.viewport_size != size.model_dump():
+                await page.set_viewport_size({"width": size.width, "height": size.height})
+            return await page.evaluate(GLOBALS) == self._globals
+        except PlaywrightError:
+            return False
+
+    async def _clean_context(self, last: PageLease) -> None:
+        """Undo what jobs set for the whole context, and close the pages they opened in it."""
+        context = self.root.context
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await _close([page for page in context.pages if page is not last.page and page not in self._idle])
+                await asyncio.gather(
+                    context.clear_permissions(),
+                    context.set_geolocation(None),
+                    context.set_offline(False),
+                    context.set_extra_http_headers(self.options.extra_http_headers or {}),
+                    context.unroute_all(),
+                )
+                if self.options.permissions:
+                    await context.grant_permissions(self.options.permissions)
+        except (TimeoutError, PlaywrightError) as error:
+            log.warning("a shared context could not be cleaned", error=type(error).__name__)
+            self.root.release()
 
     def _lose(self) -> None:
         loss = self.root.loss
         for lease in self._lent:
             if isinstance(loss, BrowserError):
                 lease.lose(loss)
+
+
+async def _close(pages: Iterable[Page]) -> None:
+    for page in pages:
+        with suppress(PlaywrightError):
+            await page.close()
