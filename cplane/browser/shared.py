@@ -20,9 +20,8 @@ LEAVE = "() => location.replace('about:blank')"
 GLOBALS = r"""() => {
     window.name = ''
     const native = value => typeof value === 'function' && /\[native code\]/.test(Function.prototype.toString.call(value))
-    return Object.entries(Object.getOwnPropertyDescriptors(window))
-        .filter(([, property]) => property.enumerable && 'value' in property && !native(property.value))
-        .map(([name]) => name).sort().join()
+    const added = ({value}) => value !== undefined && !native(value)
+    return Object.keys(window).filter(name => added(Object.getOwnPropertyDescriptor(window, name))).sort().join()
 }"""
 """The names an empty page has: init scripts and exposed functions, which nothing removes, add to them."""
 
@@ -130,7 +129,9 @@ class SharedContext:
         """Empty the page and undo what a job set. False: that does not help."""
         size = self.options.viewport or VIEWPORT
         try:
-            async with page.expect_event("framenavigated", lambda frame: frame == page.main_frame, timeout=CLOSE_S * 500):
+            async with page.expect_event(
+                "framenavigated", lambda frame: frame == page.main_frame, timeout=CLOSE_S * 500
+            ):
                 await page.evaluate(LEAVE)
             await asyncio.gather(
                 page.unroute_all(),
@@ -165,7 +166,8 @@ class SharedContext:
                 if self.options.permissions:
                     await context.grant_permissions(self.options.permissions)
         except (TimeoutError, PlaywrightError) as error:
-            log.warning("a shared context could not be cleaned", error=type(error).__name__)
+            if not self.root.lost:
+                log.warning("a shared context could not be cleaned", error=type(error).__name__)
             self.root.release()
 
     def _lose(self) -> None:

@@ -178,13 +178,21 @@ async def refuse(route: Route) -> None:
 
 async def listen(page: Page, url: str) -> list[object]:
     heard: list[object] = []
-    page.on("request", heard.append)
+
+    def hear(request: object) -> None:
+        heard.append(request)
+
+    page.on("request", hear)
     return heard
 
 
 async def listen_context(page: Page, url: str) -> list[object]:
     heard: list[object] = []
-    page.context.on("request", heard.append)
+
+    def hear(request: object) -> None:
+        heard.append(request)
+
+    page.context.on("request", hear)
     return heard
 
 
@@ -226,6 +234,7 @@ async def has_opener(page: Page, url: str, left: object) -> bool:
 
 async def visit(page: Page, url: str) -> None:
     await page.goto(url + "?left")
+    await page.goto(url)
 
 
 async def goes_back(page: Page, url: str, left: object) -> bool:
@@ -306,9 +315,7 @@ CROSSINGS = [
     Crossing("HTTP credentials", log_in, is_logged_in, SHARED, SHARED, "state"),
     Crossing("localStorage", script("localStorage.left = 1"), holds("localStorage.left"), KEPT, SHARED, "state"),
     Crossing("sessionStorage", script("sessionStorage.left = 1"), holds("sessionStorage.left"), SHARED, NEVER, "tab"),
-    Crossing(
-        "IndexedDB", script(IDB), holds("indexedDB.databases().then(all => all.length)"), SHARED, SHARED, "state"
-    ),
+    Crossing("IndexedDB", script(IDB), holds("indexedDB.databases().then(all => all.length)"), SHARED, SHARED, "state"),
     Crossing("Cache Storage", script("caches.open('left')"), holds("caches.has('left')"), SHARED, SHARED, "state"),
     Crossing("HTTP cache", fetch_cached, is_cached, SHARED, SHARED, "speed"),
     Crossing(
