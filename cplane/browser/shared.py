@@ -127,28 +127,26 @@ class SharedContext:
 
     async def _clean_page(self, page: Page) -> bool:
         """Empty the page and undo what a job set. False: that does not help."""
-        size = self.options.viewport or VIEWPORT
         try:
-            async with page.expect_event(
-                "framenavigated", lambda frame: frame == page.main_frame, timeout=CLOSE_S * 500
-            ):
-                await page.evaluate(LEAVE)
-            await asyncio.gather(
-                page.unroute_all(),
-                page.set_extra_http_headers({}),
-                page.emulate_media(
-                    media="null",
-                    color_scheme=self.options.color_scheme or "light",
-                    reduced_motion=self.options.reduced_motion or "no-preference",
-                    forced_colors="none",
-                    contrast="no-preference",
-                ),
-            )
-            if page.viewport_size != size.model_dump():
-                await page.set_viewport_size({"width": size.width, "height": size.height})
-            return await page.evaluate(GLOBALS) == self._globals
-        except PlaywrightError:
+            async with asyncio.timeout(CLOSE_S / 2):
+                await asyncio.gather(_leave(page), self._set_back(page))
+                return str(await page.evaluate(GLOBALS)) == self._globals
+        except (TimeoutError, PlaywrightError):
             return False
+
+    async def _set_back(self, page: Page) -> None:
+        size = self.options.viewport or VIEWPORT
+        await page.unroute_all()
+        await page.set_extra_http_headers({})
+        await page.emulate_media(
+            media="null",
+            color_scheme=self.options.color_scheme or "light",
+            reduced_motion=self.options.reduced_motion or "no-preference",
+            forced_colors="none",
+            contrast="no-preference",
+        )
+        if page.viewport_size != size.model_dump():
+            await page.set_viewport_size({"width": size.width, "height": size.height})
 
     async def _clean_context(self, last: PageLease) -> None:
         """Undo what jobs set for the whole context, and close the pages they opened in it."""
@@ -181,3 +179,10 @@ async def _close(pages: Iterable[Page]) -> None:
     for page in pages:
         with suppress(PlaywrightError):
             await page.close()
+
+
+async def _leave(page: Page) -> None:
+    """Go to an empty page; raises Playwright's TimeoutError if the site's page does not let go."""
+    main = page.main_frame
+    async with page.expect_event("framenavigated", lambda frame: frame == main, timeout=CLOSE_S * 400):
+        await page.evaluate(LEAVE)

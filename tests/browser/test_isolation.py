@@ -33,6 +33,14 @@ class Site:
         self.seen = seen
 
 
+SCRIPT = "Content-Type: text/javascript\r\n"
+FIXED = {
+    "/sw.js": (SCRIPT, "self.addEventListener('fetch', () => {})"),
+    "/shared.js": (SCRIPT, "let n = 0; onconnect = event => event.ports[0].postMessage(++n)"),
+    "/file": ("Content-Disposition: attachment; filename=left.txt\r\n", "left"),
+}
+
+
 def answer(head: str, number: int) -> tuple[str, str, str]:
     """Status, further headers and body of the answer to a request."""
     path = head.split()[1]
@@ -42,13 +50,8 @@ def answer(head: str, number: int) -> tuple[str, str, str]:
         return "200 OK", "Cache-Control: max-age=3600\r\n", str(number)
     if path.startswith("/echo"):
         return "200 OK", "Cache-Control: no-store\r\n", head
-    if path == "/sw.js":
-        return "200 OK", "Content-Type: text/javascript\r\n", "self.addEventListener('fetch', () => {})"
-    if path == "/shared.js":
-        script = "let n = 0; onconnect = event => event.ports[0].postMessage(++n)"
-        return "200 OK", "Content-Type: text/javascript\r\n", script
-    if path == "/file":
-        return "200 OK", "Content-Disposition: attachment; filename=left.txt\r\n", "left"
+    if path in FIXED:
+        return ("200 OK", *FIXED[path])
     return "200 OK", "Content-Type: text/html\r\n", "<!doctype html><title>Site</title><a href=/file>file</a>"
 
 
@@ -480,6 +483,19 @@ async def test_what_crosses_to_a_job_beside(lender: BrowserPool, trusted: Site, 
         left = await crossing.leave(one.page, trusted.url)
         found = await crossing.find(other.page, trusted.url, left)
     assert found == (crossing.beside[MODES.index(mode)] != "no")
+
+
+async def test_a_page_that_never_lets_go_is_closed_and_costs_no_browser(lender: BrowserPool, trusted: Site) -> None:
+    scope, launches = str(uuid4()), lender.stats().launches
+    async with lent(lender, "shared", scope) as lease:
+        busy = lease.page
+        await busy.goto(trusted.url)
+        await busy.evaluate("void setTimeout(() => { for (;;); })")
+    await settled(lender)
+    assert busy.is_closed()
+    async with lent(lender, "shared", scope) as lease:
+        assert await lease.page.evaluate("6 * 7") == 42
+    assert lender.stats().launches == launches
 
 
 async def test_a_page_that_is_ready_has_no_trace_of_any_job(trusted: Site) -> None:
