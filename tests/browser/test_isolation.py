@@ -409,7 +409,7 @@ CROSSINGS = [
     ),
     Crossing(
         "page.expose_function",
-        call(lambda page: page.expose_function("left", lambda: 1)),
+        call(lambda page: page.expose_function("left", lambda: 1)),  # pyright: ignore[reportUnknownMemberType] Playwright leaves the callback open
         holds("window.left"),
         NEVER,
         NEVER,
@@ -417,7 +417,7 @@ CROSSINGS = [
     ),
     Crossing(
         "context.expose_function",
-        call(lambda page: page.context.expose_function("left", lambda: 1)),
+        call(lambda page: page.context.expose_function("left", lambda: 1)),  # pyright: ignore[reportUnknownMemberType] Playwright leaves the callback open
         holds("window.left"),
         CONTEXT,
         CONTEXT,
