@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cplane.context import Artifact as Artifact
     from cplane.context import Context as Context
     from cplane.errors import CplaneError as CplaneError
+    from cplane.errors import EgressBlocked as EgressBlocked
+    from cplane.errors import HostUnreachable as HostUnreachable
     from cplane.errors import JobCancelled as JobCancelled
     from cplane.errors import JobFailed as JobFailed
     from cplane.errors import JobTimeout as JobTimeout
@@ -35,7 +37,9 @@ _HOMES = {
     "ControlPlane": "cplane.plane",
     "CplaneError": "cplane.errors",
     "CplaneSettings": "cplane.settings",
+    "EgressBlocked": "cplane.errors",
     "Handle": "cplane.handle",
+    "HostUnreachable": "cplane.errors",
     "Job": "cplane.jobs",
     "JobCancelled": "cplane.errors",
     "JobFailed": "cplane.errors",
@@ -54,7 +58,9 @@ __all__ = [
     "ControlPlane",
     "CplaneError",
     "CplaneSettings",
+    "EgressBlocked",
     "Handle",
+    "HostUnreachable",
     "Job",
     "JobCancelled",
     "JobFailed",

@@ -1,6 +1,7 @@
 """One run of one job: open what it asks for, run it under its deadline, decide once what came of it."""
 
 import asyncio
+import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -21,17 +22,24 @@ from cplane.context import Artifact, Context, Progress
 from cplane.envelope import Envelope
 from cplane.errors import (
     BrowserGone,
+    CplaneError,
+    EgressBlocked,
     InvalidArguments,
+    InvalidSession,
     JobTimeout,
     OutsideError,
     PageCrashed,
     ResultNotSerializable,
     Retry,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
 )
 from cplane.events import Event
 from cplane.functions import PlainFunction
 from cplane.jobs import AnyJob, Resources
 from cplane.queue import Grant
+from cplane.sessions import HOLD_S, Held, Sessions
 from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.store import Error, Fence, Finish, Started, Store
 from cplane.transaction import JobTransaction
@@ -46,6 +54,16 @@ PROGRESS_EVERY_S = 0.1
 """At most so often is progress told; the last of it is on the record."""
 
 TRACEBACK_CHARS = 16_000
+FINAL_ERRORS = (
+    EgressBlocked,
+    InvalidArguments,
+    InvalidSession,
+    ResultNotSerializable,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
+)
+"""Errors that another try would only repeat, whatever the job's policy says."""
 OURS = str(Path(__file__).parent)
 
 log: "FilteringBoundLogger" = structlog.get_logger("cplane")
@@ -64,6 +82,10 @@ class Stop(StrEnum):
     """Its page or browser died under it."""
     LEASE_LOST = "lease lost"
     """It may be running elsewhere: nothing it does counts any more."""
+
+
+class SessionBusy(CplaneError):
+    """The browser session that a job asks for is another's at the moment."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -93,6 +115,7 @@ class Tools:
     tell: Callable[[Event], object]
     pool: Callable[[], BrowserPool]
     """Raises BrowserError while there is no browser."""
+    sessions: Sessions
     settle: "Callable[[Attempt, Outcome | None], None]"
     """Takes what came of an attempt, once; None: its lease was lost, and nothing it did counts."""
     ctx: dict[Any, Any]
@@ -125,10 +148,14 @@ class Attempt(msgspec.Struct, eq=False):
     progress: Progress | None = None
     progress_told: bool = True
     stopped: Stop | None = None
+    ended: bool = False
+    """The job's own code has ended; what came of it is being decided, and that is not interrupted."""
     over: bool = False
     """The job has ended; its outcome is being recorded, and nothing stops it any more."""
     task: "asyncio.Task[None] | None" = None
     lease: PageLease | None = None
+    session: Held | None = None
+    """The browser session it holds; the hold ends with the attempt."""
     transaction: JobTransaction | None = None
     bound_log: Any = None
     progress_due: float = 0.0
@@ -191,7 +218,7 @@ class Attempt(msgspec.Struct, eq=False):
         first = self.stopped is None
         if first or why is Stop.LEASE_LOST:
             self.stopped = why
-        if first and self.task is not None:
+        if first and self.task is not None and not self.ended:
             self.task.cancel()
             self.timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
 
@@ -236,6 +263,8 @@ async def run(attempt: Attempt) -> None:
         outcome = await _perform(attempt)
         if not attempt.seal():
             return  # it was left behind, and something was decided without it
+        if attempt.session is not None:
+            outcome = await _keep_session(attempt, attempt.session, outcome)
         if attempt.transaction is not None and attempt.transaction.begun:
             outcome = await _commit(attempt, attempt.transaction, outcome)
         attempt.tools.settle(attempt, outcome)
@@ -267,6 +296,7 @@ async def _perform(attempt: Attempt) -> Outcome | None:
     except GeneratorExit:  # the loop is closed under the job: there is nobody left to tell
         raise
     except BaseException as error:
+        attempt.ended = True
         await _absorb_cancels()
         return stopped_outcome(attempt) if attempt.stopped else decide(await _cause(attempt, error), attempt)
 
@@ -288,6 +318,19 @@ def _succeeded(attempt: Attempt, *, result_json: bytes | None = None, value: obj
     if result_json == b"null" and value is None:
         return _NOTHING_RETURNED
     return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json, value=value)
+
+
+async def _keep_session(attempt: Attempt, held: Held, outcome: Outcome | None) -> Outcome | None:
+    """What a job that succeeded leaves in its browser session is there for the next that holds it."""
+    if outcome is None or outcome.state is not State.SUCCEEDED or attempt.lease is None:
+        return outcome
+    try:
+        if await attempt.tools.sessions.save(held, await attempt.lease.storage_state()):
+            return outcome
+    except CplaneError as error:
+        return decide(error, attempt)
+    attempt.log.warning("the browser session was no longer this attempt's; what it left there is not kept")
+    return None
 
 
 async def _commit(attempt: Attempt, transaction: JobTransaction, outcome: Outcome | None) -> Outcome | None:
@@ -331,6 +374,8 @@ def decide(error: BaseException, attempt: Attempt) -> Outcome:
     if isinstance(error, SystemExit | KeyboardInterrupt):
         error = RuntimeError(f"the job raised {error!r}")  # it fails; it does not take the worker along
     described = describe(error)
+    if isinstance(error, SessionBusy):
+        return _wait_for_session(described, attempt.number)
     if isinstance(error, OutsideError):
         return _interrupted(error, described, attempt.interruptions)
     attempt_state = AttemptState.TIMED_OUT if isinstance(error, JobTimeout) else AttemptState.FAILED
@@ -357,8 +402,19 @@ def _interrupted(error: OutsideError, described: Error, interruptions: int) -> O
         attempt_state=AttemptState.INTERRUPTED,
         error=described,
         cause=Cause.INFRASTRUCTURE,
-        delay_s=min(0.5 * 2**interruptions, 60.0),
+        delay_s=min(0.1 * 3**interruptions, 60.0),
         interruptions=1,
+    )
+
+
+def _wait_for_session(described: Error, number: int) -> Outcome:
+    """The job goes back to the schedule, holding nothing and spending nothing; who has waited often waits longer, up to 10 s."""
+    return Outcome(
+        state=State.QUEUED,
+        attempt_state=AttemptState.RELEASED,
+        error=described,
+        cause=Cause.RELEASE,
+        delay_s=min(0.25 * 1.3 ** min(number, 20), 10.0) * random.uniform(0.75, 1.25),  # noqa: S311  no secret
     )
 
 
@@ -367,7 +423,7 @@ def _retry_in_s(error: BaseException, attempt: Attempt) -> float | None:
     if isinstance(attempt.job, PlainFunction):
         return attempt.job.retry_in_s(error)
     policy, failures = attempt.job.options.retry, attempt.failures + 1
-    if isinstance(error, InvalidArguments | ResultNotSerializable):
+    if isinstance(error, FINAL_ERRORS):
         return None
     if isinstance(error, Retry) and failures <= policy.retries:
         return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
@@ -423,7 +479,9 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
     if job.needs_page:
         try:
             options = PageOptions.read(job.page_options(arguments))
-            attempt.lease = await tools.pool().acquire_page(options, scope=job.name)
+            attempt.session = await _hold_session(attempt, options)
+            state = attempt.session.storage_state if attempt.session is not None else None
+            attempt.lease = await tools.pool().acquire_page(options, scope=job.name, storage_state=state)
         finally:
             attempt.waits_for_page = False
         attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
@@ -434,6 +492,19 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
         browser_context=attempt.lease and attempt.lease.context,
         session=await transaction.begin() if job.signature.wants("session") else None,
     )
+
+
+async def _hold_session(attempt: Attempt, options: PageOptions) -> Held | None:
+    """The session that the page options name; one that another job holds is waited for without a page."""
+    if options.session is None:
+        return None
+    if attempt.record_id is None:
+        raise InvalidArguments("a job without a record cannot hold a browser session", hint="leave out record=False")
+    hold_s = max(HOLD_S, 2 * attempt.job.timeout_s)
+    held = await attempt.tools.sessions.acquire(options.session, attempt.record_id, attempt.number, hold_s=hold_s)
+    if held is None:
+        raise SessionBusy(f"another job holds the browser session '{options.session}'")
+    return held
 
 
 async def _cause(attempt: Attempt, error: BaseException) -> BaseException:

@@ -5,6 +5,8 @@
     │   ├── JobFailed            what a handle raises for a failed job
     │   ├── JobCancelled         what a handle raises for a cancelled job
     │   ├── JobTimeout           the job ran longer than its timeout
+    │   ├── EgressBlocked        a page was to reach what pages may not reach
+    │   ├── HostUnreachable      a page's host has no address, or does not answer
     │   ├── ResultNotSerializable
     │   └── Retry                raised by a job that wants to run again
     ├── OutsideError             a server, a browser or the network: the job is run again without spending a retry
@@ -24,6 +26,12 @@
         ├── UnknownJob
         ├── RecordNotFound
         ├── ArtifactNotFound
+        ├── SessionNotFound
+        ├── SessionInUse         a job holds the session
+        ├── SessionTooLarge
+        ├── InvalidSession       not a storage_state of Playwright, or not the name of a session
+        ├── SecretKeyMissing     sessions need CPLANE_SECRET_KEY
+        ├── SecretUnreadable     none of the keys fits, or what is stored was changed
         ├── IllegalMove          the record's state does not allow it
         ├── IdempotencyConflict
         │   └── KeyInUse
@@ -70,6 +78,14 @@ class JobCancelled(JobError):
 
 class JobTimeout(JobError):
     """A job ran longer than its `timeout`."""
+
+
+class EgressBlocked(JobError):
+    """A page was to reach a host that pages may not reach; the message names the host and the rule. No other try changes that."""
+
+
+class HostUnreachable(JobError):
+    """The host of a page has no address, or does not answer; the message names it. A try later may find it."""
 
 
 class ResultNotSerializable(JobError):
@@ -162,6 +178,34 @@ class RecordNotFound(UsageError):
 
 class ArtifactNotFound(UsageError):
     """The record has no artifact of that name."""
+
+
+class SessionNotFound(UsageError):
+    """There is no browser session of that name."""
+
+
+class SessionInUse(UsageError):
+    """A job that runs holds the browser session."""
+
+
+class SessionTooLarge(UsageError):
+    """A browser session is larger than what is kept."""
+
+
+class InvalidSession(UsageError):
+    """The name or the state of a browser session does not fit; `problems` names each part of the state, never its value."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class SecretKeyMissing(UsageError):
+    """CPLANE_SECRET_KEY is not set."""
+
+
+class SecretUnreadable(UsageError):
+    """What was encrypted cannot be decrypted: its key is not set, or it was changed."""
 
 
 class IllegalMove(UsageError):

@@ -400,9 +400,11 @@ class Registry:
     jobs: dict[str, AnyJob] = field(default_factory=dict[str, AnyJob])
 
     def add(self, job: AnyJob) -> None:
-        """Register a job; the same function imported twice replaces itself."""
+        """Register a job; the same function imported twice replaces itself, and a job of yours goes before a built-in one of its name."""
         known = self.jobs.get(job.name)
-        if known is not None and _source(known.fn) != _source(job.fn):
+        if known is not None and _built_in(job) and not _built_in(known):
+            return
+        if known is not None and _source(known.fn) != _source(job.fn) and not _built_in(known):
             raise InvalidJob(
                 f"two jobs are named '{job.name}': {place(known.fn)} and {place(job.fn)}",
                 hint="give one of them another name: @job(name=…)",
@@ -420,6 +422,10 @@ class Registry:
             known = ", ".join(sorted(self.jobs)) or "none"
             raise UnknownJob(f"no job named '{name}'; known: {known}", hint="is its module in CPLANE_IMPORTS?")
         return job
+
+
+def _built_in(job: AnyJob) -> bool:
+    return str(getattr(job.fn, "__module__", "")).startswith("cplane.tasks.")
 
 
 registry = Registry()
@@ -588,6 +594,10 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     if not isinstance(browser, Mapping) and not callable(browser):
         hint = 'for example browser={"locale": "de-DE"}'
         raise InvalidJob(f"{where}: browser is a mapping of page options, not {browser!r}", hint=hint)
+    if not record and isinstance(browser, Mapping) and "session" in browser:
+        raise InvalidJob(
+            f"{where}: a job without a record cannot hold a browser session", hint="leave out record=False"
+        )
     check = given.get("check")
     if check is not None and not callable(check):
         hint = "it raises ValueError when they do not go together"

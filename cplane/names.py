@@ -1,6 +1,7 @@
-"""What jobs and queues may be called: names that are safe in keys, paths, URLs and logs."""
+"""What jobs, queues and sessions may be called: names that are safe in keys, paths, URLs and logs."""
 
 import re
 
 JOB_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,199}")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+SESSION_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}")

@@ -8,6 +8,7 @@ import structlog
 from pydantic import SecretStr
 
 from cplane.browser import BrowserPool, BrowserSource, Engine, Limits, PageOptions
+from cplane.egress import EgressProxy, EgressRules
 from cplane.errors import BrowserError, BrowserNotFound, InvalidArguments
 from cplane.jobs import AnyJob
 from cplane.settings import CplaneSettings
@@ -56,9 +57,10 @@ class Pages:
         """Open the pool as soon as that works, and close it when cancelled."""
         settings = self._settings
         async with AsyncExitStack() as stack:
+            egress = await stack.enter_async_context(_egress(settings)) if settings.egress == "public" else None
             while self._pool is None:
                 try:
-                    self._pool = await stack.enter_async_context(_pool(settings))
+                    self._pool = await stack.enter_async_context(_pool(settings, egress))
                 except BrowserError as error:
                     if str(error) != str(self._trouble):
                         log.error("no browser: jobs that ask for a page wait", reason=str(error))
@@ -86,7 +88,12 @@ def browser_source(settings: CplaneSettings) -> BrowserSource:
     )
 
 
-def _pool(settings: CplaneSettings) -> BrowserPool:
+def _egress(settings: CplaneSettings) -> EgressProxy:
+    max_bytes = None if settings.egress_max_mb is None else settings.egress_max_mb << 20
+    return EgressProxy(EgressRules.read(settings.egress_allow, settings.egress_deny), max_bytes=max_bytes)
+
+
+def _pool(settings: CplaneSettings, egress: EgressProxy | None) -> BrowserPool:
     return BrowserPool(
         settings.browser_pages,
         browsers=settings.browser_count,
@@ -97,6 +104,7 @@ def _pool(settings: CplaneSettings) -> BrowserPool:
             age_s=settings.browser_max_age_s,
             memory_bytes=settings.browser_max_memory_mb << 20,
         ),
+        egress=egress,
         wait_s=settings.browser_wait_s,
     )
 

@@ -35,9 +35,11 @@ from cplane.errors import (
 from cplane.events import CONTROL, EVENTS, Event, Events
 from cplane.handle import Handle
 from cplane.jobs import Options, Registry, Submission
+from cplane.keyring import Keyring
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
+from cplane.sessions import Sessions
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import Priority, State
 from cplane.store import NewRecord, RecordFilter, Standing, Store, Submitted
@@ -82,7 +84,7 @@ class ControlPlane:
         async with ControlPlane() as plane:
             handle = await add.submit(1, 2)
 
-    Attributes of an open plane: `settings`, `database`, `store`, `queue`, `events`, `artifacts`.
+    Attributes of an open plane: `settings`, `database`, `store`, `queue`, `events`, `artifacts`, `sessions`.
 
     Raises:
         InvalidSettings: when opened, if CPLANE_DATABASE_URL or CPLANE_REDIS_URL is missing or wrong.
@@ -93,6 +95,7 @@ class ControlPlane:
     queue: Queue
     events: Events
     artifacts: ArtifactStore
+    sessions: Sessions
     settings: CplaneSettings
 
     def __init__(self, settings: CplaneSettings | None = None) -> None:
@@ -109,6 +112,7 @@ class ControlPlane:
             redis = await opening.enter_async_context(connect(self.settings.redis_url))
             self.redis = redis
             self.store, self.queue, self.events = Store(self.database), Queue(redis), Events(redis)
+            self.sessions = Sessions(self.database, Keyring(self.settings.secret_key))
             self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
             self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))

@@ -139,7 +139,7 @@ class Recorder:
         if ended.state is not State.QUEUED:
             kept = attempt.record_id is None
             return self._kept(ended, now) if kept else Return(attempt.grant, Action.DONE)
-        if outcome.attempt_state is AttemptState.RELEASED:
+        if outcome.attempt_state is AttemptState.RELEASED and not outcome.delay_s:
             return Return(attempt.grant, Action.RELEASE, attempt.grant.due_ms)
         return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
 

@@ -1,4 +1,4 @@
-"""The tables, as SQLModel classes: one row a record, one a run of it, one a file."""
+"""The tables, as SQLModel classes: one row a record, one a run of it, one a file, one a browser session."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Text,
@@ -158,6 +159,31 @@ class ArtifactRecord(Base, table=True):
     sha256: str = Field(sa_column=Column(Text, nullable=False))
     path: str = Field(sa_column=Column(Text, nullable=False))
     created_at: datetime = _time(required=True)
+
+
+class SessionRecord(Base, table=True):
+    """One browser session, encrypted, and the attempt that holds it. Without a ciphertext it is empty: nothing was saved yet."""
+
+    __tablename__ = "sessions"  # pyright: ignore[reportAssignmentType]
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    ciphertext: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    key_id: str | None = Field(default=None, sa_column=Column(Text))
+    size: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    version: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    created_at: datetime = _time(required=True)
+    updated_at: datetime = _time(required=True)
+    used_at: datetime | None = _time()
+    held_by: UUID | None = Field(default=None, sa_column=Column(PG_UUID(as_uuid=True)))
+    held_attempt: int | None = Field(default=None, sa_column=Column(Integer))
+    held_since: datetime | None = _time()
+    held_until: datetime | None = _time()
+
+    __table_args__ = (
+        CheckConstraint("name ~ '^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$'", name="name_safe"),
+        CheckConstraint("(ciphertext IS NULL) = (key_id IS NULL)", name="key_known"),
+        CheckConstraint("num_nulls(held_by, held_attempt, held_since, held_until) IN (0, 4)", name="hold_whole"),
+    )
 
 
 class EpochRecord(Base, table=True):

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cplane.egress.rules import Entry, literal
 from cplane.errors import InvalidSettings
+from cplane.keyring import read_keys
 from cplane.names import QUEUE_NAME
 
 STACK_FILE = Path(".cplane") / "stack.json"
@@ -64,9 +66,26 @@ class CplaneSettings(BaseSettings):
     )
     browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
     browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
+    egress: Literal["public", "off"] = Field(
+        default="public", description="public: pages reach public addresses only; off: whatever this machine reaches"
+    )
+    egress_allow: CommaList = Field(
+        default=(),
+        description="what pages may reach besides: hosts, *.domains, networks, loopback, private; with :port or without",
+    )
+    egress_deny: CommaList = Field(
+        default=(), description="what they may not reach, whatever is allowed; as egress_allow"
+    )
+    egress_max_mb: int | None = Field(
+        default=None, ge=1, description="MiB that the pages of one job may get; default: no limit"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="keys that may use the HTTP API (Authorization: Bearer KEY); none: open to all who reach it",
+    )
+    secret_key: SecretStr | None = Field(
+        default=None,
+        description="keys for browser sessions, 32 bytes in base64 each: the first encrypts, all decrypt; `cplane secret` makes one",
     )
     max_body_bytes: int = Field(
         default=1024 * 1024, ge=1024, le=1024**3, description="largest HTTP body, and largest arguments of a job"
@@ -76,10 +95,17 @@ class CplaneSettings(BaseSettings):
         default="info", description="the least level that is logged"
     )
 
-    @field_validator("imports", "api_keys", mode="before")
+    @field_validator("imports", "api_keys", "egress_allow", "egress_deny", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("egress_allow", "egress_deny")
+    @classmethod
+    def _check_egress(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            Entry.read(entry)
+        return value
 
     @field_validator("browser_args", mode="before")
     @classmethod
@@ -107,7 +133,16 @@ class CplaneSettings(BaseSettings):
             raise ValueError("give CPLANE_BROWSER_CDP_URL or CPLANE_BROWSER_SERVER_URL, not both")
         if self.browser_cdp_url is not None and self.browser_engine != "chromium":
             raise ValueError("CPLANE_BROWSER_CDP_URL is for CPLANE_BROWSER_ENGINE=chromium only")
+        self._check_remote()
         return self
+
+    def _check_remote(self) -> None:
+        url = self.browser_cdp_url or self.browser_server_url
+        host = (urlsplit(url.get_secret_value()).hostname or "") if url is not None else "localhost"
+        address = literal(host)
+        if self.egress != "off" and host != "localhost" and (address is None or not address.is_loopback):
+            message = "a browser on another machine cannot use the egress proxy of this one"
+            raise ValueError(f"{message}: set CPLANE_EGRESS=off when that machine's own network holds pages back")
 
     @field_validator("queues", mode="before")
     @classmethod
@@ -140,6 +175,13 @@ class CplaneSettings(BaseSettings):
             _ = urlsplit(value.get_secret_value()).port
         except ValueError:  # its text would show a part of the password
             raise ValueError("its port is not a number; percent-encode '/', '#' and '?' in a password") from None
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _check_secret_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            read_keys(value)
         return value
 
     @field_validator("queues")

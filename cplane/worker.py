@@ -236,7 +236,7 @@ class Worker(arq.worker.Worker):
             )
             self._events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
             self._leases = Leases(self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s)
-            self._pages = Pages(self.settings, self.jobs.jobs.values())
+            self.pages = Pages(self.settings, self.jobs.jobs.values())
             self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             tools = Tools(
@@ -244,7 +244,8 @@ class Worker(arq.worker.Worker):
                 artifacts=self.plane.artifacts,
                 threads=self._threads,
                 tell=self._events.post,
-                pool=self._pages.pool,
+                pool=self.pages.pool,
+                sessions=self.plane.sessions,
                 settle=self._settle,
                 ctx=self.ctx,
             )
@@ -256,7 +257,7 @@ class Worker(arq.worker.Worker):
                 jobs=self.jobs,
                 functions=self._plain,
                 leases=self._leases,
-                pages=self._pages,
+                pages=self.pages,
                 tools=tools,
                 lease_s=self.settings.lease_s,
                 burst=self.burst,
@@ -309,7 +310,7 @@ class Worker(arq.worker.Worker):
                 asyncio.create_task(self._every(ABORTS_S, self._abort, "hear of aborts"), name="hear of aborts")
             )
         needs_browser = any(map(self.jobs.needs_pages, self.queues))
-        browser = [asyncio.create_task(self._pages.keep(), name="keep browser")] if needs_browser else []
+        browser = [asyncio.create_task(self.pages.keep(), name="keep browser")] if needs_browser else []
         claimers = [
             asyncio.create_task(claimer.run(), name=f"claim from {queue}") for queue, claimer in self._claimers.items()
         ]

@@ -166,7 +166,10 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> "CplaneSettin
     from cplane.settings import load_settings
 
     return load_settings(
-        database_url=database_url, redis_url=redis_url, artifacts_url=(tmp_path / "artifacts").as_uri()
+        database_url=database_url,
+        redis_url=redis_url,
+        artifacts_url=(tmp_path / "artifacts").as_uri(),
+        egress_allow=("loopback",),
     )
 
 

@@ -845,3 +845,17 @@ def test_a_result_that_no_longer_fits_is_one_clear_error() -> None:
         ResultNotSerializable, match="the result of 'counts' does not fit its return type: Input should be"
     ):
         counts.decode_result(b'"many"')
+
+
+def test_a_job_of_yours_goes_before_a_built_in_one_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cplane.tasks.links import links
+
+    monkeypatch.setattr(registry, "jobs", {"links": links})
+
+    @job(name="links")
+    async def ours() -> None:
+        return
+
+    assert registry.get("links") is ours
+    registry.add(links)
+    assert registry.get("links") is ours

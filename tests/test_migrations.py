@@ -132,7 +132,7 @@ async def test_the_revisions_lead_to_exactly_the_tables_of_the_records(database:
     await engine.dispose()
 
     migrated = await run(database, CATALOG)
-    await run(database, "DROP TABLE cplane.artifacts, cplane.attempts, cplane.jobs")
+    await run(database, "DROP TABLE cplane.artifacts, cplane.attempts, cplane.jobs, cplane.sessions")
     async with database.session() as session:
         await (await session.connection()).run_sync(metadata.create_all)
     assert await run(database, CATALOG) == migrated, (

@@ -25,6 +25,7 @@ def environment(settings: CplaneSettings) -> dict[str, str]:
         "CPLANE_DATABASE_URL": settings.database_url.get_secret_value(),
         "CPLANE_REDIS_URL": settings.redis_url.get_secret_value(),
         "CPLANE_ARTIFACTS_URL": settings.artifacts_url,
+        "CPLANE_EGRESS_ALLOW": "loopback",
         "CPLANE_IMPORTS": "hello,pages",
     }
 

@@ -50,6 +50,9 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
         BROWSER_ENGINE="chromium",
         BROWSER_ARGS="--mute-audio '--disable-features=A,B'",
         BROWSER_CDP_URL="http://user:hunter2@127.0.0.1:9222",
+        EGRESS_ALLOW="loopback, *.example.com:8443",
+        EGRESS_DENY="10.0.0.0/8",
+        EGRESS_MAX_MB="100",
         API_KEYS="one, two",
         MAX_BODY_BYTES="2048",
         LOG_FORMAT="json",
@@ -65,6 +68,8 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.browser_count, settings.browser_warm, settings.browser_engine) == (2, 0, "chromium")
     assert (settings.browser_max_pages, settings.browser_max_age_s, settings.browser_max_memory_mb) == (9, 60, 512)
     assert settings.browser_args == ("--mute-audio", "--disable-features=A,B")
+    assert (settings.egress, settings.egress_allow) == ("public", ("loopback", "*.example.com:8443"))
+    assert (settings.egress_deny, settings.egress_max_mb) == (("10.0.0.0/8",), 100)
     assert settings.browser_cdp_url is not None
     assert settings.browser_cdp_url.get_secret_value() == "http://user:hunter2@127.0.0.1:9222"
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
@@ -109,6 +114,9 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: 
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("LOG_FORMAT", "xml", "'console' or 'json'"),
         ("BROWSER_SANDBOX", "perhaps", "Input should be a valid boolean"),
+        ("EGRESS", "all", "'public' or 'off'"),
+        ("EGRESS_ALLOW", "local host", "'local host' is no host, *.domain, address, network, loopback or private"),
+        ("EGRESS_DENY", "host:99999", "'host:99999' has no port between 1 and 65535"),
         ("BROWSER_ENGINE", "opera", "'chromium', 'firefox' or 'webkit'"),
         ("BROWSER_ARGS", "--mute-audio headless", "'headless' is not an argument; each begins with '-'"),
         ("BROWSER_ARGS", "--a='b", "No closing quotation"),
@@ -139,6 +147,7 @@ def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_sec
     ("variables", "said"),
     [
         ({"BROWSER_COUNT": "5"}, "CPLANE_BROWSER_COUNT is at most CPLANE_BROWSER_PAGES"),
+        ({"BROWSER_CDP_URL": "http://h"}, "a browser on another machine cannot use the egress proxy of this one"),
         ({"BROWSER_CDP_URL": "http://h", "BROWSER_SERVER_URL": "ws://h"}, "give CPLANE_BROWSER_CDP_URL or"),
         (
             {"BROWSER_CDP_URL": "http://h", "BROWSER_ENGINE": "webkit"},

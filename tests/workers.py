@@ -31,7 +31,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def running(settings: CplaneSettings, *, pages: bool = False, **options: Any) -> AsyncGenerator[Worker]:
+async def running(
+    settings: CplaneSettings, *, pages: bool = False, deadline_s: float = DEADLINE_S, **options: Any
+) -> AsyncGenerator[Worker]:
     """A worker that claims jobs, with a browser only if `pages`, stopped in good order at the end."""
     if not pages:
         settings = settings.model_copy(update={"queues": {"default": settings.queues["default"]}})
@@ -39,7 +41,7 @@ async def running(settings: CplaneSettings, *, pages: bool = False, **options: A
     task = asyncio.create_task(worker.async_run(), name="worker under test")
     ready = asyncio.create_task(worker.ready.wait(), name="wait for worker")
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()

@@ -12,9 +12,9 @@ from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
 from cplane.endings import end
 
-RELAUNCH_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+RELAUNCH_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a browser is launched again; the last one repeats."""
-STEADY_S = 30.0
+STEADY_S = 5.0
 """A browser that lived so long was a good one: the next pause starts from the beginning."""
 
 log = structlog.get_logger("cplane")

@@ -16,6 +16,7 @@ from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
 from cplane.browser.options import PageOptions
 from cplane.browser.process import resident_bytes
+from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
 
 OPEN_S = 15.0
@@ -59,6 +60,7 @@ class Instance:
         self.browser = launched.browser
         self.profile = launched.profile
         """Its folder, which is removed with it; None when it has none that is ours."""
+        self._artifacts = launched.artifacts
         self._session = launched.session
         self._ledger = ledger
         self._limits = limits
@@ -99,6 +101,7 @@ class Instance:
         *,
         resources: AsyncExitStack | None = None,
         arguments: dict[str, Any] | None = None,
+        gate: Gate | None = None,
         dress: Dress | None = None,
         shared: bool = False,
     ) -> PageLease:
@@ -115,7 +118,9 @@ class Instance:
         except BaseException:
             await resources.aclose()
             raise
-        lease = PageLease(context, page, doubt=self.doubt, give_back=give_back, resources=resources, shared=shared)
+        lease = PageLease(
+            context, page, doubt=self.doubt, give_back=give_back, resources=resources, gate=gate, shared=shared
+        )
         self._open.add(lease)
         self._idle.clear()
         self._opened += 1
@@ -178,7 +183,7 @@ class Instance:
         if self.process is not None:
             self.process.kill()
         await self.driver.stop()
-        await self._ledger.strike(self.process, self.profile)
+        await self._ledger.strike(self.process, self.profile, self._artifacts)
 
     async def _open_page(self, arguments: dict[str, Any], dress: Dress | None) -> tuple[BrowserContext, Page]:
         try:

@@ -17,6 +17,7 @@ from cplane.browser.driver import Driver
 from cplane.browser.executable import Executable, find_executable
 from cplane.browser.ledger import Ledger
 from cplane.browser.process import Process
+from cplane.egress.rules import literal
 from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
 
 LAUNCH_S = 15.0
@@ -46,6 +47,8 @@ class Launched:
     """None where the system does not tell, and for a browser that runs elsewhere."""
     profile: Path | None
     """The folder to remove when the browser did not do so itself."""
+    artifacts: Path
+    """The folder of its downloads and traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,13 @@ class BrowserSource:
         return bool(self.cdp_url or self.server_url)
 
     @property
+    def local(self) -> bool:
+        """Whether a browser that runs elsewhere does so on this machine."""
+        host = urlsplit(self.cdp_url or self.server_url or "").hostname or ""
+        address = literal(host)
+        return host == "localhost" or (address is not None and address.is_loopback)
+
+    @property
     def place(self) -> str:
         """Where the browser is, without what could be a secret: the binary's path, or the host it is connected to."""
         if url := self.cdp_url or self.server_url:
@@ -88,28 +98,31 @@ class BrowserSource:
             BrowserNotFound: there is no browser.
             BrowserGone: it did not start, or cannot be reached; the message says why.
         """
+        async with ledger.artifacts() as artifacts:
+            launched = await self._start(artifacts)
+            await ledger.enter(launched.process, launched.profile)
+            return launched
+
+    async def _start(self, artifacts: Path) -> Launched:
         found = None if self.remote or self.engine is not Engine.CHROMIUM else find_executable(self.executable)
         driver = Driver()
         try:
             async with asyncio.timeout(LAUNCH_S):
                 playwright = await driver.start()
-                browser = await self._browser(playwright, found)
+                browser = await self._browser(playwright, found, artifacts)
                 session = await _session(browser) if self.engine is Engine.CHROMIUM else None
                 process = None if self.remote or session is None else await _find_process(session)
         except BaseException as error:
             await driver.stop()
             if isinstance(error, TimeoutError):
                 raise BrowserGone(f"{self._name(found)} did not start within {LAUNCH_S:g} s") from error
-            if isinstance(error, (PlaywrightError, OSError)):
+            if isinstance(error, Exception):  # a driver that dies while it starts raises a bare one
                 raise self._trouble(found, error) from None
             raise
         driver.process = process.child_of(os.getpid()) if process else None
-        profile = profile_of(process) if process else None
-        launched = Launched(driver, browser, session, process, profile)
-        await ledger.enter(launched.process, launched.profile)
-        return launched
+        return Launched(driver, browser, session, process, profile_of(process) if process else None, artifacts)
 
-    async def _browser(self, playwright: Playwright, found: Executable | None) -> Browser:
+    async def _browser(self, playwright: Playwright, found: Executable | None, artifacts: Path) -> Browser:
         kinds = {
             Engine.CHROMIUM: playwright.chromium,
             Engine.FIREFOX: playwright.firefox,
@@ -117,22 +130,25 @@ class BrowserSource:
         }
         kind = kinds[self.engine]
         if self.cdp_url:
-            return await kind.connect_over_cdp(self.cdp_url, timeout=LAUNCH_S * 1000)
+            return await kind.connect_over_cdp(self.cdp_url, artifacts_dir=artifacts, timeout=LAUNCH_S * 1000)
         if self.server_url:
             return await kind.connect(self.server_url, timeout=LAUNCH_S * 1000)
         if found is None or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
-            return await self._launch(kind, found, self.args)
-        plain = await self._launch(kind, found, ())
+            return await self._launch(kind, found, self.args, artifacts)
+        plain = await self._launch(kind, found, (), artifacts)
         theirs = await _disabled_features(plain)
         await plain.close()
-        return await self._launch(kind, found, merge_features(self.args, theirs))
+        return await self._launch(kind, found, merge_features(self.args, theirs), artifacts)
 
-    async def _launch(self, kind: BrowserType, found: Executable | None, args: tuple[str, ...]) -> Browser:
+    async def _launch(
+        self, kind: BrowserType, found: Executable | None, args: tuple[str, ...], artifacts: Path
+    ) -> Browser:
         return await kind.launch(
             executable_path=found.path if found else self.executable,
             headless=True,
             chromium_sandbox=sandboxed(self.sandbox) if found else None,
             args=[*args],
+            artifacts_dir=artifacts,
             timeout=LAUNCH_S * 1000,
             # Ctrl-C reaches the driver too: the browser must outlive it until the worker has drained
             handle_sigint=False,
@@ -143,7 +159,7 @@ class BrowserSource:
     def _name(self, found: Executable | None) -> str:
         return str(found.path) if found else self.place
 
-    def _trouble(self, found: Executable | None, error: PlaywrightError | OSError) -> BrowserError:
+    def _trouble(self, found: Executable | None, error: Exception) -> BrowserError:
         if self.remote:
             secret = urlsplit(self.cdp_url or self.server_url or "")
             text = first_line(error).replace(secret.geturl(), self.place)
@@ -220,7 +236,7 @@ async def _disabled_features(browser: Browser) -> str:
     return features[-1].removeprefix(DISABLE_FEATURES) if features else ""
 
 
-def _launch_error(executable: Executable, error: PlaywrightError | OSError) -> BrowserError:
+def _launch_error(executable: Executable, error: Exception) -> BrowserError:
     if not executable.path.exists():
         return BrowserNotFound(f"{executable.path} is not there any more", hint="run `cplane browser install`")
     complaint = _complaint(str(error))

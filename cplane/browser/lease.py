@@ -4,13 +4,24 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from playwright.async_api import BrowserContext, Page
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.errors import BrowserError, PageCrashed
+from cplane.egress import Gate
+from cplane.errors import BrowserError, BrowserGone, EgressBlocked, HostUnreachable, PageCrashed, PoolTimeout
 
+NOT_CONNECTED = (
+    "ERR_SOCKS_CONNECTION_FAILED",
+    "NS_ERROR_PROXY",
+    "NS_ERROR_CONNECTION",
+    "NS_ERROR_UNKNOWN_PROXY",
+    "SOCKS",
+    "Socks",
+)
+"""How Chromium, Firefox, WebKit and Playwright's own requests say that a SOCKS proxy did not connect them."""
+STATE_S = 10.0
 DOUBT_S = 2.0
 """How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
 
@@ -30,12 +41,15 @@ class PageLease:
         doubt: Callable[[], None],
         give_back: "Callable[[PageLease], asyncio.Task[None]]",
         resources: AsyncExitStack | None = None,
+        gate: Gate | None = None,
         shared: bool = False,
     ) -> None:
         self.context = context
         self.page = page
         self.resources = resources or AsyncExitStack()
         """What is closed after the context."""
+        self.gate = gate
+        """The context's way out; None: there is no proxy of ours before it."""
         self.lent = False
         """Whether a job has the page, and with it one of the pool's slots; a page that is kept ready has none."""
         self.popups: list[Page] = []
@@ -81,14 +95,44 @@ class PageLease:
             self.broken.exception()  # nobody has to watch: an unread error is not worth asyncio's warning
 
     async def cause(self, error: BaseException) -> BaseException:
-        """What really happened when a job raised `error`: the loss of its page, if it was lost, or `error` itself.
+        """What really happened when a job raised `error`: the loss of its page, a host that was refused, or `error` itself.
 
         A call under way when a browser dies fails with Playwright's TargetClosedError a moment before anyone knows why.
         """
         if not self.broken.done() and any(_target_lost(link) for link in _chain(error)):
             self._doubt()
             await asyncio.wait([self.broken], timeout=DOUBT_S)
-        return self.loss or error
+        return self.loss or self._refusal(error) or error
+
+    def _refusal(self, error: BaseException) -> EgressBlocked | HostUnreachable | None:
+        """The host behind a call that failed because the gate did not connect it; the browser itself knows no reason."""
+        told = [link.message for link in _chain(error) if isinstance(link, PlaywrightError)]
+        if self.gate is None or not any(sign in message for message in told for sign in NOT_CONNECTED):
+            return None
+        blocked = [host for host in self.gate.blocked if any(host.host in message for message in told)]
+        failed = [host for host in self.gate.failed if any(host.host in message for message in told)]
+        if failed and not blocked:
+            return HostUnreachable(str(failed[-1]))
+        blocked = blocked or self.gate.blocked  # a redirect led there: the message names where it began
+        return EgressBlocked(str(blocked[-1])) if blocked else None
+
+    async def storage_state(self) -> dict[str, Any]:
+        """Cookies, localStorage and IndexedDB of the context, as `browser.new_context(storage_state=…)` takes them, within 10 s.
+
+        Raises:
+            PageCrashed, BrowserGone: there is no context to ask any more.
+            PoolTimeout: it does not answer.
+        """
+        try:
+            async with asyncio.timeout(STATE_S):
+                return cast("dict[str, Any]", await self.context.storage_state(indexed_db=True))
+        except TimeoutError:
+            raise PoolTimeout(f"the browser did not tell its storage within {STATE_S:g} s") from None
+        except PlaywrightError as error:
+            cause = await self.cause(error)
+            raise (
+                cause if cause is not error else BrowserGone(f"the storage cannot be read: {error.message}")
+            ) from None
 
     async def __aenter__(self) -> Page:
         self._guarded = cast("asyncio.Task[object]", asyncio.current_task())

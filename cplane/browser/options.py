@@ -61,7 +61,7 @@ class PageOptions(Strict):
     session: str | None = Field(default=None, min_length=1, description="the name of the session")
     egress: Literal["public", "any"] | None = Field(
         default=None,
-        description="any: reach every address, whatever CPLANE_EGRESS says; for jobs whose addresses are trusted",
+        description="any: reach every address, whatever CPLANE_EGRESS says; for jobs that take no address from outside",
     )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)

@@ -1,9 +1,9 @@
 """The pool: a fixed number of isolated pages from a few watched browsers, ready before they are asked for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +14,13 @@ from playwright.async_api import Page
 
 from cplane.browser.fleet import Fleet
 from cplane.browser.instance import CLOSE_S, Instance, Limits
-from cplane.browser.launch import BrowserSource
+from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
 from cplane.browser.options import PageOptions
 from cplane.browser.shared import SharedContext
 from cplane.browser.slots import Slots
 from cplane.browser.stock import Ready, Stock
+from cplane.egress import EgressProxy, Gate, Upstream
 from cplane.endings import end
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 OPEN_TRIES = 3
 """Browsers that may die one after the other while one page is opened."""
+NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
 MOST_SHARED = 8
 """Contexts that are kept for jobs that share one; of more, the one that was idle longest is closed."""
 
@@ -75,6 +77,7 @@ class BrowserPool:
         sandbox: Chromium's sandbox; default: on unless root.
         source: how browsers are had, when there is more to say than their binary.
         limits: when a browser is replaced.
+        egress: what holds pages to the addresses they may reach; default: nothing does. It is open as long as the pool is.
         wait_s: seconds `acquire_page` waits for a page at most.
     """
 
@@ -88,6 +91,7 @@ class BrowserPool:
         sandbox: bool | None = None,
         source: BrowserSource | None = None,
         limits: Limits | None = None,
+        egress: EgressProxy | None = None,
         wait_s: float = 30.0,
     ) -> None:
         if max_pages < 1 or wait_s <= 0:
@@ -97,12 +101,13 @@ class BrowserPool:
         self.wait_s = wait_s
         self._limits = limits or Limits()
         self._fleet = Fleet(
-            source or BrowserSource(executable=executable, sandbox=sandbox),
+            _source(source or BrowserSource(executable=executable, sandbox=sandbox), egress),
             browsers,
             self._limits,
             changed=self._changed,
             parted=self._part,
         )
+        self._egress = egress
         self._slots = Slots(max_pages)
         self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
         self._stock.expect(PageOptions())
@@ -186,7 +191,7 @@ class BrowserPool:
 
     @asynccontextmanager
     async def page(
-        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Page]:
         """A page for the length of a block; its loss interrupts the block with `PageCrashed` or `BrowserGone`.
 
@@ -199,7 +204,7 @@ class BrowserPool:
             yield page
 
     async def acquire_page(
-        self, options: PageOptions | None = None, *, scope: str = "", storage_state: dict[str, Any] | None = None
+        self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> PageLease:
         """A page until it is released; errors as of `page`. Cancelled at any moment, it leaves nothing behind.
 
@@ -244,7 +249,7 @@ class BrowserPool:
         return lease
 
     async def _provide(
-        self, options: PageOptions, deadline: float, scope: str, storage_state: dict[str, Any] | None
+        self, options: PageOptions, deadline: float, scope: str, storage_state: Mapping[str, Any] | None
     ) -> PageLease:
         """With a slot in hand: a page, from the next browser if one dies meanwhile."""
         try:
@@ -287,7 +292,7 @@ class BrowserPool:
         self,
         options: PageOptions,
         deadline: float,
-        storage_state: dict[str, Any] | None = None,
+        storage_state: Mapping[str, Any] | None = None,
         *,
         shared: bool = False,
     ) -> PageLease:
@@ -295,12 +300,28 @@ class BrowserPool:
         instance = await self._instance(deadline)
         resources = AsyncExitStack()
         arguments: dict[str, Any] = {} if storage_state is None else {"storage_state": storage_state}
+        gate = await self._gate(options, resources)
+        if gate is not None:
+            arguments["proxy"] = {"server": gate.server, "bypass": "<-loopback>"}  # loopback goes by the gate too
+        give_back = partial(self._take_back, instance)
         try:
             return await instance.open(
-                options, partial(self._take_back, instance), resources=resources, arguments=arguments, shared=shared
+                options, give_back, resources=resources, arguments=arguments, gate=gate, shared=shared
             )
         finally:
             self._changed()
+
+    async def _gate(self, options: PageOptions, resources: AsyncExitStack) -> Gate | None:
+        """The way out for one context; a proxy that the options name stands behind it."""
+        if self._egress is None or options.egress == "any":
+            return None
+        upstream = None
+        if (proxy := options.proxy) is not None:
+            try:
+                upstream = Upstream.read(proxy.server, proxy.username, proxy.password)
+            except ValueError as error:
+                raise InvalidArguments(f"the proxy cannot be used: {error}") from None
+        return await resources.enter_async_context(self._egress.gate(upstream))
 
     async def _share(self, options: PageOptions, deadline: float, scope: str) -> PageLease:
         """A page of the context that the scope shares, which is opened for the first."""
@@ -454,6 +475,20 @@ class BrowserPool:
         if task.cancelled() or not (error := task.exception()) or isinstance(error, CplaneError):
             return
         log.error("the browser pool failed", step=task.get_name(), exc_info=error)
+
+
+def _source(source: BrowserSource, egress: EgressProxy | None) -> BrowserSource:
+    """With egress, nothing may go past the proxy: no QUIC, and no UDP of WebRTC."""
+    if egress is None:
+        return source
+    if source.remote and not source.local:
+        hint = "set CPLANE_EGRESS=off when that machine's own network holds pages back"
+        raise UsageError(f"the browser at {source.place} cannot use the egress proxy of this machine", hint=hint)
+    return (
+        source
+        if source.remote or source.engine is not Engine.CHROMIUM
+        else replace(source, args=(*NO_UDP, *source.args))
+    )
 
 
 def _closed() -> BrowserGone:

@@ -65,6 +65,7 @@ class SharedContext:
     async def lend(self, give_back: Callable[[PageLease], asyncio.Task[None]]) -> PageLease:
         """A page that was used before, or one more. Raises BrowserGone, PoolTimeout."""
         self.uses += 1
+<<<<<<< HEAD
         async with self._lending:
             if not self.usable:
                 raise BrowserGone("the shared context was closed")
@@ -75,6 +76,16 @@ class SharedContext:
             self._globals = self._globals or await self._read_globals(page)
             lease = PageLease(self.root.context, page, doubt=self.instance.doubt, give_back=give_back, shared=True)
             self._lent.add(lease)
+=======
+        self._idle = [page for page in self._idle if self._fit(page)]
+        if not self._idle:
+            self._keep(await self.instance.another_page(self.root.context))
+        page = self._idle.pop()
+        lease = PageLease(
+            self.root.context, page, doubt=self.instance.doubt, give_back=give_back, gate=self.root.gate, shared=True
+        )
+        self._lent.add(lease)
+>>>>>>> main
         if self.root.lost:
             self._lose()
         return lease

@@ -14,6 +14,8 @@ from cplane.cli.dev import dev
 from cplane.cli.doctor import doctor
 from cplane.cli.jobs import app as jobs
 from cplane.cli.queues import app as queues
+from cplane.cli.sessions import app as sessions
+from cplane.cli.sessions import secret
 from cplane.cli.submit import submit
 from cplane.cli.web import web
 from cplane.cli.worker import worker
@@ -26,6 +28,8 @@ EXAMPLES = (
     "cplane jobs list --state failed",
     "cplane jobs retry --state failed --job screenshot",
     "cplane queues",
+    "cplane sessions import shop.json",
+    "cplane secret",
     "cplane worker --imports myapp.jobs --queues default:10,browser:4",
     "cplane web --port 8000",
     "cplane db upgrade",
@@ -60,6 +64,8 @@ app.command("dev")(dev)
 app.command("submit")(submit)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queues, name="queues")
+app.add_typer(sessions, name="sessions")
+app.command("secret")(secret)
 app.command("worker")(worker)
 app.command("web")(web)
 app.add_typer(db, name="db")

@@ -60,9 +60,19 @@ def banner(local: "LocalPlane", took_s: float) -> "RenderableType":
     grid.add_row("", "jobs", Text(", ".join(local.job_names)))
     grid.add_row("", "submit", Text(f"{typed()} submit screenshot url=https://example.com --save ."))
     grid.add_row("", "browser", _browser(local))
+    grid.add_row("", "pages", Text(_egress(local), "dim"))
     grid.add_row("", "data", Text(local.data))
     grid.add_row("", "stop", "Ctrl-C")
     return grid
+
+
+def _egress(local: "LocalPlane") -> str:
+    """What pages may reach."""
+    settings = local.settings
+    if settings.egress == "off":
+        return "reach whatever this machine reaches: CPLANE_EGRESS is off"
+    besides = f", and {', '.join(settings.egress_allow)}" if settings.egress_allow else ""
+    return f"reach public addresses{besides}; a worker of its own refuses loopback unless CPLANE_EGRESS_ALLOW has it"
 
 
 def _browser(local: "LocalPlane") -> "RenderableType":

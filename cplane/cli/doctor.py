@@ -115,6 +115,7 @@ async def _findings() -> AsyncIterator[Finding]:
         "postgres": _postgres,
         "tables": _tables,
         "redis": _redis,
+        "sessions": _sessions,
         "jobs": _jobs,
         "artifacts": _artifacts,
         "browser": _browser,
@@ -135,11 +136,14 @@ def _failed(name: str, error: CplaneError) -> Finding:
 
 def _shown_settings(settings: "CplaneSettings") -> str:
     """Those that were set, without secrets."""
+    from cplane.keyring import Keyring
+
     urls = {
         "database_url": masked(settings.database_url.get_secret_value()),
         "redis_url": masked(settings.redis_url.get_secret_value()),
         "artifacts_url": masked(settings.artifacts_url),
         "api_keys": f"{len(settings.api_keys)} keys",
+        "secret_key": f"{len(Keyring(settings.secret_key).ids)} keys",
     }
     given = settings.model_fields_set
     return ", ".join(
@@ -182,6 +186,43 @@ async def _redis(settings: "CplaneSettings") -> Finding:
         detail = f"{server}; {aside} {'id was' if aside == 1 else 'ids were'} set aside from the queues"
         return Finding("redis", Verdict.WARNING, detail, "`cplane queues aside` says why")
     return Finding("redis", Verdict.OK, server)
+
+
+async def _sessions(settings: "CplaneSettings") -> Finding:
+    """The key of browser sessions: that it is there, and that it fits what is stored."""
+    from cplane.keyring import Keyring
+
+    keyring = Keyring(settings.secret_key)
+    stored = await _session_keys(settings)
+    strange = sum(count for key_id, count in stored.items() if key_id not in keyring.ids)
+    if strange:
+        detail = (
+            f"{strange} browser {'session is' if strange == 1 else 'sessions are'} encrypted with a key that is not set"
+        )
+        return Finding("sessions", Verdict.WARNING, detail, "add that key to CPLANE_SECRET_KEY, behind the first")
+    if not keyring.ids:
+        hint = "`cplane secret` prints a key for CPLANE_SECRET_KEY"
+        return Finding("sessions", Verdict.OK, "no key: there are no named browser sessions", hint)
+    detail = f"browser sessions are encrypted with the key {keyring.first}"
+    older = sum(stored.get(key_id, 0) for key_id in keyring.ids[1:])
+    if older:
+        return Finding("sessions", Verdict.OK, f"{detail}, {older} with older ones", "run `cplane sessions rotate`")
+    unneeded = "only the first key of CPLANE_SECRET_KEY is still needed" if len(keyring.ids) > 1 else None
+    return Finding("sessions", Verdict.OK, detail, unneeded)
+
+
+async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:
+    """The keys of what is stored; nothing where Postgres or its tables are not there, which other lines tell."""
+    from cplane.database import Database
+    from cplane.errors import DatabaseUnavailable, SchemaMismatch
+    from cplane.keyring import Keyring
+    from cplane.sessions import Sessions
+
+    try:
+        async with Database(settings.database_url, pool_size=1) as database:
+            return await Sessions(database, Keyring(None)).keys()
+    except (DatabaseUnavailable, SchemaMismatch):
+        return {}
 
 
 async def _jobs(settings: "CplaneSettings") -> Finding:

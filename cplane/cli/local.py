@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DRAIN_S = 3.0
 """Who stops it is waiting in front of it; what still runs is handed back and starts again next time."""
 
+EGRESS = ("CPLANE_EGRESS", "CPLANE_EGRESS_ALLOW", "CPLANE_EGRESS_DENY")
+"""Where none of them is set, pages may reach this machine: that is where what is being developed runs."""
 OUR_SERVERS = ("CPLANE_DATABASE_URL", "CPLANE_REDIS_URL")
 
 
@@ -125,6 +127,8 @@ class LocalPlane:
             given |= {name: url for name, url in ours.items() if not os.environ.get(f"CPLANE_{name.upper()}")}
         if not os.environ.get("CPLANE_DRAIN_S"):
             given["drain_s"] = DRAIN_S
+        if not any(os.environ.get(name) for name in EGRESS):
+            given["egress_allow"] = ("loopback",)
         settings = load_settings(**given)
         return settings.model_copy(update={"imports": (*settings.imports, *self._imports)})
 

@@ -16,6 +16,7 @@ from cplane.states import AttemptState, State
 if TYPE_CHECKING:
     from cplane.queue import Aside, Stand
     from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+    from cplane.sessions import SessionInfo
     from cplane.transient import TransientJob
 
 STYLES = {
@@ -93,6 +94,22 @@ def aside_table(found: "Sequence[Aside]") -> Table:
     table = plain_table("set aside", "queue", "id", "reason")
     for each in found:
         table.add_row(clock(datetime.fromtimestamp(each.at_ms / 1000, UTC)), each.queue, each.id, Text(each.reason))
+    return table
+
+
+def sessions_table(sessions: "Sequence[SessionInfo]", now: datetime) -> Table:
+    """One line a session."""
+    table = plain_table("name", "size", "saved", "times", "used", "key", "held by")
+    for session in sessions:
+        table.add_row(
+            session.name,
+            size(session.size) if session.version else "empty",
+            f"{duration(now, session.updated_at)} ago" if session.version else "",
+            str(session.version),
+            f"{duration(now, session.used_at)} ago" if session.used_at else "",
+            session.key_id or "",
+            "" if session.held_by is None else f"{session.held_by} attempt {session.held_attempt}",
+        )
     return table
 
 

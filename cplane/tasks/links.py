@@ -7,7 +7,7 @@ from playwright.async_api import Page
 from pydantic import BaseModel, Field
 
 from cplane import job
-from cplane.tasks.visit import Visited, VisitOptions, check_visit, page_options, storable, visit
+from cplane.tasks.visit import RETRY, Visited, VisitOptions, check_visit, page_options, storable, visit
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
@@ -26,7 +26,7 @@ class Links(Visited):
     links: list[Link]
 
 
-@job(browser=page_options, check=check_visit)
+@job(browser=page_options, retries=RETRY, check=check_visit)
 async def links(
     page: Page,
     *,

@@ -9,7 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
+from cplane.tasks.visit import RETRY, Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
 
 Length = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(px|in|cm|mm)$", description="with its unit: px, in, cm or mm")]
 Format = Literal["letter", "legal", "tabloid", "ledger", "a0", "a1", "a2", "a3", "a4", "a5", "a6"]
@@ -41,7 +41,7 @@ def check_pdf(arguments: Mapping[str, Any]) -> None:
         raise ValueError("give either format or width and height")
 
 
-@job(browser=page_options, check=check_pdf)
+@job(browser=page_options, retries=RETRY, check=check_pdf)
 async def pdf(
     page: Page,
     ctx: Context,

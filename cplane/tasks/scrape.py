@@ -9,9 +9,10 @@ from typing_extensions import TypedDict
 
 from cplane import job
 from cplane.tasks.visit import (
+    RETRY,
     Selector,
+    SelectorInvalid,
     Visited,
-    VisitFailed,
     VisitOptions,
     check_visit,
     page_options,
@@ -61,7 +62,7 @@ class Scraped(Visited):
     elements: list[Found]
 
 
-@job(browser=page_options, check=check_visit)
+@job(browser=page_options, retries=RETRY, check=check_visit)
 async def scrape(
     page: Page,
     *,
@@ -74,7 +75,7 @@ async def scrape(
     selectors = [wanted["selector"] for wanted in elements]
     found: list[dict[str, Any]] = await page.evaluate(SCRIPT, {"selectors": selectors, "limit": limit})
     if invalid := [answer["selector"] for answer in found if answer["invalid"]]:
-        raise VisitFailed(f"not a CSS selector: {', '.join(invalid)}")
+        raise SelectorInvalid(f"not a CSS selector: {', '.join(invalid)}")
     return Scraped(**visited.model_dump(), elements=[_found(answer) for answer in found])
 
 

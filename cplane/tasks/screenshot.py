@@ -9,7 +9,18 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import Selector, Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
+from cplane.tasks.visit import (
+    RETRY,
+    ElementMissing,
+    Selector,
+    Visited,
+    VisitFailed,
+    VisitOptions,
+    check_visit,
+    page_options,
+    strict,
+    visit,
+)
 
 
 @strict
@@ -39,7 +50,7 @@ def check_screenshot(arguments: Mapping[str, Any]) -> None:
         raise ValueError("full_page, selector and clip exclude each other")
 
 
-@job(browser=page_options, check=check_screenshot)
+@job(browser=page_options, retries=RETRY, check=check_screenshot)
 async def screenshot(
     page: Page,
     ctx: Context,
@@ -59,7 +70,7 @@ async def screenshot(
         if selector is not None:
             element = page.locator(selector).first
             if not await element.count():
-                raise VisitFailed(f"{visited.final_url} has no element '{selector}'")
+                raise ElementMissing(f"{visited.final_url} has no element '{selector}'")
             image = await element.screenshot(type=type, quality=quality, omit_background=omit_background)
         else:
             image = await page.screenshot(

@@ -12,9 +12,39 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from cplane import HostUnreachable, RetryPolicy
+
 HTTP_URL = TypeAdapter(HttpUrl)
-PAGE_OPTIONS = ("viewport", "user_agent", "locale", "timezone", "extra_http_headers", "java_script_enabled")
+PAGE_OPTIONS = (
+    "viewport",
+    "user_agent",
+    "locale",
+    "timezone",
+    "extra_http_headers",
+    "java_script_enabled",
+    "proxy",
+    "ignore_https_errors",
+    "device_scale_factor",
+    "is_mobile",
+    "has_touch",
+    "permissions",
+)
 PLAYWRIGHTS_NAME = {"http_only": "httpOnly", "same_site": "sameSite"}
+INVALID_SELECTOR = (
+    "Unexpected token",
+    "is not a valid selector",
+    "Unknown engine",
+    "while parsing",
+    "Malformed selector",
+)
+UNREACHABLE = ("net::ERR_NAME_", "net::ERR_CONNECTION_", "net::ERR_ADDRESS_", "net::ERR_INTERNET_", "net::ERR_NETWORK_",
+               "net::ERR_PROXY_", "net::ERR_TIMED_OUT", "net::ERR_EMPTY_RESPONSE", "net::ERR_SOCKS_")  # fmt: skip
+UNREACHABLE_WORDS = {
+    "net::ERR_NAME_NOT_RESOLVED": "there is no such host",
+    "net::ERR_CONNECTION_REFUSED": "the connection was refused",
+    "net::ERR_CONNECTION_RESET": "the connection was reset",
+    "net::ERR_EMPTY_RESPONSE": "the server closed the connection without an answer",
+}
 LONGEST_PATTERN = 500
 LONGEST_MATCHED_URL = 2000
 
@@ -23,6 +53,46 @@ strict = with_config(ConfigDict(extra="forbid"))
 
 class VisitFailed(Exception):
     """The page is not what the job asked for; the message says what it is instead."""
+
+
+class Unreachable(VisitFailed):
+    """There is no connection to the server: its name, its port or the network. The only failure worth a retry."""
+
+
+class CertificateInvalid(VisitFailed):
+    """The server's certificate is not trusted."""
+
+
+class TooManyRedirects(VisitFailed):
+    """The page redirects without end."""
+
+
+class DownloadRefused(VisitFailed):
+    """The URL is a file to download and not a page."""
+
+
+class LoadTimeout(VisitFailed):
+    """The page did not load in time."""
+
+
+class StatusRefused(VisitFailed):
+    """The page answered with an HTTP status of 400 or above, and `fail_on_http_status` was asked for."""
+
+
+class ElementMissing(VisitFailed):
+    """There is no such element, or it did not get into the state that was waited for."""
+
+
+class SelectorInvalid(VisitFailed):
+    """The selector is not one."""
+
+
+class TooLarge(VisitFailed):
+    """The page or file is larger than `max_bytes`."""
+
+
+RETRY = RetryPolicy(retries=2, on=(Unreachable, HostUnreachable))
+"""For all built-in jobs: a server that cannot be reached may be there in a moment; a wrong selector stays wrong."""
 
 
 def _check_url(url: str) -> str:
@@ -38,6 +108,15 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
+def _check_proxy(server: str) -> str:
+    parts = urlsplit(server)
+    if parts.scheme not in {"http", "https", "socks5"} or not parts.hostname:
+        raise ValueError("not a proxy; write http://host:port or socks5://host:port")
+    if "@" in parts.netloc:
+        raise ValueError("credentials go into username and password")
+    return server
+
+
 def _check_timezone(timezone: str) -> str:
     try:
         ZoneInfo(timezone)
@@ -51,6 +130,7 @@ Selector = Annotated[str, Field(min_length=1, max_length=10_000)]
 Milliseconds = Annotated[float, Field(ge=0, le=300_000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_PATTERN), AfterValidator(_check_pattern)]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
+Permission = Literal["clipboard-read", "clipboard-write", "geolocation", "notifications", "camera", "microphone"]
 ResourceType = Literal[
     "document",
     "stylesheet",
@@ -99,6 +179,16 @@ class Credentials(TypedDict):
 
     username: str
     password: str
+
+
+@strict
+class Proxy(TypedDict):
+    """The proxy that the page's requests go through."""
+
+    server: Annotated[str, AfterValidator(_check_proxy), Field(description="http://host:port or socks5://host:port")]
+    bypass: NotRequired[Annotated[str, Field(description="comma-separated hosts that are reached directly")]]
+    username: NotRequired[str]
+    password: NotRequired[str]
 
 
 @strict
@@ -155,6 +245,12 @@ class VisitOptions(TypedDict, total=False):
     add_style_tag: list[Tag]
     reject_resource_types: Annotated[list[ResourceType], Field(description="requests of these types are not made")]
     reject_request_pattern: Annotated[list[Pattern], Field(description="nor requests whose URL matches one of these")]
+    proxy: Proxy
+    ignore_https_errors: Annotated[bool, Field(description="open pages whose certificate is not trusted")]
+    device_scale_factor: Annotated[float, Field(gt=0, le=10, description="device pixels for each CSS pixel")]
+    is_mobile: Annotated[bool, Field(description="whether the page's viewport tag counts")]
+    has_touch: Annotated[bool, Field(description="whether the device has a touch screen")]
+    permissions: Annotated[list[Permission], Field(description="what the page may do without asking")]
     fail_on_http_status: Annotated[bool, Field(description="fail when the page answers 400 or above")]
 
 
@@ -172,6 +268,8 @@ def check_visit(arguments: Mapping[str, Any]) -> None:
         raise ValueError("give either url or html, not both")
     if "url" not in arguments and "html" not in arguments:
         raise ValueError("give url or html")
+    if "password" in arguments.get("proxy", {}) and "username" not in arguments["proxy"]:
+        raise ValueError("a proxy's password needs a username")
     if "html" in arguments and "authenticate" in arguments:
         raise ValueError("authenticate is for a url, not for html")
     for cookie in arguments.get("cookies", ()):
@@ -203,11 +301,8 @@ async def visit(page: Page, options: VisitOptions) -> Visited:
     response = await _load(page, options)
     status = response.status if response else None
     if status is not None and status >= 400 and options.get("fail_on_http_status"):
-        raise VisitFailed(f"{page.url} answered with HTTP status {status}")
-    for script in options.get("add_script_tag", ()):
-        await page.add_script_tag(**script)
-    for style in options.get("add_style_tag", ()):
-        await page.add_style_tag(**style)
+        raise StatusRefused(f"{page.url} answered with HTTP status {status}")
+    await _add_tags(page, options)
     if "wait_for_selector" in options:
         await _wait_for(page, options["wait_for_selector"])
     if "wait_for_timeout" in options:
@@ -241,6 +336,16 @@ async def _prepare(page: Page, options: VisitOptions) -> None:
         await page.route("**/*", judge)
 
 
+async def _add_tags(page: Page, options: VisitOptions) -> None:
+    try:
+        for script in options.get("add_script_tag", ()):
+            await page.add_script_tag(**script)
+        for style in options.get("add_style_tag", ()):
+            await page.add_style_tag(**style)
+    except PlaywrightError as error:
+        raise VisitFailed(f"a script or style could not be added to {page.url}: {_reason(error)}") from error
+
+
 async def _load(page: Page, options: VisitOptions) -> Response | None:
     goto = options.get("goto_options", GotoOptions())
     try:
@@ -252,9 +357,9 @@ async def _load(page: Page, options: VisitOptions) -> Response | None:
     except PlaywrightTimeout as error:
         within_s = goto.get("timeout", 30_000) / 1000
         state = goto.get("wait_until", "load")
-        raise VisitFailed(f"{_name(options)} did not reach '{state}' within {within_s:g} s") from error
+        raise LoadTimeout(f"{_name(options)} did not reach '{state}' within {within_s:g} s") from error
     except PlaywrightError as error:
-        raise VisitFailed(f"{_name(options)} did not load: {_reason(error)}") from error
+        raise _not_loaded(_name(options), error) from error
     raise VisitFailed("there is neither url nor html to visit")
 
 
@@ -266,9 +371,30 @@ async def _wait_for(page: Page, wanted: str | WaitForSelector) -> None:
         await page.locator(wait["selector"]).first.wait_for(state=state, timeout=timeout_ms)
     except PlaywrightTimeout as error:
         message = f"no element '{wait['selector']}' became {state} within {timeout_ms / 1000:g} s"
-        raise VisitFailed(message) from error
+        raise ElementMissing(message) from error
     except PlaywrightError as error:
-        raise VisitFailed(f"waiting for '{wait['selector']}' failed: {_reason(error)}") from error
+        raise not_found(wait["selector"], error) from error
+
+
+def not_found(selector: str, error: PlaywrightError) -> VisitFailed:
+    """What an error of Playwright says about a selector."""
+    if any(sign in error.message for sign in INVALID_SELECTOR):
+        return SelectorInvalid(f"not a selector: '{selector}'")
+    return VisitFailed(f"waiting for '{selector}' failed: {_reason(error)}")
+
+
+def _not_loaded(name: str, error: PlaywrightError) -> VisitFailed:
+    """The failure that Chromium's error code stands for."""
+    code = next(iter(re.findall(r"net::ERR_\w+", error.message)), "")
+    if "Download is starting" in error.message or code == "net::ERR_ABORTED":
+        return DownloadRefused(f"{name} is a file to download and not a page; the job 'download' takes files")
+    if code.startswith(("net::ERR_CERT_", "net::ERR_SSL_")):
+        return CertificateInvalid(f"{name} has a certificate that is not trusted: {code} (see ignore_https_errors)")
+    if code == "net::ERR_TOO_MANY_REDIRECTS":
+        return TooManyRedirects(f"{name} redirects without end")
+    if code.startswith(UNREACHABLE):
+        return Unreachable(f"{name} did not load: {UNREACHABLE_WORDS.get(code, 'there is no connection')}: {code}")
+    return VisitFailed(f"{name} did not load: {_reason(error)}")
 
 
 def _cookie(cookie: Cookie, options: VisitOptions) -> Any:

@@ -1,13 +1,25 @@
 """The operations of the API: the routes and the OpenAPI document are both made from this list."""
 
+from cplane.storage_state import SessionState
 from cplane.web import problems
 from cplane.web.catalog import catalog
 from cplane.web.health import livez, readyz
-from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery
+from cplane.web.inputs import ListQuery, RetryBody, SessionQuery, SubmitBody, WaitQuery
 from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
 from cplane.web.queues import list_queues
 from cplane.web.resource import Answer, Operation
-from cplane.web.views import Catalog, JobList, JobView, Liveness, QueueList, Readiness, Retried
+from cplane.web.sessions import SESSIONS, delete_session, import_session, list_sessions, show_session
+from cplane.web.views import (
+    Catalog,
+    JobList,
+    JobView,
+    Liveness,
+    QueueList,
+    Readiness,
+    Retried,
+    SessionList,
+    SessionView,
+)
 
 ACCEPTED = Answer("Not final yet: the record as it stands", JobView)
 FINAL = Answer("The final record", JobView)
@@ -15,6 +27,7 @@ LOCATION = {
     "Location": "where the record is",
     "Idempotency-Replayed": "`true`: the key led to the record of an earlier request",
 }
+SESSION = f"{SESSIONS}/{{session}}"
 FILE_HEADERS = {"ETag": "the file's sha256", "Content-Length": "bytes", "Content-Security-Policy": "it runs nothing"}
 
 OPERATIONS = (
@@ -130,6 +143,54 @@ OPERATIONS = (
         answers={200: Answer("Every queue with its numbers", QueueList)},
         problems=(problems.DATABASE, problems.QUEUE),
         tag="queues",
+    ),
+    Operation(
+        method="GET",
+        path=SESSIONS,
+        id="listSessions",
+        handler=list_sessions,
+        summary="List browser sessions, by name",
+        query=SessionQuery,
+        answers={200: Answer("A page of sessions", SessionList, headers={"Link": 'the next page, rel="next"'})},
+        problems=(problems.INVALID_REQUEST, problems.DATABASE),
+        tag="sessions",
+    ),
+    Operation(
+        method="GET",
+        path=SESSION,
+        id="getSession",
+        handler=show_session,
+        summary="Show a browser session, without what it holds",
+        answers={200: Answer("The session", SessionView)},
+        problems=(problems.UNKNOWN_SESSION, problems.DATABASE),
+        tag="sessions",
+    ),
+    Operation(
+        method="PUT",
+        path=SESSION,
+        id="importSession",
+        handler=import_session,
+        summary="Import a browser session, in the place of what was there",
+        body=SessionState,
+        answers={
+            200: Answer("It is replaced", SessionView),
+            201: Answer("It is new", SessionView, headers={"Location": "where the session is"}),
+        },
+        problems=(
+            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
+            *(problems.INVALID_SESSION, problems.SESSION_IN_USE, problems.SECRET_KEY, problems.DATABASE),
+        ),
+        tag="sessions",
+    ),
+    Operation(
+        method="DELETE",
+        path=SESSION,
+        id="deleteSession",
+        handler=delete_session,
+        summary="Forget a browser session",
+        answers={204: Answer("It is forgotten", media_type="")},
+        problems=(problems.UNKNOWN_SESSION, problems.SESSION_IN_USE, problems.DATABASE),
+        tag="sessions",
     ),
     Operation(
         method="GET",

@@ -37,14 +37,14 @@ ESCAPED = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-async def read_body(request: ApiRequest, model: type[BodyT]) -> BodyT:
-    """The body, checked against `model`.
+async def read_body(request: ApiRequest, model: type[BodyT], *, max_bytes: int | None = None) -> BodyT:
+    """The body, checked against `model`; `max_bytes` where the setting's limit is not the one.
 
     Raises:
         RequestProblem: 400, 408, 413, 415 or 422 with pointers into the body.
     """
     _check_type(request.header("content-type") or "", request.header("content-encoding") or "identity")
-    body = await _read(request, request.settings.max_body_bytes)
+    body = await _read(request, max_bytes or request.settings.max_body_bytes)
     if len(body) > THREAD_BYTES:
         return await asyncio.to_thread(parse, body, model)
     return parse(body, model)

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from cplane.names import JOB_NAME, QUEUE_NAME
+from cplane.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
 from cplane.states import Priority, State
 
 MAX_WAIT_S = 60.0
@@ -49,6 +49,7 @@ Wait = Annotated[
 Cursor = Annotated[UUID, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})]
 JobName = Annotated[str, Field(pattern=f"^{JOB_NAME.pattern}$")]
 QueueName = Annotated[str, Field(pattern=f"^{QUEUE_NAME.pattern}$")]
+SessionName = Annotated[str, Field(pattern=f"^{SESSION_NAME.pattern}$")]
 
 
 class WaitQuery(BaseModel):
@@ -69,6 +70,15 @@ class ListQuery(BaseModel):
     queue: QueueName | None = Field(default=None, description="only records in this queue")
     limit: int = Field(default=50, ge=1, le=200, description="records a page")
     cursor: Cursor | None = Field(default=None, description="where the page starts: `next` of the page before")
+
+
+class SessionQuery(BaseModel):
+    """Which sessions to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=200, description="sessions a page")
+    cursor: SessionName | None = Field(default=None, description="where the page starts: `next` of the page before")
 
 
 class RetryBody(BaseModel):

@@ -9,6 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 
 from cplane import __version__
 from cplane.jobs import AnyJob
+from cplane.names import SESSION_NAME
 from cplane.web.api import OPERATIONS
 from cplane.web.catalog import describe
 from cplane.web.inputs import SubmitBody
@@ -32,6 +33,7 @@ Times are ISO 8601 in UTC. Errors are `application/problem+json` (RFC 9457). A P
 PARAMETERS = {
     "id": {"type": "string", "format": "uuid"},
     "name": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,200}$"},
+    "session": {"type": "string", "pattern": f"^{SESSION_NAME.pattern}$"},
 }
 
 
@@ -52,7 +54,7 @@ def document(jobs: Sequence[AnyJob], *, root_path: str = "", secured: bool = Fal
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": root_path or "/"}],
-        "tags": [{"name": "jobs"}, {"name": "catalog"}, {"name": "queues"}, {"name": "health"}],
+        "tags": [{"name": "jobs"}, {"name": "catalog"}, {"name": "queues"}, {"name": "sessions"}, {"name": "health"}],
         "paths": _paths(models, secured),
         "components": {"schemas": schemas},
     }

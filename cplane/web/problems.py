@@ -18,10 +18,15 @@ from cplane.errors import (
     IdempotencyConflict,
     IllegalMove,
     InvalidArguments,
+    InvalidSession,
     KeyInUse,
     QueueUnavailable,
     RecordNotFound,
     SchemaMismatch,
+    SecretKeyMissing,
+    SessionInUse,
+    SessionNotFound,
+    SessionTooLarge,
     UnknownJob,
 )
 from cplane.web.linger import LastWord
@@ -64,6 +69,9 @@ UNKNOWN_ARTIFACT = Kind(
     "There is no such file",
     "The job left no file of this name. Its record lists those it left.",
 )
+UNKNOWN_SESSION = Kind(
+    "unknown-session", 404, "There is no such session", "GET /api/v1/sessions lists those there are."
+)
 METHOD = Kind(
     "method-not-allowed", 405, "The method does not apply", "The Allow header names the methods of this resource."
 )
@@ -80,8 +88,17 @@ KEY_IN_USE = Kind(
     "A request with this idempotency key is under way",
     "Send it again in a moment: the answer is then that of the first.",
 )
+SESSION_IN_USE = Kind(
+    "session-in-use",
+    409,
+    "A running job holds the session",
+    "Try again when the job has ended, or cancel it: nobody else may change a session it works with.",
+)
 TOO_LARGE = Kind(
-    "too-large", 413, "The body is too large", "CPLANE_MAX_BODY_BYTES sets the limit; pass large data by reference."
+    "too-large",
+    413,
+    "The body is too large",
+    "CPLANE_MAX_BODY_BYTES sets the limit, for a session it is 5 MiB; pass large data by reference.",
 )
 MEDIA = Kind(
     "unsupported-media-type",
@@ -110,6 +127,12 @@ KEY_REUSED = Kind(
     "The idempotency key belongs to another request",
     "A key stands for one job with its arguments and options. Use a new key for a new request.",
 )
+INVALID_SESSION = Kind(
+    "invalid-session",
+    422,
+    "This is no session",
+    "Send Playwright's storage_state under a name of letters, digits, '_', '.', ':', '@', '-'. `errors` points into the body.",
+)
 INTERNAL = Kind(
     "internal-error",
     500,
@@ -132,6 +155,12 @@ SCHEMA = Kind(
     "The tables are of another version",
     "Whoever runs this server must run `cplane db upgrade`.",
 )
+SECRET_KEY = Kind(
+    "secret-key-missing",
+    503,
+    "There is no key to encrypt with",
+    "Whoever runs this server must set CPLANE_SECRET_KEY; `cplane secret` prints a key.",
+)
 TOO_SLOW = Kind(
     "no-answer-in-time", 503, "No answer came in time", "Try again; with an Idempotency-Key that is always safe."
 )
@@ -144,6 +173,11 @@ KINDS: Mapping[type[CplaneError], Kind] = {
     RecordNotFound: UNKNOWN_ID,
     ArtifactNotFound: UNKNOWN_ARTIFACT,
     IllegalMove: ILLEGAL_MOVE,
+    SessionNotFound: UNKNOWN_SESSION,
+    SessionInUse: SESSION_IN_USE,
+    SessionTooLarge: TOO_LARGE,
+    InvalidSession: INVALID_SESSION,
+    SecretKeyMissing: SECRET_KEY,
     DatabaseUnavailable: DATABASE,
     QueueUnavailable: QUEUE,
     ArtifactsUnavailable: ARTIFACTS,
@@ -245,6 +279,8 @@ def _faults(error: CplaneError) -> list[Fault]:
             Fault(pointer=f"/args{problem.path}", detail=problem.message) for problem in error.problems[:MAX_FAULTS]
         ]
         return problems or [Fault(pointer="/args", detail=error.message)]
+    if isinstance(error, InvalidSession):
+        return [Fault(pointer=problem.path, detail=problem.message) for problem in error.problems]
     return []
 
 

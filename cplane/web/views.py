@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, JsonValue, SkipValidation
 from cplane.context import Artifact
 from cplane.plane import Accepted
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.sessions import SessionInfo
 from cplane.states import AttemptState, Cause, Priority, State
 from cplane.transient import TransientJob
 
@@ -144,6 +145,27 @@ class QueueList(BaseModel):
     )
 
 
+class SessionView(BaseModel):
+    """What may be known of a browser session; nothing of what it holds."""
+
+    name: str
+    size: int = Field(description="bytes of its JSON")
+    version: int = Field(description="how often it was saved; 0: it is empty")
+    key_id: str | None = Field(description="the key it is encrypted with, by a part of its hash")
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime | None = Field(description="when a job asked for it last")
+    held_by: UUID | None = Field(description="the running job that holds it")
+    held_attempt: int | None
+
+
+class SessionList(BaseModel):
+    """A page of browser sessions, by name."""
+
+    sessions: list[SessionView]
+    next: str | None = Field(description="the cursor of the next page; null: this is the last one")
+
+
 class Readiness(BaseModel):
     """Whether the server can do its work."""
 
@@ -155,6 +177,11 @@ class Liveness(BaseModel):
     """That the process answers."""
 
     alive: bool = True
+
+
+def session_view(session: SessionInfo) -> SessionView:
+    """One browser session."""
+    return SessionView.model_validate(session, from_attributes=True)
 
 
 def job_summary(record: JobRecord, url: str) -> JobSummary:

@@ -81,6 +81,7 @@ def addresses(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, st
         "CPLANE_DATABASE_URL": database_url,
         "CPLANE_REDIS_URL": redis_url,
         "CPLANE_ARTIFACTS_URL": (tmp_path / "artifacts").as_uri(),
+        "CPLANE_EGRESS_ALLOW": "loopback",
     }
 
 

@@ -12,7 +12,7 @@ async def test_everything_is_there(cplane: "Cplane", addresses: dict[str, str]) 
     report = json.loads(ended.stdout)
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert (ended.code, report["healthy"]) == (0, True), verdicts
-    assert list(verdicts) == ["settings", "postgres", "tables", "redis", "jobs", "artifacts", "browser"]
+    assert list(verdicts) == ["settings", "postgres", "tables", "redis", "sessions", "jobs", "artifacts", "browser"]
     assert {"python", "cplane", "arq", "redis", "playwright"} <= report["versions"].keys()
     browser = detail(report, "browser")
     assert "Chromium" in browser
@@ -22,7 +22,7 @@ async def test_everything_is_there(cplane: "Cplane", addresses: dict[str, str]) 
 async def test_what_is_missing_is_named_and_exits_1(
     cplane: "Cplane", addresses: dict[str, str], tmp_path: "Path"
 ) -> None:
-    addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:secret@/d?host={tmp_path}"
+    addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:hunter2@/d?host={tmp_path}"
     addresses["CPLANE_IMPORTS"] = "nowhere"
     addresses["CPLANE_BROWSER_EXECUTABLE"] = str(tmp_path / "chrome")
     ended = await cplane("doctor", "--json", **addresses)
@@ -30,7 +30,7 @@ async def test_what_is_missing_is_named_and_exits_1(
     failed = {check["name"] for check in report["checks"] if check["verdict"] == "failed"}
     assert (ended.code, report["healthy"]) == (1, False)
     assert failed == {"postgres", "tables", "jobs", "browser"}
-    assert "secret" not in ended.stdout + ended.stderr
+    assert "hunter2" not in ended.stdout + ended.stderr
     assert "u:***@" in detail(report, "settings")
 
 

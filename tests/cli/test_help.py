@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.cli.conftest import Cplane
 
-COMMANDS = ("demo", "dev", "submit", "worker", "web", "doctor", "jobs", "queues", "db", "browser")
+COMMANDS = ("demo", "dev", "submit", "worker", "web", "doctor", "jobs", "queues", "sessions", "secret", "db", "browser")
 HEAVY = {"alembic", "asyncpg", "arq", "obstore", "playwright", "pydantic", "redis", "sqlalchemy", "sqlmodel", "uvicorn"}
 
 
@@ -28,6 +28,7 @@ async def test_help_names_every_command_with_an_example(cplane: "Cplane") -> Non
         *([command] for command in COMMANDS),
         *(["jobs", verb] for verb in ("list", "show", "cancel", "retry")),
         ["queues", "aside"],
+        *(["sessions", verb] for verb in ("list", "import", "delete", "rotate")),
         ["db", "upgrade"],
         ["browser", "install"],
     ],

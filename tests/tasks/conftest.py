@@ -32,6 +32,15 @@ SCRIPTED = (
 )
 TALL = "<!doctype html><title>Tall</title><style>body { margin: 0; height: 3000px; background: #0a0 }</style>"
 ASSETS = "<!doctype html><title>Assets</title><link rel=stylesheet href=/style.css><img src=/image.png><p>styled</p>"
+ARTICLE = (
+    "<!doctype html><title>Article</title><nav>Menu</nav><main><h1>News</h1><p>Some <b>bold</b> <a href=/x>link</a></p>"
+    "<ul><li>one<li>two</ul></main><script>var hidden</script><footer>Imprint</footer>"
+)
+FAULTY = "<!doctype html><title>Faulty</title><p>broken</p><img src=/gone.png><script>console.error('oh no')</script>"
+DIALOGS = (
+    "<!doctype html><script>alert(1); document.title = confirm(2) + ' ' + prompt(3); onbeforeunload = () => 'stay';"
+    "open('about:blank')</script>"
+)
 BIG = f"<!doctype html><title>Big</title><p>{'x' * 300_000}</p>"
 HTML = "text/html; charset=utf-8"
 NOTHING = b"<title>Nothing</title>"
@@ -43,6 +52,9 @@ PAGES = {
     "/assets": (HTML, ASSETS),
     "/big": (HTML, BIG),
     "/private": (HTML, "<title>Private</title>"),
+    "/article": (HTML, ARTICLE),
+    "/faulty": (HTML, FAULTY),
+    "/dialogs": (HTML, DIALOGS),
     "/style.css": ("text/css", "p { color: rgb(1, 2, 3) }"),
 }
 
@@ -73,6 +85,11 @@ class Site:
                 return "200 OK", {"Content-Type": "application/json"}, json.dumps(request.headers).encode()
             case "/redirect":
                 return "302 Found", {"Location": "/"}, b""
+            case "/loop":
+                return "302 Found", {"Location": "/loop"}, b""
+            case "/file":
+                disposition = 'attachment; filename="../my report.csv"'
+                return "200 OK", {"Content-Type": "text/csv", "Content-Disposition": disposition}, b"a,b\n" * 1000
             case "/private" if request.headers.get("authorization") != CREDENTIALS:
                 return "401 Unauthorized", {"WWW-Authenticate": 'Basic realm="site"'}, b"no"
             case path:

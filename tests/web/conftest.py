@@ -7,11 +7,12 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 import pytest_asyncio
-from pydantic import AfterValidator, BaseModel, HttpUrl, JsonValue
+from pydantic import AfterValidator, BaseModel, HttpUrl, JsonValue, SecretStr
 from pydantic_core import to_json
 
 from cplane import Context, ControlPlane, CplaneSettings, State, job
 from cplane.events import Event
+from cplane.keyring import new_key
 from cplane.states import AttemptState
 from cplane.store import Error, Finish, Started
 from cplane.web import create_app, open_server
@@ -125,6 +126,12 @@ class Api:
         answer = await self.client.get(JOBS, params={"limit": 200})
         assert answer.status_code == 200
         return len(answer.json()["jobs"])
+
+
+@pytest.fixture
+def settings(settings: CplaneSettings) -> CplaneSettings:
+    """With a key for sessions."""
+    return settings.model_copy(update={"secret_key": SecretStr(new_key())})
 
 
 @pytest_asyncio.fixture

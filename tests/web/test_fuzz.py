@@ -2,6 +2,7 @@
 
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from tests.web.conftest import Api
 
 JOBS = "/api/v1/jobs"
+SESSIONS = "/api/v1/sessions"
+AS_JSON = {"content-type": "application/json"}
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10),
@@ -27,6 +30,28 @@ bodies = st.fixed_dictionaries(
         "delay": json_values,
         "at": json_values | st.datetimes().map(str),
         "key": json_values,
+    },
+)
+INDEXED: Any = [{"name": "n", "version": 1, "stores": [{}]}]
+members = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": json_values,
+        "value": st.text(max_size=5) | json_values,
+        "domain": st.just("example.com") | json_values,
+        "path": st.just("/") | json_values,
+        "expires": json_values,
+        "origin": st.just("https://example.com") | json_values,
+        "localStorage": st.just([{"name": "n", "value": "v"}]) | json_values,
+        "indexedDB": st.just(INDEXED) | json_values,
+    },
+)
+states = st.fixed_dictionaries(
+    {},
+    optional={
+        "cookies": st.lists(members, max_size=2) | json_values,
+        "origins": st.lists(members, max_size=2) | json_values,
+        "more": json_values,
     },
 )
 parameters = st.dictionaries(
@@ -54,6 +79,22 @@ async def test_any_json_is_accepted_or_refused(api: "Api", sent: Any) -> None:
 @given(sent=st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0d8 job1', max_size=60).map(str.encode))
 async def test_any_bytes_are_accepted_or_refused(api: "Api", sent: bytes) -> None:
     check(await api.post_raw(sent), {202, 400, 422})
+
+
+@bounded
+@given(sent=states | json_values)
+async def test_any_json_is_a_session_or_refused(api: "Api", sent: Any) -> None:
+    check(await api.client.put(f"{SESSIONS}/fuzz", content=json.dumps(sent), headers=AS_JSON), {200, 201, 422})
+
+
+@bounded
+@given(name=st.text(alphabet="/.%?#abc é0-@:\0", max_size=20))
+async def test_any_name_of_a_session_is_answered_or_refused(api: "Api", name: str) -> None:
+    path = f"{SESSIONS}/{quote(name, safe='')}"
+    check(await api.client.put(path, json={"cookies": []}), {200, 201, 404, 422})
+    check(await api.client.get(path), {200, 404})
+    answer = await api.client.delete(path)
+    assert answer.status_code in {204, 404, 405}, answer.text
 
 
 @bounded

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.web.conftest import Api
 
 JOBS = "/api/v1/jobs"
+SESSIONS = "/api/v1/sessions"
 ID = "01890000-0000-7000-8000-000000000000"
 PROMISED_S = 6.0
 SLACK_S = 4.0
@@ -53,6 +54,10 @@ def requests_to(client: httpx2.AsyncClient) -> list[Any]:
         client.post(f"{JOBS}/{ID}/cancel"),
         client.post(f"{JOBS}/{ID}/retry"),
         client.get(f"{JOBS}/{ID}/artifacts/a.png"),
+        client.get(SESSIONS),
+        client.get(f"{SESSIONS}/shop"),
+        client.put(f"{SESSIONS}/shop", json={"cookies": []}),
+        client.delete(f"{SESSIONS}/shop"),
     ]
 
 

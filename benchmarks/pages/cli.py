@@ -1,0 +1,147 @@
+"""The command line of the browser benchmark."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.pages import whole
+from benchmarks.pages.report import ACQUIRE, MEMORY, RATE, VISIT, Report, show
+from benchmarks.pages.systems import FRESH, WAYS, Way
+from benchmarks.suite import environments
+from benchmarks.suite.systems import ROOT
+from benchmarks.suite.tally import median
+from cplane.browser import find_executable
+
+RUN_S = 600.0
+FILE_WIDTH = 160
+
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured, in turn.")]
+Visits = Annotated[int, typer.Option("--visits", min=8, help="Visits of one measurement at saturation.")]
+Idle = Annotated[int, typer.Option("--idle", min=4, help="Visits of one measurement of an idle system.")]
+Memory = Annotated[int, typer.Option("--memory", min=0, help="Pages over which memory is watched; 0: not at all.")]
+Deaths = Annotated[int, typer.Option("--deaths", min=0, help="Browsers that are killed under a job.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values as JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done."""
+
+    rounds: int
+    visits: int
+    idle: int
+    memory: int
+    deaths: int
+
+
+def main(
+    *,
+    rounds: Rounds = 3,
+    visits: Visits = 200,
+    idle: Idle = 30,
+    memory: Memory = 0,
+    deaths: Deaths = 3,
+    json_file: Json = None,
+) -> None:
+    """Measure cplane's pages beside Playwright by hand, crawlee's pool and a browser a visit, in one run, and print ratios.
+
+    Every way visits the same page on loopback, with the same browser and four pages at once: without a pause (visits/s), then one by one with a
+    pause (latency). Then whole jobs: submitted, recorded, run by a worker of its own and awaited; and browsers killed under jobs.
+    """
+    console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
+    report = Report()
+    sizes = Sizes(rounds, visits, idle, memory, deaths)
+    try:
+        asyncio.run(run(console, report, sizes))
+    except environments.InstallError as error:
+        console.print(f"[red]an environment could not be made:[/] {error}")
+        raise typer.Exit(1) from None
+    finally:
+        if report.values:
+            show(console, report)
+            if json_file is not None:
+                report.save(json_file)
+
+
+async def run(console: Console, report: Report, sizes: Sizes) -> None:
+    """Every way in turn, round by round, so that what disturbs the machine disturbs all of them."""
+    await environments.ensure("crawlee")
+    executable = str(find_executable().path)
+    async with site() as url:
+        for number in range(sizes.rounds):
+            ways = WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]
+            for way in ways:
+                console.print(f"[dim]round {number + 1} of {sizes.rounds}: {way.name}[/]")
+                await measure(report, way, url, executable, sizes)
+            console.print(f"[dim]round {number + 1} of {sizes.rounds}: whole jobs[/]")
+            await whole.measure(report, url, executable, jobs=sizes.visits, idle=sizes.idle, deaths=sizes.deaths)
+        if sizes.memory:
+            console.print(f"[dim]memory over {sizes.memory} pages[/]")
+            ratio, *_ = (
+                await output([sys.executable, "-m", "benchmarks.pages.memory", url, str(sizes.memory)])
+            ).split()
+            report.add(MEMORY, FRESH.name, float(ratio))
+
+
+async def measure(report: Report, way: Way, url: str, executable: str, sizes: Sizes) -> None:
+    """One way, at saturation and idle."""
+    visits = max(8, sizes.visits // 5) if way.slow else sizes.visits
+    common = [*way.command, "--url", url, "--executable", executable]
+    busy: dict[str, Any] = json.loads(await output([*common, "--visits", str(visits)]))
+    report.add(RATE, way.name, busy["per_s"])
+    idle: dict[str, Any] = json.loads(await output([*common, "--visits", str(sizes.idle), "--idle"]))
+    report.add(VISIT, way.name, median(idle["visit_ms"]))
+    report.add(ACQUIRE, way.name, median(idle["acquire_ms"]))
+
+
+@asynccontextmanager
+async def site() -> AsyncGenerator[str]:
+    """The page, served by another process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "benchmarks.pages.site",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield (await process.stdout.readline()).decode().strip()
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def output(command: Sequence[str]) -> str:
+    """What a program printed last."""
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(RUN_S):
+            printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return printed.decode().strip().splitlines()[-1]
+
+
+def app() -> None:
+    """Run it."""
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(main)
+    command()

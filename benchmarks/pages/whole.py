@@ -1,0 +1,104 @@
+"""The whole way of a browser job: submitted, recorded in Postgres, run by a worker of its own, awaited."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from benchmarks.pages.jobs import survive, visit
+from benchmarks.pages.report import DEATH, JOB, JOB_RATE, JOBS, Report
+from benchmarks.pages.visits import PAUSE_S
+from benchmarks.suite.process_tree import tree
+from benchmarks.suite.processes import child
+from benchmarks.suite.servers import Servers
+from benchmarks.suite.systems import ROOT
+from benchmarks.suite.tally import median
+from cplane import ControlPlane, migrations
+from cplane.browser.fleet import STEADY_S
+from cplane.settings import CplaneSettings, load_settings
+
+PAGES = 4
+DEADLINE_S = 120.0
+
+
+@asynccontextmanager
+async def worker(executable: str) -> AsyncGenerator[tuple[ControlPlane, int]]:
+    """Servers, a worker in a process of its own, and a plane to submit with; answers the plane and the worker's pid."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cplane-bench-")))
+        (folder / "servers").mkdir()
+        servers = await stack.enter_async_context(Servers(folder / "servers", durable=True))
+        await servers.empty(None)
+        env = {
+            "CPLANE_DATABASE_URL": servers.database_url,
+            "CPLANE_REDIS_URL": servers.redis_url,
+            "CPLANE_ARTIFACTS_URL": (folder / "artifacts").as_uri(),
+            "CPLANE_BROWSER_PAGES": str(PAGES),
+            "CPLANE_BROWSER_EXECUTABLE": executable,
+            "CPLANE_QUEUES": f"browser:{PAGES}",
+            "CPLANE_IMPORTS": "benchmarks.pages.jobs",
+            "CPLANE_EGRESS_ALLOW": "loopback",
+            "CPLANE_LOG_LEVEL": "error",
+            "PYTHONPATH": str(ROOT),
+        }
+        settings: CplaneSettings = load_settings(
+            database_url=env["CPLANE_DATABASE_URL"], redis_url=env["CPLANE_REDIS_URL"]
+        )
+        await migrations.upgrade(settings.database_url)
+        plane = await stack.enter_async_context(ControlPlane(settings))
+        command = [sys.executable, "-m", "arq", "cplane.worker.Settings"]
+        process = await stack.enter_async_context(child(command, env=env, cwd=ROOT, log=folder / "worker.log"))
+        yield plane, process.pid
+
+
+async def measure(report: Report, url: str, executable: str, *, jobs: int, idle: int, deaths: int) -> None:
+    """Idle latency, throughput, and what a browser's death costs."""
+    async with worker(executable) as (_, worker_pid):
+        await (await visit.submit(url=url)).result(timeout=DEADLINE_S)
+        waits_ms: list[float] = []
+        for _ in range(idle):
+            await asyncio.sleep(PAUSE_S)
+            began = time.perf_counter()
+            await (await visit.submit(url=url)).result(timeout=DEADLINE_S)
+            waits_ms.append((time.perf_counter() - began) * 1000)
+        report.add(JOB, JOBS, median(waits_ms))
+        began = time.perf_counter()
+        handles = await visit.submit_many([{"url": url}] * jobs)
+        for handle in handles:
+            await handle.result(timeout=DEADLINE_S)
+        report.add(JOB_RATE, JOBS, jobs / (time.perf_counter() - began))
+        for _ in range(deaths):
+            await asyncio.sleep(STEADY_S)  # a browser that dies soon after its launch is replaced after a pause
+            report.add(DEATH, JOBS, await after_death(worker_pid) * 1000)
+
+
+async def after_death(worker_pid: int) -> float:
+    """Kill the browser under a job; answers the seconds until the job runs again on a page that works."""
+    with tempfile.TemporaryDirectory() as folder:
+        handle = await survive.submit(folder=folder)
+        async with asyncio.timeout(DEADLINE_S):
+            while not os.listdir(folder):  # noqa: PTH208  a look at a folder of one file
+                await asyncio.sleep(0.01)
+        killed = time.monotonic()
+        os.kill(browser_of(worker_pid), signal.SIGKILL)
+        return await handle.result(timeout=DEADLINE_S) - killed
+
+
+def browser_of(worker_pid: int) -> int:
+    """The browser's own process: the last of its command that has no type, for a script may stand before it."""
+    found = 0
+    for pid in tree(worker_pid):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"--headless" in command and not any(part.startswith(b"--type=") for part in command):
+            found = pid
+    if not found:
+        raise LookupError("the worker has no browser")
+    return found

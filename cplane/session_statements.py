@@ -1,0 +1,85 @@
+"""The SQL of browser sessions: one guarded statement a verb, each of which commits by itself.
+
+A hold is live while its record runs with that attempt under a lease, and until `held_until`; nobody has to renew it. The rows of
+`jobs` are seen as they were when the statement began, but a session may change hands until its row is locked. So everything is judged
+as of the beginning, now(), which is before the statement's snapshot: a hold that began later is live, for its record may not be seen
+to run yet; one that began earlier belongs to a record whose start is seen, since a start is committed before a session is asked for.
+"""
+
+from cplane.statements import Statement
+
+_LIVE = """
+    (sessions.held_by IS NOT NULL AND sessions.held_until > now() AND (sessions.held_since >= now() OR EXISTS (
+        SELECT FROM cplane.jobs
+        WHERE jobs.id = sessions.held_by AND jobs.state = 'running' AND jobs.attempt = sessions.held_attempt AND lease_until > now()
+    )))
+"""
+
+_MINE = "name = :name AND held_by = :record_id AND held_attempt = CAST(:attempt AS int)"
+
+_FREE = "held_by = NULL, held_attempt = NULL, held_since = NULL, held_until = NULL"
+
+_METADATA = f"""
+    name, key_id, size, version, created_at, updated_at, used_at,
+    CASE WHEN {_LIVE} THEN held_by END AS held_by, CASE WHEN {_LIVE} THEN held_attempt END AS held_attempt
+"""
+
+# A session that is missing is made, empty. Asking again for one's own hold answers it again.
+ACQUIRE = Statement(f"""
+    INSERT INTO cplane.sessions (name, held_by, held_attempt, held_since, held_until, used_at)
+    SELECT :name, id, attempt, clock_timestamp(), clock_timestamp() + CAST(:hold_s AS float8) * interval '1 second', clock_timestamp()
+    FROM cplane.jobs
+    WHERE id = :record_id AND state = 'running' AND attempt = CAST(:attempt AS int) AND lease_until > now()
+    ON CONFLICT (name) DO UPDATE
+    SET held_by = excluded.held_by, held_attempt = excluded.held_attempt, held_since = excluded.held_since,
+        held_until = excluded.held_until, used_at = excluded.used_at
+    WHERE NOT {_LIVE} OR sessions.held_by = excluded.held_by AND sessions.held_attempt <= excluded.held_attempt
+    RETURNING ciphertext, key_id, version
+""")
+
+# As a finish does, it asks whether the attempt still is its record's, not whether the lease is over
+SAVE = Statement(f"""
+    UPDATE cplane.sessions
+    SET ciphertext = :ciphertext, key_id = :key_id, size = CAST(:size AS int), version = version + 1, updated_at = clock_timestamp()
+    WHERE {_MINE} AND EXISTS (
+        SELECT FROM cplane.jobs WHERE id = :record_id AND state = 'running' AND jobs.attempt = CAST(:attempt AS int)
+    )
+    RETURNING version
+""")
+
+RELEASE = Statement(f"UPDATE cplane.sessions SET {_FREE} WHERE {_MINE}")
+
+LIST = Statement(f"""
+    SELECT {_METADATA} FROM cplane.sessions
+    WHERE name COLLATE "C" > CAST(:after AS text) ORDER BY name COLLATE "C" LIMIT CAST(:limit AS int)
+""")
+
+GET = Statement(f"SELECT {_METADATA} FROM cplane.sessions WHERE name = :name")
+
+DELETE = Statement(f"DELETE FROM cplane.sessions WHERE name = :name AND NOT {_LIVE} RETURNING name")
+
+PUT = Statement(f"""
+    INSERT INTO cplane.sessions (name, ciphertext, key_id, size, version)
+    VALUES (:name, :ciphertext, :key_id, CAST(:size AS int), 1)
+    ON CONFLICT (name) DO UPDATE
+    SET ciphertext = excluded.ciphertext, key_id = excluded.key_id, size = excluded.size, version = sessions.version + 1,
+        updated_at = clock_timestamp(), {_FREE}
+    WHERE NOT {_LIVE}
+    RETURNING {_METADATA}, xmax = 0 AS created
+""")
+
+KEYS = Statement(
+    "SELECT key_id, count(*) AS number FROM cplane.sessions WHERE key_id IS NOT NULL GROUP BY key_id ORDER BY key_id"
+)
+
+# One by one: what is read is changed only if nobody saved, deleted or made it anew meanwhile
+STALE = Statement("""
+    SELECT name, ciphertext, key_id, version, created_at FROM cplane.sessions
+    WHERE key_id <> :first AND name COLLATE "C" > CAST(:after AS text) ORDER BY name COLLATE "C" LIMIT 1
+""")
+
+REKEY = Statement("""
+    UPDATE cplane.sessions SET ciphertext = :ciphertext, key_id = :key_id
+    WHERE name = :name AND key_id = :old_key_id AND version = :version AND created_at = :created_at
+    RETURNING name
+""")

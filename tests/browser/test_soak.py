@@ -1,0 +1,42 @@
+"""A short run of the soak: every fault once or twice while jobs run; and what it has found."""
+
+import asyncio
+
+import pytest
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import Page
+from structlog.testing import capture_logs
+
+from cplane import Context, ControlPlane, job
+from cplane.settings import CplaneSettings
+from cplane.states import AttemptState
+from tests.browser.soak import kill, soak
+from tests.workers import DEADLINE_S, running
+
+
+@job
+async def soak_fails_as_its_browser_dies(page: Page, ctx: Context) -> int:
+    if ctx.attempt == 1:
+        await asyncio.to_thread(kill, "browser")
+        raise PlaywrightError("Page.evaluate: Target page, context or browser has been closed")
+    return ctx.attempt
+
+
+async def test_a_job_that_fails_a_moment_before_its_browser_is_known_to_be_dead_is_not_left_behind(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    with capture_logs() as logs:
+        async with running(settings, pages=True):
+            handle = await soak_fails_as_its_browser_dies.submit()
+            assert await handle.result(timeout=DEADLINE_S) == 2
+    first, second = await plane.attempts(handle.id)
+    assert (first.state, first.error_type) == (AttemptState.INTERRUPTED, "BrowserGone")
+    assert second.state is AttemptState.SUCCEEDED
+    assert not [line for line in logs if "left behind" in line["event"]]
+
+
+@pytest.mark.timeout(300)
+async def test_jobs_under_faults_all_become_final_and_nothing_is_left_behind(settings: CplaneSettings) -> None:
+    verdict = await soak(settings, jobs=40, every_s=2.0)
+    assert verdict.violations == []
+    assert verdict.faults.total() >= 6

@@ -1,0 +1,146 @@
+"""`cplane sessions` and `cplane secret` as they are typed; what is in a session is never printed."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from cplane import ControlPlane, CplaneSettings
+from cplane.cli import doctor
+from cplane.keyring import Keyring, new_key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Cplane
+
+OLD, NEW = new_key(), new_key()
+STATE: dict[str, Any] = {
+    "cookies": [{"name": "sid", "value": "hunter2", "domain": "example.com", "path": "/"}],
+    "origins": [{"origin": "https://example.com", "localStorage": [{"name": "odd", "value": "\0\ud800"}]}],
+}
+
+
+@pytest.fixture
+def keyed(addresses: dict[str, str]) -> dict[str, str]:
+    """The addresses, and a key."""
+    return {**addresses, "CPLANE_SECRET_KEY": OLD}
+
+
+@pytest_asyncio.fixture
+async def plane(settings: CplaneSettings) -> AsyncIterator[ControlPlane]:
+    async with ControlPlane(settings.model_copy(update={"secret_key": SecretStr(OLD)})) as plane:
+        yield plane
+
+
+async def start(plane: ControlPlane) -> Any:
+    handle = await plane.create_job("links", {"url": "http://localhost"})
+    (started,) = await plane.store.start("w", [handle.id], "t", 60)
+    return started
+
+
+async def test_a_secret_is_a_new_key_each_time_and_fits_the_setting(
+    cplane: "Cplane", addresses: dict[str, str]
+) -> None:
+    first, second = await cplane("secret"), await cplane("secret")
+    assert (first.code, first.stderr) == (0, "")
+    assert first.stdout != second.stdout
+    ended = await cplane("sessions", "list", CPLANE_SECRET_KEY=first.stdout.strip(), **addresses)
+    assert (ended.code, ended.stdout, ended.stderr) == (0, "", "there are no sessions\n")
+
+
+async def test_a_session_is_imported_listed_held_and_forgotten(
+    cplane: "Cplane", keyed: dict[str, str], folder: "Path", plane: ControlPlane
+) -> None:
+    (folder / "shop.json").write_text(json.dumps(STATE))
+    assert (await cplane("sessions", "import", "shop.json", **keyed)).stderr == "session 'shop' is imported\n"
+    assert (await cplane("sessions", "import", "shop.json", **keyed)).stderr == "session 'shop' is replaced\n"
+    named = await cplane("sessions", "import", "shop.json", "--name", "shop:jane@example.com", **keyed)
+    assert (named.code, named.stderr) == (0, "session 'shop:jane@example.com' is imported\n")
+
+    started = await start(plane)
+    held = await plane.sessions.acquire("shop", started.id, started.attempt)
+    assert held is not None
+    assert held.storage_state == STATE
+    listed = await cplane("sessions", "list", "--json", **keyed)
+    assert [(each["name"], each["version"], each["held_by"]) for each in json.loads(listed.stdout)] == [
+        ("shop", 2, str(started.id)),
+        ("shop:jane@example.com", 1, None),
+    ]
+    shown = await cplane("sessions", "list", **keyed)
+    assert re.search(rf"shop +\d+ B +.* ago +2 +.* ago +\w{{12}} +{started.id} attempt 1", shown.stdout)
+    assert "hunter2" not in listed.stdout + shown.stdout
+
+    refused = await cplane("sessions", "delete", "shop", **keyed)
+    assert (refused.code, "a running job holds the session 'shop'" in refused.stderr) == (1, True)
+    assert (await cplane("sessions", "delete", "shop:jane@example.com", **keyed)).stderr == "forgotten\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "'shop.json' cannot be read: No such file or directory"),
+        ("hunter2", "'shop.json' is not JSON"),
+        ('["hunter2"]', "this is no storage_state of Playwright"),
+        ('{"cookies": [{"name": "sid", "value": "hunter2"}]}', "cookies/0: a cookie has a domain and a path, or a url"),
+    ],
+)
+async def test_a_file_that_is_no_session_is_refused_without_what_is_in_it(
+    cplane: "Cplane", keyed: dict[str, str], folder: "Path", content: str | None, said: str
+) -> None:
+    if content is not None:
+        (folder / "shop.json").write_text(content)
+    ended = await cplane("sessions", "import", "shop.json", **keyed)
+    assert (ended.code, ended.stdout) == (1, "")
+    assert said in ended.stderr
+    assert "hunter2" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_what_cannot_be_done_is_said_with_what_to_do(
+    cplane: "Cplane", addresses: dict[str, str], keyed: dict[str, str], folder: "Path"
+) -> None:
+    (folder / "shop.json").write_text(json.dumps(STATE))
+    keyless = await cplane("sessions", "import", "shop.json", **addresses)
+    assert (keyless.code, "CPLANE_SECRET_KEY" in keyless.stderr, "cplane secret" in keyless.stderr) == (1, True, True)
+    wrong = await cplane("sessions", "list", **{**addresses, "CPLANE_SECRET_KEY": "hunter2"})
+    assert (wrong.code, "key 1 is not 32 bytes in base64" in wrong.stderr) == (1, True)
+    assert "hunter2" not in wrong.stderr
+    name = await cplane("sessions", "import", "shop.json", "--name", "a/b", **keyed)
+    assert (name.code, "cannot be the name of a session" in name.stderr) == (1, True)
+    nameless = await cplane("sessions", "import", "-", **keyed)
+    assert (nameless.code, "needs a --name" in nameless.stderr) == (2, True)
+
+
+async def test_a_rotation_encrypts_with_the_first_key(
+    cplane: "Cplane", keyed: dict[str, str], plane: ControlPlane
+) -> None:
+    for name in ("a", "b", "c"):
+        await plane.sessions.put(name, STATE)
+    keyed["CPLANE_SECRET_KEY"] = NEW
+    failed = await cplane("sessions", "rotate", **keyed)
+    assert (failed.code, failed.stderr.count("left as it is: 'a' is encrypted with the key")) == (1, 1)
+    keyed["CPLANE_SECRET_KEY"] = f"{NEW},{OLD}"
+    ended = await cplane("sessions", "rotate", **keyed)
+    assert (ended.code, ended.stderr.splitlines()[-1].strip()) == (0, "3 encrypted anew")
+    assert "encrypted with the first key already" in (await cplane("sessions", "rotate", **keyed)).stderr
+
+
+async def test_the_doctor_knows_which_keys_are_needed(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async def told(*keys: str) -> tuple[str, str, str]:
+        secret = SecretStr(",".join(keys)) if keys else None
+        finding = await doctor._sessions(settings.model_copy(update={"secret_key": secret}))  # pyright: ignore[reportPrivateUsage]  without a browser
+        return finding.verdict, finding.detail, finding.hint or ""
+
+    old, new = (f"browser sessions are encrypted with the key {Keyring(SecretStr(key)).first}" for key in (OLD, NEW))
+    assert (await told())[:2] == ("ok", "no key: there are no named browser sessions")
+    await plane.sessions.put("a", STATE)
+    assert await told(OLD) == ("ok", old, "")
+    assert await told(NEW, OLD) == ("ok", f"{new}, 1 with older ones", "run `cplane sessions rotate`")
+    assert await told(OLD, NEW) == ("ok", old, "only the first key of CPLANE_SECRET_KEY is still needed")
+    for keys in ((), (NEW,)):
+        assert (await told(*keys))[:2] == ("warning", "1 browser session is encrypted with a key that is not set")

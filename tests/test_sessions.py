@@ -1,0 +1,487 @@
+"""Browser sessions on real Postgres: one attempt holds one at a time, and what it holds is for it alone."""
+
+import asyncio
+import random
+import traceback
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from sqlmodel import text
+
+from cplane import ControlPlane, CplaneSettings
+from cplane.database import Database
+from cplane.errors import (
+    InvalidSession,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionInUse,
+    SessionNotFound,
+    SessionTooLarge,
+)
+from cplane.keyring import Keyring, new_key
+from cplane.sessions import Held, Sessions
+from cplane.states import AttemptState, Cause, State
+from cplane.storage_state import MAX_BYTES, empty
+from cplane.store import Finish, NewRecord, Started, Store
+from cplane.uuid7 import new_id
+
+OLD, NEW = new_key(), new_key()
+LEASE_S = 30.0
+OVER_S = -1.0
+
+
+def keyring(*keys: str) -> Keyring:
+    return Keyring(SecretStr(",".join(keys)) if keys else None)
+
+
+def state(value: str = "hunter2", size: int = 0) -> dict[str, Any]:
+    cookie = {"name": "sid", "value": value, "domain": "example.com", "path": "/"}
+    items = [{"name": "n", "value": "v" * size}]
+    return {"cookies": [cookie], "origins": [{"origin": "https://example.com", "localStorage": items}]}
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(SecretStr(database_url)) as database:
+        yield database
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    return Store(database)
+
+
+@pytest.fixture
+def sessions(database: Database) -> Sessions:
+    return Sessions(database, keyring(NEW))
+
+
+async def start(store: Store, record_id: UUID | None = None, *, lease_s: float = LEASE_S) -> Started:
+    if record_id is None:
+        record_id = new_id()
+        await store.submit([NewRecord(id=record_id, job="j", queue="q", args_json=b"{}")])
+    (started,) = await store.start("w", [record_id], new_id().hex, lease_s)
+    return started
+
+
+async def finish(store: Store, started: Started, to: State = State.SUCCEEDED) -> None:
+    how = AttemptState.SUCCEEDED if to is State.SUCCEEDED else AttemptState.RELEASED
+    result = b"1" if to is State.SUCCEEDED else None
+    end = Finish(
+        id=started.id,
+        attempt=started.attempt,
+        token=started.token,
+        state=to,
+        attempt_state=how,
+        result_json=result,
+        cause=Cause.RELEASE,
+    )
+    assert await store.finish([end]) == {(started.id, started.attempt): to}
+
+
+async def acquire(sessions: Sessions, started: Started, name: str = "shop", **options: Any) -> Held | None:
+    return await sessions.acquire(name, started.id, started.attempt, **options)
+
+
+async def held_by(sessions: Sessions, started: Started, name: str = "shop") -> Held:
+    held = await acquire(sessions, started, name)
+    assert held is not None
+    return held
+
+
+async def run(database: Database, statement: str) -> list[dict[str, Any]]:
+    async with database.session() as session:
+        result = await (await session.connection()).execute(text(statement))
+        return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+
+# holding
+
+
+async def test_a_session_that_is_missing_is_made_empty_and_keeps_what_is_saved(
+    store: Store, sessions: Sessions
+) -> None:
+    first = await start(store)
+    held = await held_by(sessions, first)
+    assert (held.name, held.version, held.storage_state) == ("shop", 0, empty())
+    assert await sessions.save(held, state("one"))
+    assert await sessions.save(held, state("two")), "a state may be saved as often as one likes"
+    await finish(store, first)
+
+    again = await held_by(sessions, await start(store))
+    assert (again.version, again.storage_state) == (2, state("two"))
+
+
+async def test_a_session_is_for_one_running_job_at_a_time(store: Store, sessions: Sessions) -> None:
+    first, second = await start(store), await start(store)
+    held = await held_by(sessions, first)
+    assert await acquire(sessions, second) is None
+    assert await acquire(sessions, second, "other") is not None
+    await sessions.release(held)
+    taken = await held_by(sessions, second)
+
+    await sessions.release(held)
+    assert not await sessions.save(held, state()), "who let go cannot save any more"
+    assert (await sessions.get("shop")).held_by == second.id
+    assert await sessions.save(taken, state())
+
+
+async def test_of_many_that_ask_at_once_one_gets_it(store: Store, sessions: Sessions, database: Database) -> None:
+    for _ in range(5):
+        asking = [await start(store) for _ in range(8)]
+        answers = await asyncio.gather(*(acquire(sessions, started) for started in asking))
+        holders = [held for held in answers if held is not None]
+        assert len(holders) == 1
+        assert (await sessions.get("shop")).held_by == holders[0].record_id
+        await sessions.release(holders[0])
+        await sessions.delete("shop")
+
+
+async def test_asking_again_answers_the_same_hold(store: Store, sessions: Sessions) -> None:
+    started = await start(store)
+    held = await held_by(sessions, started)
+    await sessions.save(held, state())
+    again = await held_by(sessions, started)
+    assert (again.storage_state, again.version) == (state(), 1)
+    assert await sessions.save(held, state("two")), "either of the answers stands for the hold"
+
+
+@pytest.mark.parametrize("how", ["finished", "lease over", "time over", "record gone"])
+async def test_a_hold_ends_without_being_let_go(store: Store, sessions: Sessions, database: Database, how: str) -> None:
+    first = await start(store)
+    held = await acquire(sessions, first, hold_s=OVER_S if how == "time over" else 60)
+    assert held is not None
+    match how:
+        case "finished":
+            await finish(store, first)
+        case "lease over":
+            await run(database, "UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s'")
+        case "record gone":
+            await run(database, "DELETE FROM cplane.jobs")
+        case _:
+            pass
+    assert (await sessions.get("shop")).held_by is None
+    second = await start(store)
+    taken = await held_by(sessions, second)
+    assert not await sessions.save(held, state("late")), "who was overtaken cannot save"
+    assert await sessions.save(taken, state("mine"))
+    assert (await held_by(sessions, second)).storage_state == state("mine")
+
+
+async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Store, sessions: Sessions) -> None:
+    first = await start(store, lease_s=OVER_S)
+    assert await acquire(sessions, first) is None, "a lease that is over holds nothing"
+    await store.reap(10)
+    second = await start(store, first.id)
+    held = await held_by(sessions, second)
+    await finish(store, second, State.QUEUED)
+    assert not await sessions.save(held, state()), "an attempt that has ended cannot save"
+
+    third = await start(store, first.id)
+    assert third.attempt == 3
+    assert await acquire(sessions, second) is None
+    assert not await sessions.save(held, state()), "nor while the next one runs that did not ask yet"
+    taken = await held_by(sessions, third)
+    assert not await sessions.save(held, state())
+    await sessions.release(held)
+    assert (await sessions.get("shop")).held_attempt == 3
+    assert await sessions.save(taken, state())
+
+
+async def test_a_save_is_kept_while_the_lease_is_late_but_nobody_took_over(
+    store: Store, sessions: Sessions, database: Database
+) -> None:
+    started = await start(store)
+    held = await held_by(sessions, started)
+    await run(database, "UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s'")
+    assert await sessions.save(held, state()), "the record could still be finished too"
+
+
+async def test_who_does_not_run_gets_nothing(store: Store, sessions: Sessions) -> None:
+    started = await start(store)
+    assert await sessions.acquire("shop", new_id(), 1) is None
+    assert await sessions.acquire("shop", started.id, started.attempt + 1) is None
+    await finish(store, started)
+    assert await acquire(sessions, started) is None
+    assert await sessions.list() == []
+
+
+async def test_a_holder_whose_start_was_not_seen_yet_is_not_robbed(
+    store: Store, sessions: Sessions, database: Database
+) -> None:
+    """The second asks first, waits for the row, and meanwhile a job starts and takes the session: it must not be taken for dead."""
+    before = await start(store)
+    await sessions.release(await held_by(sessions, before))
+    second = await start(store)
+    async with database.session() as session:
+        connection = await session.connection()
+        await connection.execute(text("SELECT FROM cplane.sessions FOR UPDATE"))
+        asking = asyncio.create_task(acquire(sessions, second), name="the second asks")
+        await until_somebody_waits(database)
+        first = await start(store)
+        await connection.execute(
+            text(
+                "UPDATE cplane.sessions SET held_by = :id, held_attempt = 1, held_since = clock_timestamp(), "
+                "held_until = clock_timestamp() + interval '60 s'"
+            ),
+            {"id": first.id},
+        )
+    assert await asking is None
+    assert (await sessions.get("shop")).held_by == first.id
+
+
+class Users:
+    """Jobs that use one session: each adds its own mark to what it found, and then ends well, lets go, dies, or saves too late."""
+
+    def __init__(self, store: Store, sessions: Sessions, database: Database, seed: int) -> None:
+        self._store, self._sessions, self._database = store, sessions, database
+        self._chance = random.Random(seed)
+        self._late = list[tuple[Held, str]]()
+        self.kept = list[str]()
+        """The marks whose save was answered with yes."""
+
+    async def work(self, user: int, rounds: int) -> None:
+        for number in range(rounds):
+            started, mark = await start(self._store), f"{user}.{number}"
+            while (held := await acquire(self._sessions, started)) is None:
+                await asyncio.sleep(0)
+            ending = self._chance.choice([self._finish, self._release, self._die, self._save_late])
+            await ending(started, held, mark)
+            if self._late and self._chance.random() < 0.5:
+                await self._save(*self._late.pop())
+
+    async def _save(self, held: Held, mark: str) -> None:
+        if await self._sessions.save(held, state(f"{value_of(held)} {mark}")):
+            self.kept.append(mark)
+
+    async def _finish(self, started: Started, held: Held, mark: str) -> None:
+        await self._save(held, mark)
+        await finish(self._store, started)
+
+    async def _release(self, started: Started, held: Held, mark: str) -> None:
+        await self._save(held, mark)
+        await self._sessions.release(held)
+        await self._save(held, "after the release")
+
+    async def _die(self, started: Started, held: Held, mark: str) -> None:
+        await expire(self._database, started)
+
+    async def _save_late(self, started: Started, held: Held, mark: str) -> None:
+        await expire(self._database, started)
+        self._late.append((held, mark))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_save_is_lost_whoever_dies_or_comes_too_late(
+    store: Store, sessions: Sessions, database: Database, seed: int
+) -> None:
+    users = Users(store, sessions, database, seed)
+    async with asyncio.TaskGroup() as group:
+        for user in range(4):
+            group.create_task(users.work(user, 6), name=f"user {user}")
+    held = await held_by(sessions, await start(store))
+    assert sorted(value_of(held).split()) == sorted(users.kept)
+    assert held.version == len(users.kept) > 0
+
+
+def value_of(held: Held) -> str:
+    cookies: Any = held.storage_state["cookies"]
+    return str(cookies[0]["value"]) if cookies else ""
+
+
+async def expire(database: Database, started: Started) -> None:
+    await run(
+        database, f"UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = '{started.id}'"
+    )
+
+
+async def until_somebody_waits(database: Database) -> None:
+    async with asyncio.timeout(30):
+        while not await run(
+            database,
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        ):
+            await asyncio.sleep(0)
+
+
+# looking after them
+
+
+async def test_a_session_that_is_held_is_neither_replaced_nor_deleted(store: Store, sessions: Sessions) -> None:
+    started = await start(store)
+    held = await held_by(sessions, started)
+    for change in (sessions.put("shop", state()), sessions.delete("shop")):
+        with pytest.raises(SessionInUse, match="a running job holds the session 'shop'") as caught:
+            await change
+        assert caught.value.hint
+    await finish(store, started)
+    info, created = await sessions.put("shop", state("three"))
+    assert (info.version, created, info.held_by) == (1, False, None)
+    assert not await sessions.save(held, state())
+    await sessions.delete("shop")
+    with pytest.raises(SessionNotFound, match="there is no session 'shop'"):
+        await sessions.get("shop")
+    with pytest.raises(SessionNotFound):
+        await sessions.delete("shop")
+
+
+async def test_an_import_is_what_the_next_job_gets(store: Store, sessions: Sessions) -> None:
+    info, created = await sessions.put("shop:jane@example.com", state("a"))
+    assert (created, info.version, info.used_at) == (True, 1, None)
+    info, created = await sessions.put("shop:jane@example.com", state("b"))
+    assert (created, info.version) == (False, 2)
+    held = await held_by(sessions, await start(store), "shop:jane@example.com")
+    assert (held.storage_state, held.version) == (state("b"), 2)
+
+
+async def test_the_list_goes_by_name_in_pages(store: Store, sessions: Sessions) -> None:
+    for name in ("b", "B", "a_1", "a.1", "c"):
+        await sessions.put(name, state())
+    held = await held_by(sessions, await start(store), "a.1")
+    first = await sessions.list(limit=3)
+    rest = await sessions.list(after=first[-1].name)
+    assert [info.name for info in (*first, *rest)] == ["B", "a.1", "a_1", "b", "c"]
+    info = first[1]
+    assert (info.held_by, info.held_attempt, info.version) == (held.record_id, 1, 1)
+    assert info.used_at is not None
+    assert info.size == len('{"cookies":[{"name":"sid","value":"hunter2","domain":"example.com","path":"/"}],') + len(
+        '"origins":[{"origin":"https://example.com","localStorage":[{"name":"n","value":""}]}]}'
+    )
+    assert info.key_id == sessions.keyring.first
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 201, "a\n", "a\0", "a?b"])
+async def test_a_name_that_cannot_be_one_is_refused(sessions: Sessions, name: str) -> None:
+    for use in (sessions.put(name, state()), sessions.acquire(name, new_id(), 1)):
+        with pytest.raises(InvalidSession, match="cannot be the name of a session") as caught:
+            await use
+        assert caught.value.hint
+    with pytest.raises(SessionNotFound):
+        await sessions.get(name)
+    with pytest.raises(SessionNotFound):
+        await sessions.delete(name)
+
+
+async def test_a_state_that_is_none_or_too_large_is_refused_and_the_session_left_as_it_was(
+    store: Store, sessions: Sessions
+) -> None:
+    held = await held_by(sessions, await start(store))
+    await sessions.save(held, state("good"))
+    for use in (sessions.save(held, {"x": 1}), sessions.put("other", {"cookies": 1})):
+        with pytest.raises(InvalidSession):
+            await use
+    for use in (sessions.save(held, state(size=MAX_BYTES)), sessions.put("other", state(size=MAX_BYTES))):
+        with pytest.raises(SessionTooLarge):
+            await use
+    assert [(info.name, info.version) for info in await sessions.list()] == [("shop", 1)]
+    large = state(size=MAX_BYTES - 1000)
+    assert await sessions.save(held, large)
+    again = await sessions.acquire("shop", held.record_id, held.attempt)
+    assert again is not None
+    assert again.storage_state == large
+
+
+# keys
+
+
+async def test_rotating_encrypts_all_with_the_first_key_and_spares_what_cannot_be_read(
+    store: Store, database: Database
+) -> None:
+    old, both, new = (Sessions(database, keyring(*keys)) for keys in ((OLD,), (NEW, OLD), (NEW,)))
+    lost = Sessions(database, keyring(new_key()))
+    for number in range(5):
+        await old.put(f"s{number}", state(str(number)))
+    await lost.put("s2x", state())
+    await new.put("s9", state("9"))
+    started = await start(store)
+    held = await held_by(both, started, "s3")
+    assert await both.keys() == {old.keyring.first: 5, new.keyring.first: 1, lost.keyring.first: 1}
+
+    rotated = [each async for each in both.rotate()]
+    assert [each.name for each in rotated] == ["s0", "s1", "s2", "s2x", "s3", "s4"]
+    assert [each.name for each in rotated if each.problem is not None] == ["s2x"]
+    assert await both.keys() == {new.keyring.first: 6, lost.keyring.first: 1}
+    assert [info.version for info in await new.list()] == [1] * 7, "nobody saved"
+    for number in (0, 1, 2, 4, 9):
+        assert (await held_by(new, await start(store), f"s{number}")).storage_state == state(str(number))
+    assert await both.save(held, state("saved")), "a hold outlives a rotation"
+    assert [each.name async for each in both.rotate()] == ["s2x"]
+
+
+async def test_what_is_saved_during_a_rotation_stays(
+    store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, both = Sessions(database, keyring(OLD)), Sessions(database, keyring(NEW, OLD))
+    await old.put("shop", state("before"))
+    held = await held_by(old, await start(store))
+    decrypt, saved = both.keyring.decrypt, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def save_meanwhile(*args: Any) -> bytes:
+        if not saved.is_set():
+            asyncio.run_coroutine_threadsafe(old.save(held, state("after")), loop).result(30)
+            loop.call_soon_threadsafe(saved.set)
+        return decrypt(*args)
+
+    monkeypatch.setattr(both.keyring, "decrypt", save_meanwhile)
+    assert [each.name async for each in both.rotate()] == ["shop"]
+    assert await both.keys() == {both.keyring.first: 1}
+    again = await both.acquire("shop", held.record_id, held.attempt)
+    assert again is not None
+    assert again.storage_state == state("after")
+
+
+async def test_without_its_key_a_session_is_not_read_and_without_any_none_is_made(
+    store: Store, sessions: Sessions, database: Database
+) -> None:
+    await sessions.put("shop", state())
+    started = await start(store)
+    with pytest.raises(SecretUnreadable, match="'shop' is encrypted with the key"):
+        await acquire(Sessions(database, keyring(OLD)), started)
+    keyless = Sessions(database, keyring())
+    for use in (keyless.acquire("new", started.id, 1), keyless.put("new", state()), anext(keyless.rotate())):
+        with pytest.raises(SecretKeyMissing):
+            await use
+    assert [info.name for info in await keyless.list()] == ["shop"]
+    await finish(store, started)
+    await keyless.delete("shop")
+
+
+async def test_a_session_moved_to_another_name_in_the_database_is_not_read(
+    store: Store, sessions: Sessions, database: Database
+) -> None:
+    await sessions.put("mine", state())
+    await run(database, "UPDATE cplane.sessions SET name = 'yours'")
+    with pytest.raises(SecretUnreadable, match="'yours' was changed in the database, or belongs to another name"):
+        await acquire(sessions, await start(store), "yours")
+
+
+async def test_nothing_of_a_session_is_shown(
+    store: Store, sessions: Sessions, database: Database, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = await held_by(sessions, await start(store))
+    await sessions.save(held, state("hunter2"))
+    again = await sessions.acquire("shop", held.record_id, held.attempt)
+    shown = repr((sessions, sessions.keyring, again, await sessions.list(), asdict(await sessions.get("shop"))))
+    await run(database, "UPDATE cplane.sessions SET ciphertext = substr(ciphertext, 2)")
+    for use in (sessions.acquire("shop", held.record_id, 1), sessions.save(held, {"cookies": ["hunter2"]})):
+        with pytest.raises((SecretUnreadable, InvalidSession)) as caught:
+            await use
+        shown += "".join(traceback.format_exception(caught.value))
+    stored = await run(database, "SELECT row_to_json(sessions)::text AS row FROM cplane.sessions")
+    output = capfd.readouterr()
+    for secret in ("hunter2", NEW.rstrip("=")):
+        assert secret not in shown + str(stored) + output.out + output.err
+    assert "shop" in shown
+
+
+async def test_the_plane_has_them_with_the_keys_of_the_settings(settings: CplaneSettings) -> None:
+    async with ControlPlane(settings.model_copy(update={"secret_key": SecretStr(NEW)})) as plane:
+        await plane.sessions.put("shop", state())
+        held = await held_by(plane.sessions, await start(plane.store))
+        assert held.storage_state == state()
