@@ -339,7 +339,7 @@ class BrowserPool:
             if context is None or not context.usable or context.uses >= self._limits.pages:
                 self._unshare(name)
                 root = await self._open_page(options, deadline, shared=True)
-                context = self._shared[name] = SharedContext(self._fleet.owner(root), root)
+                context = self._shared[name] = SharedContext(self._fleet.owner(root), root, options, self._tend)
                 self._unshare_most()
             self._shared[name] = self._shared.pop(name, context)  # the one used last comes last
             return await context.lend(partial(self._park, context), self._free_slot)
@@ -356,7 +356,7 @@ class BrowserPool:
         """Lend no more pages of a shared context; it closes when those that are lent are given back."""
         context = self._shared.pop(name, None)
         if context is not None and not context.busy:
-            context.root.release()
+            context.close()
 
     # taking back
 
@@ -406,8 +406,11 @@ class BrowserPool:
             self._return_slot(lease)
             kept = context in self._shared.values()
             if not context.busy and not (kept and context.usable):
-                context.root.release()
+                context.close()
             self._changed()
+
+    def _tend(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._spawn(work, "tend shared pages")
 
     # pages that are ready
 

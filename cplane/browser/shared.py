@@ -1,31 +1,59 @@
 """Contexts that jobs of one name share, for bulk work of jobs that trust each other: pages are used again, not opened anew."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from typing import Any
 
 import structlog
+from playwright.async_api import BrowserContext, Page
 from playwright.async_api import Error as PlaywrightError
-from playwright.async_api import Page
 
 from cplane.browser.instance import CLOSE_S, Instance
 from cplane.browser.lease import PageLease
-from cplane.errors import BrowserError
+from cplane.browser.options import PageOptions, Viewport
+from cplane.errors import BrowserError, BrowserGone
+
+IDLE_S = 1.0
+"""How long a page, or the whole context, is idle before it is emptied and set back; the next job before that gets it as it is."""
+VIEWPORT = Viewport(width=1280, height=720)
+"""Playwright's own."""
+LEAVE = "() => location.replace('about:blank')"
+"""Ends what runs in the page. The page itself goes, not the browser: that would take another process, twice."""
 
 log = structlog.get_logger("cplane")
 
 
 class SharedContext:
-    """One context in one browser, and its pages: lent ones, and idle ones as the last job left them."""
+    """One context in one browser, and its pages: lent ones, and idle ones.
 
-    def __init__(self, instance: Instance, root: PageLease) -> None:
+    A page goes to the next job as it is: what that costs is all that such a job pays. What stays idle is emptied and set
+    back by a task of the pool. `docs/isolation.md` has the list, and what cannot be undone.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        root: PageLease,
+        options: PageOptions,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
         self.instance = instance
+        self.options = options
         self.root = root
         """Keeps the context open; its own page is the first that is lent."""
         self.uses = 0
+        self._spawn = spawn
         self._idle: list[Page] = []
         self._lent: set[PageLease] = set()
         self._crashed: set[Page] = set()
+        self._used: dict[Page | BrowserContext, float] = {}
+        """What jobs used that is idle now, and since when; the oldest first."""
+        self._emptied: Page | None = None
+        """The page that is being emptied; it is not idle meanwhile."""
+        self._tending: asyncio.Task[None] | None = None
+        self._lending = asyncio.Lock()
+        """Held while a page is lent, and while the context is set back, which disturbs whoever uses it."""
         root.unwatch()  # a page that crashes is its job's loss alone
         root.broken.add_done_callback(lambda _: self._lose())
         self._keep(root.page)
@@ -47,20 +75,25 @@ class SharedContext:
     ) -> PageLease:
         """A page that was used before, or one more. Raises BrowserGone, PoolTimeout."""
         self.uses += 1
-        self._idle = [page for page in self._idle if self._fit(page)]
-        if not self._idle:
-            self._keep(await self.instance.another_page(self.root.context))
-        page = self._idle.pop()
-        lease = PageLease(
-            self.root.context,
-            page,
-            doubt=self.instance.doubt,
-            give_back=give_back,
-            free_slot=free_slot,
-            gate=self.root.gate,
-            shared=True,
-        )
-        self._lent.add(lease)
+        async with self._lending:
+            if not self.usable:
+                raise BrowserGone("the shared context was closed")
+            self._idle = [page for page in self._idle if self._fit(page)]
+            if not self._idle:
+                self._keep(await self.instance.another_page(self.root.context))
+            page = self._idle.pop()
+            for used in (page, self.root.context):
+                self._used.pop(used, None)
+            lease = PageLease(
+                self.root.context,
+                page,
+                doubt=self.instance.doubt,
+                give_back=give_back,
+                free_slot=free_slot,
+                gate=self.root.gate,
+                shared=True,
+            )
+            self._lent.add(lease)
         if self.root.lost:
             self._lose()
         return lease
@@ -69,13 +102,18 @@ class SharedContext:
         """Keep the page for the next job; close what it opened, and the page itself if it cannot be used again."""
         lease.unwatch()
         try:
-            if not self.instance.gone.done():
-                fit = self.usable and not lease.lost and self._fit(lease.page)
-                await self._tidy(lease, keep=fit)
-                if fit and self._fit(lease.page):
-                    self._idle.append(lease.page)
+            if not self.instance.gone.done() and await self._tidy(lease):
+                self._idle.append(lease.page)
+                self._used[lease.page] = asyncio.get_running_loop().time()
         finally:
             self._lent.discard(lease)
+            self._rest()
+
+    def close(self) -> None:
+        """Close the context, and end the care of its idle pages."""
+        if self._tending is not None:
+            self._tending.cancel()
+        self.root.release()
 
     def _keep(self, page: Page) -> None:
         page.on("crash", self._crash)
@@ -87,22 +125,128 @@ class SharedContext:
     def _fit(self, page: Page) -> bool:
         return page not in self._crashed and not page.is_closed()
 
-    async def _tidy(self, lease: PageLease, *, keep: bool) -> None:
-        closing = [page for page in lease.popups if not page.is_closed()]
-        if not keep:
-            closing.append(lease.page)
+    async def _tidy(self, lease: PageLease) -> bool:
+        """Close what is not used again. Whether the page is. Every job waits for this: one round trip, no more."""
+        page = lease.page
+        keep = self.usable and not lease.lost and self._fit(page) and await _answers(page) and self._fit(page)
+        kept = await self._close([*lease.popups, *self._strays(lease), *([] if keep else [page])])
+        return keep and kept
+
+    def _strays(self, last: PageLease) -> list[Page]:
+        """Pages that jobs opened in the context beside their own. None while others may still use them."""
+        if self._lent != {last} or self._lending.locked():
+            return []
+        known = {last.page, self._emptied, *self._idle, *last.popups}
+        return [page for page in self.root.context.pages if page not in known]
+
+    async def _close(self, pages: Iterable[Page]) -> bool:
+        """Whether they closed; a browser in which they do not takes no more pages."""
         try:
             async with asyncio.timeout(CLOSE_S):
-                for page in closing:
+                for page in pages:
                     with suppress(PlaywrightError):
                         await page.close()
-                if keep:
-                    await lease.page.unroute_all()
-        except (TimeoutError, PlaywrightError):
+        except TimeoutError:
             self.instance.retire(f"a page did not close within {CLOSE_S:g} s")
+            return False
+        return True
+
+    # what is idle
+
+    def _rest(self) -> None:
+        """See to it that what stays idle is emptied."""
+        if not self._lent:
+            self._used[self.root.context] = asyncio.get_running_loop().time()
+        if self.usable and self._used and (self._tending is None or self._tending.done()):
+            self._tending = self._spawn(self._tend())
+
+    async def _tend(self) -> None:
+        """Empty pages, and set the context back, when nobody had them for a while; until nothing is left to do."""
+        while self.usable and self._used:
+            oldest, since = next(iter(self._used.items()))
+            left_s = since + IDLE_S - asyncio.get_running_loop().time()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+                continue
+            del self._used[oldest]
+            if isinstance(oldest, Page):
+                await self._empty(oldest)
+            else:
+                await self._set_context_back()
+
+    async def _empty(self, page: Page) -> None:
+        """Leave the site, and undo what a job set for the page; a page where that fails is closed."""
+        if page not in self._idle:
+            return
+        self._idle.remove(page)
+        if not self._fit(page):
+            return
+        self._emptied = page
+        try:
+            async with asyncio.timeout(CLOSE_S / 2):
+                await asyncio.gather(_leave(page), self._set_page_back(page))
+            self._idle.insert(0, page)
+        except (TimeoutError, PlaywrightError):
+            await self._close([page])
+        finally:
+            self._emptied = None
+
+    async def _set_page_back(self, page: Page) -> None:
+        size = self.options.viewport or VIEWPORT
+        await page.set_extra_http_headers({})
+        await page.emulate_media(
+            media="null",
+            color_scheme=self.options.color_scheme or "light",
+            reduced_motion=self.options.reduced_motion or "no-preference",
+            forced_colors="none",
+            contrast="no-preference",
+        )
+        if page.viewport_size != size.model_dump():
+            await page.set_viewport_size({"width": size.width, "height": size.height})
+
+    async def _set_context_back(self) -> None:
+        """Undo what jobs set for the whole context. One that cannot be set back is closed."""
+        context = self.root.context
+        async with self._lending:
+            if self._lent:
+                return
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await asyncio.gather(
+                        context.clear_permissions(),
+                        context.set_geolocation(None),
+                        context.set_offline(False),
+                        context.set_extra_http_headers(self.options.extra_http_headers or {}),
+                        context.unroute_all(),
+                    )
+                    if self.options.permissions:
+                        await context.grant_permissions(self.options.permissions)
+            except (TimeoutError, PlaywrightError) as error:
+                if not self.root.lost:
+                    log.warning("a shared context could not be set back", error=type(error).__name__)
+                self.root.release()
 
     def _lose(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
         loss = self.root.loss
         for lease in self._lent:
             if isinstance(loss, BrowserError):
                 lease.lose(loss)
+
+
+async def _answers(page: Page) -> bool:
+    """Whether a page can be used again; takes its routes off by the way."""
+    try:
+        async with asyncio.timeout(CLOSE_S / 2):
+            await asyncio.gather(page.unroute_all(), page.evaluate("1"))
+    except (TimeoutError, PlaywrightError):
+        return False
+    return True
+
+
+async def _leave(page: Page) -> None:
+    """Go to an empty page; raises Playwright's TimeoutError if the site's page does not let go."""
+    main = page.main_frame
+    async with page.expect_event("framenavigated", lambda frame: frame == main, timeout=CLOSE_S * 400):
+        await page.evaluate(LEAVE)
