@@ -562,6 +562,14 @@ def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
         await tools.store.add_artifact(record_id, attempt.number, artifact, path)
         return artifact
 
+    async def read_artifact(job: UUID, name: str, max_bytes: int) -> tuple[Artifact, bytes]:
+        found = await tools.store.artifact(job, name)
+        if found.size > max_bytes:
+            raise InvalidArguments(f"'{name}' has {found.size:,} bytes, more than {max_bytes:,}")
+        async with tools.artifacts.open(found.path) as chunks:
+            data = b"".join([chunk async for chunk in chunks])
+        return Artifact(name=name, media_type=found.media_type, size=found.size, sha256=found.sha256), data
+
     return Context(
         id=attempt.uuid,
         key=attempt.grant.id,
@@ -570,6 +578,7 @@ def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
         log=attempt.log,
         tell_progress=tell_progress,
         keep_artifact=keep_artifact,
+        read_artifact=read_artifact,
         transaction=transaction.block,
     )
 

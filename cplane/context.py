@@ -39,6 +39,14 @@ class ArtifactSink(Protocol):
         ...
 
 
+class ArtifactSource(Protocol):
+    """Reads what a job has left."""
+
+    def __call__(self, job: UUID, name: str, max_bytes: int) -> Awaitable[tuple[Artifact, bytes]]:
+        """The file's reference, and what is in it."""
+        ...
+
+
 class Context:
     """The attempt that runs, for the job that asks for it: `async def f(ctx: Context, …)`."""
 
@@ -52,6 +60,7 @@ class Context:
         log: "FilteringBoundLogger",
         tell_progress: Callable[[Progress], Awaitable[None]],
         keep_artifact: ArtifactSink,
+        read_artifact: ArtifactSource,
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
     ) -> None:
         self.id = id
@@ -61,6 +70,7 @@ class Context:
         self.log = log
         self._tell_progress = tell_progress
         self._keep_artifact = keep_artifact
+        self._read_artifact = read_artifact
         self._transaction = transaction
 
     @property
@@ -87,6 +97,17 @@ class Context:
             ArtifactsUnavailable: the store did not answer.
         """
         return await self._keep_artifact(name, data, media_type)
+
+    async def read_artifact(self, job: UUID, name: str, *, max_bytes: int = 64 * 1024 * 1024) -> tuple[Artifact, bytes]:
+        """A file that a job has left: its reference, and what is in it.
+
+        Raises:
+            RecordNotFound: there is no such job.
+            ArtifactNotFound: it has no file of that name.
+            InvalidArguments: the file has more than `max_bytes`.
+            ArtifactsUnavailable: the store did not answer, or has lost the file.
+        """
+        return await self._read_artifact(job, name, max_bytes)
 
     def transaction(self) -> "AbstractAsyncContextManager[AsyncSession]":
         """A database session whose writes are committed together with the job's success, and never without it.

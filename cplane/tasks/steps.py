@@ -1,18 +1,27 @@
 """`steps`: a visit in which things are done, one after the other: clicked, filled in, waited for, read."""
 
 import asyncio
-from typing import Annotated, Literal, NotRequired, Unpack
+import mimetypes
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, Unpack, cast
+from uuid import UUID
 
 from playwright.async_api import Error as PlaywrightError
-from playwright.async_api import Locator, Page
+from playwright.async_api import FilePayload, Locator, Page, expect
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
+from cplane.errors import UsageError
+from cplane.tasks.download import MAX_BYTES, keep_download
 from cplane.tasks.visit import (
     RETRY,
     Milliseconds,
+    Pattern,
     Selector,
+    Url,
     Visited,
     VisitFailed,
     VisitOptions,
@@ -24,9 +33,13 @@ from cplane.tasks.visit import (
 )
 
 TIMEOUT_MS = 10_000.0
+LARGEST_UPLOAD = 20 * 1024 * 1024
 MOST_EXTRACTED = 1000
 READ = """(elements, [what, attribute, most]) => elements.slice(0, most).map((element) =>
   what === 'html' ? element.innerHTML : what === 'attribute' ? element.getAttribute(attribute) : element.innerText)"""
+
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$")]
 
 
 @strict
@@ -71,7 +84,77 @@ class Picture(TypedDict):
     timeout: NotRequired[Milliseconds]
 
 
-Step = Annotated[Act | Enter | Extract | Picture, Field(discriminator="action")]
+@strict
+class Go(TypedDict):
+    """Open another page in the same window."""
+
+    action: Literal["goto"]
+    url: Url
+    timeout: NotRequired[Milliseconds]
+
+
+@strict
+class WaitFor(TypedDict):
+    """Wait for one thing: an address that matches a regular expression, a state of loading, or some milliseconds."""
+
+    action: Literal["wait_for"]
+    url: NotRequired[Pattern]
+    load_state: NotRequired[Literal["load", "domcontentloaded", "networkidle"]]
+    milliseconds: NotRequired[Milliseconds]
+    timeout: NotRequired[Milliseconds]
+
+
+@strict
+class Assert(TypedDict):
+    """Fail unless an element is there and, as far as given, is visible or hidden, contains a text, or is there so often."""
+
+    action: Literal["assert"]
+    selector: Selector
+    visible: NotRequired[bool]
+    text: NotRequired[str]
+    count: NotRequired[Annotated[int, Field(ge=0)]]
+    timeout: NotRequired[Milliseconds]
+
+
+@strict
+class Inline(TypedDict):
+    """A file as base64, or as text."""
+
+    name: FileName
+    base64: NotRequired[Annotated[str, Field(max_length=2 * 1024 * 1024)]]
+    text: NotRequired[Annotated[str, Field(max_length=1024 * 1024)]]
+
+
+@strict
+class Reference(TypedDict):
+    """An artifact of another job."""
+
+    job: Annotated[UUID, Field(description="its id")]
+    name: FileName
+
+
+@strict
+class Upload(TypedDict):
+    """Put files into a file field; each 20 MiB at most."""
+
+    action: Literal["upload"]
+    selector: Selector
+    files: Annotated[list[Inline | Reference], Field(min_length=1, max_length=10)]
+    timeout: NotRequired[Milliseconds]
+
+
+@strict
+class Fetch(TypedDict):
+    """Click an element that starts a download; the file is the artifact `name`, or has the server's name."""
+
+    action: Literal["download"]
+    selector: Selector
+    name: NotRequired[FileName]
+    timeout: NotRequired[Milliseconds]
+
+
+AnyStep = Act | Enter | Extract | Picture | Go | WaitFor | Assert | Upload | Fetch
+Step = Annotated[AnyStep, Field(discriminator="action")]
 
 
 class StepFailed(VisitFailed):
@@ -85,7 +168,24 @@ class Stepped(Visited):
     artifacts: list[Artifact]
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+def check_steps(arguments: Mapping[str, Any]) -> None:
+    """Refuse at submit what cannot be done."""
+    check_visit(arguments)
+    for number, step in enumerate(arguments["steps"], 1):
+        if step["action"] == "wait_for" and len(step.keys() & {"url", "load_state", "milliseconds"}) != 1:
+            raise ValueError(f"step {number}: wait_for takes one of url, load_state and milliseconds")
+        for file in step.get("files", ()):
+            if "job" not in file and len(file.keys() & {"base64", "text"}) != 1:
+                raise ValueError(f"step {number}: the file '{file['name']}' takes either base64 or text")
+
+
+def steps_options(arguments: Mapping[str, Any]) -> dict[str, object]:
+    """The options of the page, which may download if a step does."""
+    downloads = any(step["action"] == "download" for step in arguments["steps"])
+    return {**page_options(arguments), "accept_downloads": downloads}
+
+
+@job(browser=steps_options, retries=RETRY, check=check_steps)
 async def steps(
     page: Page,
     ctx: Context,
@@ -103,22 +203,72 @@ async def steps(
         try:
             async with asyncio.timeout(timeout_ms / 1000 + 1):  # what has no timeout of its own
                 await _do(page, ctx, step, stepped)
-        except (PlaywrightError, TimeoutError) as error:
+        except (PlaywrightError, TimeoutError, AssertionError, UsageError) as error:
             raise await _failed(page, number, step, error) from error
     title = storable(await page.title())
     return stepped.model_copy(update={"final_url": storable(page.url), "title": title})
 
 
-async def _do(page: Page, ctx: Context, step: Act | Enter | Extract | Picture, stepped: Stepped) -> None:
-    if step["action"] == "extract":
-        stepped.extracted[step["name"]] = await _read(page, step)
-    elif step["action"] == "screenshot":
-        image = await (page.locator(step["selector"]).first if "selector" in step else page).screenshot()
-        stepped.artifacts.append(await ctx.artifact(f"{step['name']}.png", image, media_type="image/png"))
-    elif step["action"] == "fill" or step["action"] == "select" or step["action"] == "press":
-        await _enter(page.locator(step["selector"]).first, step)
+async def _do(page: Page, ctx: Context, step: AnyStep, stepped: Stepped) -> None:
+    match step["action"]:
+        case "extract":
+            stepped.extracted[step["name"]] = await _read(page, step)
+        case "screenshot":
+            image = await (page.locator(step["selector"]).first if "selector" in step else page).screenshot()
+            stepped.artifacts.append(await ctx.artifact(f"{step['name']}.png", image, media_type="image/png"))
+        case "download":
+            stepped.artifacts.append(await _download(page, ctx, step))
+        case "upload":
+            files = [await _file(ctx, file) for file in step["files"]]
+            await page.locator(step["selector"]).first.set_input_files(files)
+        case "goto":
+            await page.goto(step["url"])
+        case "wait_for":
+            await _wait(page, step)
+        case "assert":
+            await _assert(page, step)
+        case "fill" | "select" | "press":
+            await _enter(page.locator(step["selector"]).first, step)
+        case action:
+            await _act(page.locator(step["selector"]).first, action)
+
+
+async def _wait(page: Page, step: WaitFor) -> None:
+    if "url" in step:
+        await page.wait_for_url(re.compile(step["url"]))
+    elif "load_state" in step:
+        await page.wait_for_load_state(step["load_state"])
     else:
-        await _act(page.locator(step["selector"]).first, step["action"])
+        await page.wait_for_timeout(step.get("milliseconds", 0))
+
+
+async def _assert(page: Page, step: Assert) -> None:
+    """Playwright's own assertions look again until they hold, or the step's time is over."""
+    found, timeout_ms = page.locator(step["selector"]), step.get("timeout", TIMEOUT_MS)
+    if "count" in step:
+        await expect(found).to_have_count(step["count"], timeout=timeout_ms)
+    elif step.get("visible", True):
+        await expect(found.first).to_be_visible(timeout=timeout_ms)
+    else:
+        await expect(found.first).to_be_hidden(timeout=timeout_ms)
+    if "text" in step:
+        await expect(found.first).to_contain_text(step["text"], timeout=timeout_ms)
+
+
+async def _file(ctx: Context, file: Inline | Reference) -> FilePayload:
+    if "job" in file:
+        reference = cast("Reference", file)
+        artifact, data = await ctx.read_artifact(reference["job"], reference["name"], max_bytes=LARGEST_UPLOAD)
+        return {"name": artifact.name, "mimeType": artifact.media_type, "buffer": data}
+    data = b64decode(file["base64"]) if "base64" in file else file.get("text", "").encode()
+    media_type = mimetypes.guess_type(file["name"])[0] or "application/octet-stream"
+    return {"name": file["name"], "mimeType": media_type, "buffer": data}
+
+
+async def _download(page: Page, ctx: Context, step: Fetch) -> Artifact:
+    async with page.expect_download() as started:
+        await page.locator(step["selector"]).first.click()
+    return (await keep_download(ctx, await started.value, MAX_BYTES, step.get("name"))).artifact
 
 
 async def _act(element: Locator, action: str) -> None:
@@ -158,15 +308,17 @@ async def _read(page: Page, step: Extract) -> list[str | None]:
     return [storable(value) if value is not None else None for value in values]
 
 
-async def _failed(
-    page: Page, number: int, step: Act | Enter | Extract | Picture, error: PlaywrightError | TimeoutError
-) -> StepFailed:
+async def _failed(page: Page, number: int, step: AnyStep, error: Exception) -> StepFailed:
     """The step by number, action and selector, and how many such elements there are. Never the value: it may be secret."""
-    selector = step.get("selector", "")
+    selector = str(step.get("selector", ""))
     try:
         async with asyncio.timeout(2):
             there = f"{await page.locator(selector).count() if selector else 0} such elements"
     except (PlaywrightError, TimeoutError):
         there = "it is not a selector, or the page does not answer"
     kind = "not done in time" if "imeout" in type(error).__name__ else "refused by the page"
+    if isinstance(error, AssertionError):
+        kind = "not so"
+    elif isinstance(error, UsageError):
+        kind = f"not possible: {error}"
     return StepFailed(f"step {number} ({step['action']} '{selector}') was {kind}; on {storable(page.url)}: {there}")

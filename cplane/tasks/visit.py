@@ -14,8 +14,10 @@ from typing_extensions import TypedDict
 
 from cplane import HostUnreachable, RetryPolicy
 
+SESSION_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
 HTTP_URL = TypeAdapter(HttpUrl)
 PAGE_OPTIONS = (
+    "session",
     "viewport",
     "user_agent",
     "locale",
@@ -245,6 +247,13 @@ class VisitOptions(TypedDict, total=False):
     add_style_tag: list[Tag]
     reject_resource_types: Annotated[list[ResourceType], Field(description="requests of these types are not made")]
     reject_request_pattern: Annotated[list[Pattern], Field(description="nor requests whose URL matches one of these")]
+    session: Annotated[
+        str,
+        Field(
+            pattern=SESSION_NAME.pattern,
+            description="the browser session the page begins with, and keeps its changes in",
+        ),
+    ]
     proxy: Proxy
     ignore_https_errors: Annotated[bool, Field(description="open pages whose certificate is not trusted")]
     device_scale_factor: Annotated[float, Field(gt=0, le=10, description="device pixels for each CSS pixel")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import structlog
@@ -18,6 +18,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from cplane import Artifact, Context
 from cplane.browser import BrowserPool
 from cplane.context import Progress
+from cplane.errors import ArtifactNotFound
 
 HOME = """<!doctype html><title>Home</title>
 <style>body { margin: 0 } .box { position: absolute; left: 10px; top: 20px; width: 30px; height: 40px }</style>
@@ -140,6 +141,12 @@ def ctx(tmp_path: Path) -> Context:
         await asyncio.to_thread((tmp_path / name).write_bytes, content)
         return Artifact(name=name, media_type=media_type or "", size=len(content), sha256=sha256(content).hexdigest())
 
+    async def read_artifact(job: UUID, name: str, max_bytes: int) -> tuple[Artifact, bytes]:
+        if not (tmp_path / name).exists():
+            raise ArtifactNotFound(f"the record has no artifact '{name}'")
+        content = await asyncio.to_thread((tmp_path / name).read_bytes)
+        return Artifact(name=name, media_type="text/csv", size=len(content), sha256=""), content
+
     async def tell_progress(progress: Progress) -> None:
         return
 
@@ -155,5 +162,6 @@ def ctx(tmp_path: Path) -> Context:
         log=log,
         tell_progress=tell_progress,
         keep_artifact=keep_artifact,
+        read_artifact=read_artifact,
         transaction=transaction,
     )
