@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from cplane.errors import InvalidSettings
 from cplane.keyring import read_keys
 from cplane.names import QUEUE_NAME
+from cplane.politeness import PerHost
 
 STACK_FILE = Path(".cplane") / "stack.json"
 """Where `cplane dev` leaves its addresses, below the folder it runs in."""
@@ -65,6 +66,22 @@ class CplaneSettings(BaseSettings):
     )
     browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
     browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
+    per_host_concurrency: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="jobs with a `url` argument at once on one host, over all workers; 0: any",
+    )
+    per_host_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="jobs with a `url` argument that start each second on one host, over all workers; 0: any",
+    )
+    respect_retry_after: bool = Field(
+        default=True, description="whether built-in jobs leave a host alone that answers 429 or 503 with Retry-After"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="keys that may use the HTTP API (Authorization: Bearer KEY); none: open to all who reach it",
@@ -153,6 +170,19 @@ class CplaneSettings(BaseSettings):
         if value is not None:
             read_keys(value)
         return value
+
+    @field_validator("per_host_rate")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        PerHost(rate=value)
+        return value
+
+    @property
+    def per_host(self) -> PerHost | None:
+        """The limits of jobs that say nothing of their own; None: there are none."""
+        if not self.per_host_concurrency and not self.per_host_rate:
+            return None
+        return PerHost(concurrency=self.per_host_concurrency, rate=self.per_host_rate)
 
     @field_validator("queues")
     @classmethod

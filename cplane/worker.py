@@ -246,6 +246,8 @@ class Worker(arq.worker.Worker):
                 tell=self._events.post,
                 pool=self.pages.pool,
                 sessions=self.plane.sessions,
+                hosts=self.plane.hosts,
+                respects_retry_after=self.settings.respect_retry_after,
                 settle=self._settle,
                 ctx=self.ctx,
             )
@@ -254,6 +256,8 @@ class Worker(arq.worker.Worker):
                 worker=self.name,
                 store=self.plane.store,
                 queue=self.plane.queue,
+                hosts=self.plane.hosts,
+                per_host=self.settings.per_host,
                 jobs=self.jobs,
                 functions=self._plain,
                 leases=self._leases,

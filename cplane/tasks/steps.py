@@ -85,7 +85,7 @@ class Stepped(Visited):
     artifacts: list[Artifact]
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def steps(
     page: Page,
     ctx: Context,
