@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from cplane.errors import JobFailed as JobFailed
     from cplane.errors import JobTimeout as JobTimeout
     from cplane.errors import Retry as Retry
+    from cplane.errors import TooManyRequests as TooManyRequests
     from cplane.handle import Handle as Handle
     from cplane.jobs import Job as Job
     from cplane.jobs import job as job
     from cplane.plane import ControlPlane as ControlPlane
+    from cplane.politeness import PerHost as PerHost
     from cplane.retry import RetryPolicy as RetryPolicy
     from cplane.settings import CplaneSettings as CplaneSettings
     from cplane.states import State as State
@@ -45,9 +47,11 @@ _HOMES = {
     "JobFailed": "cplane.errors",
     "JobTimeout": "cplane.errors",
     "PageOptions": "cplane.browser",
+    "PerHost": "cplane.politeness",
     "Retry": "cplane.errors",
     "RetryPolicy": "cplane.retry",
     "State": "cplane.states",
+    "TooManyRequests": "cplane.errors",
     "job": "cplane.jobs",
 }
 
@@ -66,9 +70,11 @@ __all__ = [
     "JobFailed",
     "JobTimeout",
     "PageOptions",
+    "PerHost",
     "Retry",
     "RetryPolicy",
     "State",
+    "TooManyRequests",
     "job",
 ]
 

@@ -16,11 +16,13 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import msgspec
 import structlog
 
+from cplane import retry_after
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.context import Artifact, Context, Progress
 from cplane.envelope import Envelope
 from cplane.errors import (
+    MAX_COOL_DOWN_S,
     BrowserGone,
     CplaneError,
     EgressBlocked,
@@ -29,15 +31,18 @@ from cplane.errors import (
     JobTimeout,
     OutsideError,
     PageCrashed,
+    QueueUnavailable,
     ResultNotSerializable,
     Retry,
     SecretKeyMissing,
     SecretUnreadable,
     SessionTooLarge,
+    TooManyRequests,
 )
 from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
+from cplane.hosts import Hosts
 from cplane.jobs import AnyJob, Resources
 from cplane.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
@@ -53,6 +58,9 @@ CLEANUP_S = 5.0
 
 PROGRESS_EVERY_S = 0.1
 """At most so often is progress told; the last of it is on the record."""
+
+FIRST_COOLDOWN_S = 10
+"""How long a host is left alone first that does not say for how long."""
 
 TRACEBACK_CHARS = 16_000
 FINAL_ERRORS = (
@@ -121,6 +129,8 @@ class Tools:
     suspects: Suspects
     vacate: "Callable[[Attempt], None]"
     """Makes room for another job, once an attempt has ended that still has something to keep."""
+    hosts: Hosts
+    respects_retry_after: bool
     settle: "Callable[[Attempt, Outcome | None], None]"
     """Takes what came of an attempt, once; None: its lease was lost, and nothing it did counts."""
     ctx: dict[Any, Any]
@@ -308,7 +318,12 @@ async def _perform(attempt: Attempt) -> Outcome | None:
     except BaseException as error:
         attempt.ended = True
         await _absorb_cancels()
-        return stopped_outcome(attempt) if attempt.stopped else decide(await _cause(attempt, error), attempt)
+        if attempt.stopped:
+            return stopped_outcome(attempt)
+        cause = await _cause(attempt, error)
+        if isinstance(cause, TooManyRequests):
+            await _cool_down(attempt, _cooldown_s(cause, attempt.interruptions))
+        return decide(cause, attempt)
 
 
 async def _absorb_cancels() -> None:
@@ -428,9 +443,31 @@ def _interrupted(error: OutsideError, described: Error, interruptions: int) -> O
         attempt_state=AttemptState.INTERRUPTED,
         error=described,
         cause=Cause.INFRASTRUCTURE,
-        delay_s=min(0.1 * 3**interruptions, 60.0),
+        delay_s=_cooldown_s(error, interruptions)
+        if isinstance(error, TooManyRequests)
+        else min(0.1 * 3**interruptions, 60.0),
         interruptions=1,
     )
+
+
+def _cooldown_s(error: TooManyRequests, interruptions: int) -> float:
+    """How long the host is left alone; one that does not say is left alone for longer each time."""
+    if error.retry_after_s is not None:
+        return error.retry_after_s
+    return float(min(FIRST_COOLDOWN_S * 2**interruptions, MAX_COOL_DOWN_S))
+
+
+async def _cool_down(attempt: Attempt, seconds: float) -> bool:
+    """Leave the host of the job alone, for all workers; answers whether it has one, and Redis was told."""
+    if not attempt.grant.host:
+        return False
+    try:
+        lasts_s = await attempt.tools.hosts.cool_down(attempt.grant.host, seconds)
+    except QueueUnavailable as error:
+        attempt.log.warning("Redis could not be told to leave a host alone", host=attempt.grant.host, reason=str(error))
+        return False
+    attempt.log.warning("the host is left alone for a while", host=attempt.grant.host, lasts_s=lasts_s)
+    return True
 
 
 def _wait_for_session(described: Error, number: int) -> Outcome:
@@ -502,6 +539,8 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
     """What the job asks for by type. Waiting for a page is not run time: the deadline begins when it is there."""
     tools = attempt.tools
     attempt.transaction = transaction = JobTransaction(tools.store)
+    if attempt.grant.host:
+        retry_after.respected.set(tools.respects_retry_after)
     if job.needs_page:
         try:
             options = PageOptions.read(job.page_options(arguments))
@@ -552,6 +591,9 @@ async def _cause(attempt: Attempt, error: BaseException) -> BaseException:
 def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
     tools, record_id = attempt.tools, attempt.record_id
 
+    async def cool_down(seconds: float) -> bool:
+        return await _cool_down(attempt, seconds)
+
     async def tell_progress(progress: Progress) -> None:
         attempt.note(progress)
 
@@ -580,6 +622,7 @@ def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
         keep_artifact=keep_artifact,
         read_artifact=read_artifact,
         transaction=transaction.block,
+        cool_down=cool_down,
     )
 
 

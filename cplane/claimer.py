@@ -10,16 +10,19 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from cplane.attempt import Attempt, Outcome, Tools
 from cplane.endings import end, first
 from cplane.envelope import Envelope, decode_envelope, now_ms
-from cplane.errors import DatabaseUnavailable, OutsideError, SchemaMismatch, UnknownJob
+from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
-from cplane.jobs import Registry
+from cplane.hosts import GRANTED, Ask, Hosts
+from cplane.jobs import AnyJob, Registry
 from cplane.leases import Leases
 from cplane.pages import Pages
+from cplane.politeness import PerHost
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.store import Error, Finish, Started, Store
@@ -61,6 +64,11 @@ class Allowance:
         self._taken += allowed
         return allowed
 
+    def put_back(self, number: int) -> None:
+        """So many that came were not started after all."""
+        self._taken -= number
+        self._started -= number
+
     def settle(self, taken: int, started: int) -> None:
         """Of those that were taken so many came."""
         self._taken -= taken - started
@@ -74,6 +82,9 @@ class Claims:
     worker: str
     store: Store
     queue: Queue
+    hosts: Hosts
+    per_host: PerHost | None
+    """The limits of jobs that say nothing of their own."""
     jobs: Registry
     functions: Mapping[str, PlainFunction]
     leases: Leases
@@ -212,10 +223,10 @@ class Claimer:
         if self._in_time(sent, len(claim.grants)):
             for grant in claim.grants:
                 self._sort(grant, sorted_)
-        for _ in sorted_.refused:
-            self._give_up()
-        shared.begin(sorted_.transient)
+        self._begin_sorted(sorted_)
         try:
+            if sorted_.asks:
+                await self._ask_hosts(sorted_, sent)
             if sorted_.records:
                 await self._start(sorted_.records, sent)
         finally:  # what is refused goes back even while Postgres is away
@@ -225,6 +236,34 @@ class Claimer:
             await self._set_aside(claim.odd)
         if claim.missing:
             await shared.restore(claim.missing)
+
+    def _begin_sorted(self, sorted_: "_Sorted") -> None:
+        """Begin transient jobs, which need no start; what is refused needs no room."""
+        for _ in range(len(sorted_.refused) - sorted_.given_up):
+            self._give_up()
+        sorted_.given_up = len(sorted_.refused)
+        self._shared.begin(sorted_.transient)
+        sorted_.transient = []
+
+    async def _ask_hosts(self, sorted_: "_Sorted", sent: float) -> None:
+        """Ask the hosts whose time jobs take: those that have their turn go on, the others are back in the queue, and hold nothing."""
+        asks, sorted_.asks = sorted_.asks, []
+        granted: list[Ask] = []
+        try:
+            answers = await self._shared.hosts.ask(self._queue, asks)
+            granted = [ask for ask, answer in zip(asks, answers, strict=True) if answer == GRANTED]
+        except QueueUnavailable as error:
+            log.warning("hosts cannot be asked; the jobs come back", count=len(asks), reason=str(error))
+        finally:
+            for _ in range(len(asks) - len(granted)):
+                self._give_up()
+            self._shared.allowance.put_back(len(asks) - len(granted))
+        if len(granted) < len(asks):
+            log.debug("jobs wait for their hosts", queue=self._queue, count=len(asks) - len(granted))
+        if self._in_time(sent, len(granted)):
+            for ask in granted:
+                self._sort(msgspec.structs.replace(ask.grant, host=ask.host), sorted_)
+            self._begin_sorted(sorted_)
 
     def _in_time(self, sent: float, count: int) -> bool:
         """Whether leases asked for at `sent` can still be trusted; if not, the grants are given up: others may have begun them by now."""
@@ -247,8 +286,9 @@ class Claimer:
             _check_text(grant.id)
             envelope = decode_envelope(grant.payload)
             if envelope.record:
-                shared.jobs.get(envelope.f)
-                into.records[_record_id(grant.id)] = grant
+                recorded, record_id = shared.jobs.get(envelope.f), _record_id(grant.id)
+                if not self._must_ask(envelope, grant, recorded, into):
+                    into.records[record_id] = grant
                 return
             job = shared.functions.get(envelope.f) or shared.jobs.get(envelope.f)
         except UnknownJob as error:
@@ -259,6 +299,8 @@ class Claimer:
             log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
             into.refused.append(Return(grant, Action.ASIDE, text=str(error).encode()))
             return
+        if self._must_ask(envelope, grant, job, into):
+            return
         attempt = Attempt.of_envelope(
             envelope, grant, job, shared.tools, trusted_until=into.trusted_until, began_ms=into.now_ms
         )
@@ -268,6 +310,15 @@ class Claimer:
             shared.tools.settle(attempt, outcome)
         else:
             into.transient.append(attempt)
+
+    def _must_ask(self, envelope: Envelope, grant: Grant, job: AnyJob | PlainFunction, into: "_Sorted") -> bool:
+        """Whether a host has to be asked first; who has asked holds a place."""
+        if envelope.host is None or grant.host or grant.abort_wanted or isinstance(job, PlainFunction):
+            return False
+        limits = job.limits(self._shared.per_host)
+        if limits is not None:
+            into.asks.append(Ask(grant, envelope.host, limits))
+        return limits is not None
 
     async def _start(self, grants: dict[UUID, Grant], sent: float) -> None:
         """Start records and begin each that is ours; Redis is told of the others."""
@@ -362,6 +413,10 @@ class _Sorted:
         self.records: dict[UUID, Grant] = {}
         self.transient: list[Attempt] = []
         self.refused: list[Return] = []
+        self.given_up = 0
+        """How many of the refused gave up their room already."""
+        self.asks: list[Ask] = []
+        """Jobs whose host is to be asked first."""
 
 
 def _check_text(id_: str) -> None:

@@ -62,6 +62,7 @@ class Context:
         keep_artifact: ArtifactSink,
         read_artifact: ArtifactSource,
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
+        cool_down: Callable[[float], Awaitable[bool]] | None = None,
     ) -> None:
         self.id = id
         self._key = key
@@ -72,6 +73,7 @@ class Context:
         self._keep_artifact = keep_artifact
         self._read_artifact = read_artifact
         self._transaction = transaction
+        self._cool_down = cool_down
 
     @property
     def key(self) -> str:
@@ -108,6 +110,15 @@ class Context:
             ArtifactsUnavailable: the store did not answer, or has lost the file.
         """
         return await self._read_artifact(job, name, max_bytes)
+
+    async def cool_down(self, seconds: float) -> bool:
+        """Leave the job's host alone: no job of it starts for so long, on no worker, at most an hour. Those that run go on.
+
+        Answers whether that is so: False for a job without a host (see `per_host`), and while Redis is away.
+        """
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
+        return self._cool_down is not None and await self._cool_down(seconds)
 
     def transaction(self) -> "AbstractAsyncContextManager[AsyncSession]":
         """A database session whose writes are committed together with the job's success, and never without it.

@@ -14,6 +14,7 @@
     │   ├── QueueUnavailable
     │   ├── ArtifactsUnavailable
     │   ├── ServerStartError
+    │   ├── TooManyRequests      raised by a job whose host has had enough: the host is left alone for a while
     │   └── BrowserError
     │       ├── BrowserNotFound
     │       ├── BrowserGone
@@ -118,6 +119,26 @@ class ArtifactsUnavailable(OutsideError):
 
 class ServerStartError(OutsideError):
     """An embedded server could not be started."""
+
+
+MAX_COOL_DOWN_S = 3600
+"""The longest that a host is left alone at a time."""
+
+
+class TooManyRequests(OutsideError):
+    """Raise it in a job when its host has had enough: no job of the host starts for `retry_after_s` seconds, at most an hour.
+
+    The job itself runs again after it, without spending a retry, up to 20 times. Without `retry_after_s` the wait begins with
+    10 seconds and doubles each time.
+    """
+
+    def __init__(
+        self, message: str = "the host has had too many requests", *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        if retry_after_s is not None and not 0 <= retry_after_s < float("inf"):
+            raise ValueError(f"retry_after_s must be 0 or more seconds, not {retry_after_s!r}")
+        self.retry_after_s = None if retry_after_s is None else min(float(retry_after_s), float(MAX_COOL_DOWN_S))
 
 
 class BrowserError(OutsideError):

@@ -16,6 +16,7 @@ from typing import (
     Any,
     Concatenate,
     Generic,
+    Literal,
     Protocol,
     cast,
     overload,
@@ -40,6 +41,7 @@ from cplane.errors import (
 )
 from cplane.handle import Handle
 from cplane.names import JOB_NAME, QUEUE_NAME
+from cplane.politeness import Declared, PerHost, host_of, limits
 from cplane.retry import RetryPolicy
 from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
 from cplane.states import Priority
@@ -71,7 +73,7 @@ CHUNK = 1000
 CHUNKS_UNDER_WAY = 2
 """Chunks of one `submit_many` that are being recorded and scheduled, while the next is validated."""
 
-OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check")
+OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check", "per_host")
 
 Arguments = Mapping[str, Any]
 """A job's typed arguments by name: those that were given, and the defaults of the others."""
@@ -103,6 +105,7 @@ class Options:
     result_ttl_s: float
     browser: BrowserOptions
     check: Check | None
+    per_host: Declared
 
     @property
     def keeps_result(self) -> bool:
@@ -131,6 +134,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     run_at: datetime | None = None
     key: str | None = None
 
+    def host(self, defaults: PerHost | None) -> str | None:
+        """The host that the job takes the time of; None: it is not limited per host, or names none."""
+        return self.job.host(self.args_json, defaults)
+
 
 class Submitter(Protocol):
     """Where submissions go; the control plane is one."""
@@ -156,6 +163,7 @@ class Job(Generic[P, R, CallP, CallR]):
         self.timeout_s = options.timeout_s
         self.needs_page = signature.wants("page") or signature.wants("browser_context")
         """Whether the job asks for a page or a browser context."""
+        self._hosts: dict[str, msgspec.json.Decoder[Any]] = {}
         update_wrapper(cast("Callable[..., Any]", self), fn)
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
@@ -230,6 +238,26 @@ class Job(Generic[P, R, CallP, CallR]):
         """What `@job(browser=…)` says for these arguments."""
         browser = self.options.browser
         return browser(arguments) if callable(browser) else browser
+
+    def limits(self, defaults: PerHost | None) -> PerHost | None:
+        """How much of a host's time its jobs may take; None: it is not limited per host."""
+        return limits(self.options.per_host, defaults)
+
+    def host(self, args_json: bytes, defaults: PerHost | None) -> str | None:
+        """The host whose time these arguments take; None: the job is not limited per host, or they name none."""
+        limited = self.limits(defaults)
+        if limited is None:
+            return None
+        decoder = self._hosts.get(limited.of)
+        if decoder is None:
+            if limited.of not in self.signature.own.parameters:
+                return None
+            decoder = self._hosts[limited.of] = _text_decoder(limited.of)
+        try:
+            url = decoder.decode(args_json).url
+        except msgspec.ValidationError:  # it is not a text
+            return None
+        return host_of(url) if url else None
 
     def _checked(self, args_json: bytes) -> bytes:
         if self.options.check is not None:
@@ -522,6 +550,7 @@ if TYPE_CHECKING:
         result_ttl: float | timedelta | None = None,
         browser: BrowserOptions | None = None,
         check: Check | None = None,
+        per_host: PerHost | Mapping[str, Any] | Literal[False] | None = None,
     ) -> JobDecorator: ...
 
 
@@ -538,7 +567,8 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             (a number or a `RetryPolicy`; default 0), `record` (False: a transient job, without a row in Postgres), `result_ttl`
             seconds a transient result is kept in Redis (default 3600; 0: only the error of a failed job is kept, for an hour),
             `browser` (page options, or a function that makes them from the arguments), `check` (a function of the arguments that
-            raises ValueError at submit when they do not go together).
+            raises ValueError at submit when they do not go together), `per_host` (a `PerHost`, or a dict of its arguments: how much of
+            a host's time its jobs may take; False: no limit, whatever the settings say).
 
     Raises:
         InvalidJob: an unknown or impossible option, a parameter that cannot be an argument, or two jobs of one name.
@@ -612,7 +642,22 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), RESULT_TTL_S, zero=True),
         browser=cast("BrowserOptions", browser),
         check=cast("Check | None", check),
+        per_host=_per_host(where, signature, given.get("per_host")),
     )
+
+
+def _per_host(where: str, signature: Signature, value: object) -> Declared:
+    if value is None or value is False:
+        return value
+    try:
+        declared = PerHost.read(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidJob(f"{where}: {error}", hint="for example per_host=PerHost(concurrency=2, rate=1.0)") from None
+    if declared.of not in signature.own.parameters:
+        known = ", ".join(signature.own.parameters) or "none"
+        hint = f'name the argument that holds the URL: per_host=PerHost(of="…"); its arguments: {known}'
+        raise InvalidJob(f"{where}: per_host reads '{declared.of}', which is not an argument of the job", hint=hint)
+    return declared
 
 
 def _seconds(where: str, option: str, value: object, default: float, *, zero: bool = False) -> float:
@@ -646,6 +691,12 @@ def _policy(where: str, retries: object) -> RetryPolicy:
         return RetryPolicy(retries=cast("int", retries))
     except (TypeError, ValueError) as error:
         raise InvalidJob(f"{where}: {error}", hint="retries is a number or a RetryPolicy") from None
+
+
+def _text_decoder(argument: str) -> "msgspec.json.Decoder[Any]":
+    """Reads one argument of many, as `url`; None where it is absent."""
+    only = msgspec.defstruct("Only", [("url", str | None, msgspec.field(default=None, name=argument))])
+    return msgspec.json.Decoder(only)
 
 
 async def _chunks(

@@ -34,6 +34,7 @@ from cplane.errors import (
 )
 from cplane.events import CONTROL, EVENTS, Event, Events
 from cplane.handle import Handle
+from cplane.hosts import Hosts, HostStand
 from cplane.jobs import Options, Registry, Submission
 from cplane.keyring import Keyring
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
@@ -93,6 +94,7 @@ class ControlPlane:
     store: Store
     database: Database
     queue: Queue
+    hosts: Hosts
     events: Events
     artifacts: ArtifactStore
     sessions: Sessions
@@ -112,9 +114,12 @@ class ControlPlane:
             redis = await opening.enter_async_context(connect(self.settings.redis_url))
             self.redis = redis
             self.store, self.queue, self.events = Store(self.database), Queue(redis), Events(redis)
+            self.hosts, self._per_host = Hosts(redis), self.settings.per_host
             self.sessions = Sessions(self.database, Keyring(self.settings.secret_key))
             self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
-            self._transient = await opening.enter_async_context(TransientJobs(self.queue, self.events, self._waiters))
+            self._transient = await opening.enter_async_context(
+                TransientJobs(self.queue, self.events, self._waiters, self._per_host)
+            )
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
             self._record = await opening.enter_async_context(
                 Batch(self.store.submit, name="record submitted jobs", then=self._schedule_recorded)
@@ -242,6 +247,7 @@ class ControlPlane:
             run_at=submission.run_at,
             key=submission.key,
             request_hash=_request_hash(submission) if submission.key is not None else None,
+            host=submission.host(self._per_host),
         )
 
     def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:
@@ -252,7 +258,7 @@ class ControlPlane:
     async def _schedule_recorded(self, records: Sequence[NewRecord], answers: Sequence[Recorded]) -> None:
         """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same."""
         pushes = [
-            Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms)
+            Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host)
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
@@ -435,7 +441,10 @@ class ControlPlane:
         return await self.store.count_replayable(where)
 
     async def _schedule_again(self, standings: Sequence[Standing]) -> None:
-        pushes = [Push.of_record(each.queue, each.priority, each.id, each.job, 0, late_ms=0) for each in standings]
+        pushes = [
+            Push.of_record(each.queue, each.priority, each.id, each.job, 0, host=each.host, late_ms=0)
+            for each in standings
+        ]
         await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
 
     # queues
@@ -445,6 +454,10 @@ class ControlPlane:
         names = {job.options.queue for job in self.catalog.jobs.values()}
         names.update(self.settings.queues, await self.store.queues())
         return [await self.queue.stand(name) for name in sorted(names)]
+
+    async def host_stands(self, limit: int = 100) -> list[HostStand]:
+        """The hosts for which jobs wait, that cool down, or whose places are taken; those somebody waited for last come first."""
+        return await self.hosts.stands(limit)
 
     async def aside(self, limit: int = 100) -> list[Aside]:
         """What was set aside from queues, newest first."""

@@ -82,13 +82,24 @@ class Push(msgspec.Struct, frozen=True, gc=False):
     """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
     late_ms: int = -1
     """An id that is there already, and that nobody has leased, may be due so much later than this; negative: it stays as it is."""
+    host: str = ""
+    """The host that it takes the time of: who waits in the line of it may be due as late as the line says."""
 
     @classmethod
     def of_record(
-        cls, queue: str, priority: Priority, record_id: UUID, job: str, delay_ms: int, *, late_ms: int = -1
+        cls,
+        queue: str,
+        priority: Priority,
+        record_id: UUID,
+        job: str,
+        delay_ms: int,
+        *,
+        host: str | None = None,
+        late_ms: int = -1,
     ) -> Self:
         """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
-        return cls(queue, str(record_id), record_envelope(job), max(0, delay_ms), priority, late_ms=late_ms)
+        payload = record_envelope(job, host)
+        return cls(queue, str(record_id), payload, max(0, delay_ms), priority, late_ms=late_ms, host=host or "")
 
 
 class Pushed(IntEnum):
@@ -112,6 +123,8 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     """Its score in Redis: when it was due, ms."""
     token: str
     abort_wanted: bool = False
+    host: str = ""
+    """The host of which it holds a place; the place is renewed and given back with the lease."""
 
     @property
     def due_ms(self) -> int:
@@ -244,8 +257,9 @@ class Queue:
         self._redis = redis
         self._scripts = {
             name: redis.register_script(script_text(name))
-            for name in ("enqueue", "claim", "renew", "finish", "sweep", "stand", "abort", "epoch")
+            for name in ("enqueue", "claim", "renew", "sweep", "stand", "abort", "epoch")
         }
+        self._scripts["finish"] = redis.register_script(script_text("line") + script_text("finish"))
         self._grants = count()
         self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
 
@@ -259,10 +273,13 @@ class Queue:
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
             batch = [
-                (LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.late_ms)
+                (
+                    LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.late_ms,
+                    push.host,
+                )
                 for push in group
-            ]
-            return await self._answers("enqueue", [*_lanes(queue), _wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
+            ]  # fmt: skip
+            return await self._answers("enqueue", [*_lanes(queue), wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):
             return [_PUSHED[answer] for answer in await _each_queue(pushes, _queue_of_push, send)]
@@ -273,7 +290,7 @@ class Queue:
         order, token = order_of(number), f"{self._prefix}-{number}"
         async with translated("claiming jobs"):
             answer: tuple[list[Any], list[Any], list[Any], int] = await self._call(
-                "claim", [*_lanes(queue, order), _wake_key(queue)], room, int(lease_s * 1000), token, LOOKS
+                "claim", [*_lanes(queue, order), wake_key(queue)], room, int(lease_s * 1000), token, LOOKS
             )
         claimed, missing, odd, wait_ms = answer
         return Claim(
@@ -296,19 +313,19 @@ class Queue:
         async with translated("waiting for jobs"):
             # BLPOP reads 0 as "for ever", and counts in hundredths of a second at the finest
             wait_s: Any = max(0.01, min(longest_s, BLOCK_S))  # its types know whole seconds only
-            token = await cast("Awaitable[object]", self._redis.blpop([_wake_key(queue)], timeout=wait_s))  # pyright: ignore[reportUnknownMemberType]
+            token = await cast("Awaitable[object]", self._redis.blpop([wake_key(queue)], timeout=wait_s))  # pyright: ignore[reportUnknownMemberType]
         return token is not None
 
     async def wake(self, queue: str) -> None:
         """Wake one worker that sleeps: something was pushed without one of our scripts."""
         async with translated("waking a worker"):
-            await cast("Awaitable[int]", self._redis.lpush(_wake_key(queue), b"1"))  # pyright: ignore[reportUnknownMemberType]
+            await cast("Awaitable[int]", self._redis.lpush(wake_key(queue), b"1"))  # pyright: ignore[reportUnknownMemberType]
 
     async def renew(self, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
         """Extend leases."""
 
         async def send(queue: str, group: Sequence[Grant]) -> list[int]:
-            batch = [(LANE[grant.priority], _id(grant.id), grant.token) for grant in group]
+            batch = [(LANE[grant.priority], _id(grant.id), grant.token, grant.host) for grant in group]
             return await self._answers("renew", _lanes(queue), _pack(batch), int(lease_s * 1000))
 
         async with translated("renewing leases"):
@@ -321,11 +338,11 @@ class Queue:
             batch = [
                 (
                     LANE[back.grant.priority], _id(back.grant.id), back.grant.token, back.grant.try_ended,
-                    back.action, back.number, _bytes(back.text), back.keep_ms,
+                    back.action, back.number, _bytes(back.text), back.keep_ms, back.grant.host,
                 )
                 for back in group
             ]  # fmt: skip
-            return await self._answers("finish", [*_lanes(queue), _wake_key(queue), ASIDE], _pack(batch))
+            return await self._answers("finish", [*_lanes(queue), wake_key(queue), ASIDE], _pack(batch))
 
         async with translated("giving leases back"):
             return [_RETURNED[answer] for answer in await _each_queue(returns, _queue_of_return, send)]
@@ -541,7 +558,8 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-def _wake_key(queue: str) -> str:
+def wake_key(queue: str) -> str:
+    """The list on which workers of a queue sleep."""
     return f"cplane:wake:{queue}"
 
 

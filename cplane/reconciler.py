@@ -92,7 +92,10 @@ class Reconciler:
             log.info("jobs that Redis did not hold are scheduled", count=scheduled)
 
     async def _schedule(self, standings: Sequence[Standing], *, late_ms: int = LATE_MS) -> int:
-        pushes = [Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, late_ms=late_ms) for s in standings]
+        pushes = [
+            Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, host=s.host, late_ms=late_ms)
+            for s in standings
+        ]
         return (await self._queue.enqueue(pushes)).count(Pushed.SCHEDULED) if pushes else 0
 
 

@@ -183,6 +183,7 @@ def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:
         interruptions=envelope.interruptions + outcome.interruptions,
         queue=envelope.queue,
         priority=envelope.priority,
+        host=envelope.host,
     )
 
 

@@ -93,6 +93,7 @@ class JobRecord(Base, table=True):
     progress_note: str | None = Field(default=None, sa_column=Column(Text))
     key: str | None = Field(default=None, sa_column=Column(Text))
     request_hash: bytes | None = None
+    host: str | None = Field(default=None, sa_column=Column(Text))
     attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     crashes: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))

@@ -15,6 +15,7 @@ from cplane.egress.rules import Entry, literal
 from cplane.errors import InvalidSettings
 from cplane.keyring import read_keys
 from cplane.names import QUEUE_NAME
+from cplane.politeness import PerHost
 
 STACK_FILE = Path(".cplane") / "stack.json"
 """Where `cplane dev` leaves its addresses, below the folder it runs in."""
@@ -82,6 +83,22 @@ class CplaneSettings(BaseSettings):
     )
     egress_max_mb: int | None = Field(
         default=None, ge=1, description="MiB that the pages of one job may get; default: no limit"
+    )
+    per_host_concurrency: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="jobs with a `url` argument at once on one host, over all workers; 0: any",
+    )
+    per_host_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="jobs with a `url` argument that start each second on one host, over all workers; 0: any",
+    )
+    respect_retry_after: bool = Field(
+        default=True, description="whether built-in jobs leave a host alone that answers 429 or 503 with Retry-After"
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -187,6 +204,19 @@ class CplaneSettings(BaseSettings):
         if value is not None:
             read_keys(value)
         return value
+
+    @field_validator("per_host_rate")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        PerHost(rate=value)
+        return value
+
+    @property
+    def per_host(self) -> PerHost | None:
+        """The limits of jobs that say nothing of their own; None: there are none."""
+        if not self.per_host_concurrency and not self.per_host_rate:
+            return None
+        return PerHost(concurrency=self.per_host_concurrency, rate=self.per_host_rate)
 
     @field_validator("queues")
     @classmethod

@@ -50,6 +50,8 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     run_at: datetime | None = None
     key: str | None = None
     request_hash: bytes | None = None
+    host: str | None = None
+    """The host that it takes the time of, if it is limited per host."""
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
@@ -122,6 +124,7 @@ class Standing:
     job: str
     queue: str
     priority: Priority
+    host: str | None
     due_in_ms: int
 
 
@@ -152,6 +155,7 @@ class Store:
             "args": [record.args_json.decode() for record in records],
             "delays": _column([record.delay_s for record in records]),
             "run_ats": _column([record.run_at for record in records]),
+            "hosts": _column([record.host for record in records]),
         }
         earlier: dict[str, Any] = {}
         if any(record.key is not None for record in records):
@@ -424,8 +428,8 @@ def _submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | Idempot
 
 
 def _standing(row: Any) -> Standing:
-    id_, state, job, queue, priority, due_in_ms = row
-    return Standing(id_, State(state), job, queue, Priority(priority), max(0, due_in_ms))
+    id_, state, job, queue, priority, host, due_in_ms = row
+    return Standing(id_, State(state), job, queue, Priority(priority), host, max(0, due_in_ms))
 
 
 def _running_attempt(record: JobRecord) -> AttemptRecord:

@@ -16,6 +16,7 @@ from cplane.envelope import ErrorText, KeptResult, decode_envelope, decode_resul
 from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
 from cplane.events import CONTROL, Event, Events
 from cplane.jobs import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
+from cplane.politeness import PerHost
 from cplane.queue import Aborted, Push, Pushed, Queue, lane_of, redis_name
 from cplane.states import Priority, State
 from cplane.store import Submitted
@@ -60,10 +61,11 @@ class TransientJob:
 class TransientJobs:
     """Where transient jobs are submitted. Submissions that gather while one call is under way go together in the next."""
 
-    def __init__(self, queue: Queue, events: Events, waiters: Waiters) -> None:
+    def __init__(self, queue: Queue, events: Events, waiters: Waiters, per_host: PerHost | None) -> None:
         self._queue = queue
         self._events = events
         self._waiters = waiters
+        self._per_host = per_host
         self._schedule: Batch[Push, Pushed] = Batch(queue.enqueue, name="schedule transient jobs")
 
     async def __aenter__(self) -> Self:
@@ -102,7 +104,8 @@ class TransientJobs:
             )
             if value != own
         }
-        payload = encode_envelope(submission.job.name, (), msgspec.json.decode(submission.args_json), **elsewhere)
+        host, args = submission.host(self._per_host), msgspec.json.decode(submission.args_json)
+        payload = encode_envelope(submission.job.name, (), args, host=host, **elsewhere)
         return Push(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:

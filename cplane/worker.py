@@ -250,6 +250,8 @@ class Worker(arq.worker.Worker):
                 archive=Archive(self.plane.store, self.plane.artifacts),
                 suspects=Suspects(self.settings.trace),
                 vacate=self._vacate,
+                hosts=self.plane.hosts,
+                respects_retry_after=self.settings.respect_retry_after,
                 settle=self._settle,
                 ctx=self.ctx,
             )
@@ -258,6 +260,8 @@ class Worker(arq.worker.Worker):
                 worker=self.name,
                 store=self.plane.store,
                 queue=self.plane.queue,
+                hosts=self.plane.hosts,
+                per_host=self.settings.per_host,
                 jobs=self.jobs,
                 functions=self._plain,
                 leases=self._leases,

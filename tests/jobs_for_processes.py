@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.async_api import Page
 
-from cplane import Context, job
+from cplane import Context, PerHost, job
 
 
 @job
@@ -44,3 +44,13 @@ async def process_page_waits(page: Page, folder: str) -> str:
     while not (here / "go").exists():
         await asyncio.sleep(0.02)
     return str(await page.evaluate("'still ' + 'here'"))
+
+
+@job(per_host=PerHost(concurrency=2))
+async def process_visits(ctx: Context, url: str, folder: str) -> None:
+    """Leaves when it began and when it ended, by the machine's monotonic clock, in a file of its own."""
+    file = Path(folder) / f"{ctx.id}-{ctx.attempt}-{os.getpid()}"
+    file.write_text(f"{time.monotonic_ns()} ")
+    await asyncio.sleep(0.2)
+    with file.open("a") as opened:
+        opened.write(f"{time.monotonic_ns()}")

@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.jobs_for_processes import (
     process_blocks_a_thread,
     process_page_waits,
     process_pid,
+    process_visits,
     process_waits,
 )
 from tests.workers import DEADLINE_S
@@ -102,6 +105,39 @@ async def test_arq_runs_the_worker_and_sigterm_ends_it(settings: CplaneSettings,
         worker.process.terminate()
         assert await worker.ended() == 0
     assert any("worker stopped" in line for line in worker.lines)
+
+
+async def test_workers_that_are_killed_never_let_more_jobs_onto_a_host_than_may_be(
+    settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
+) -> None:
+    ends: dict[str, int] = {}
+    async with AsyncExitStack() as stack:
+        victims = [
+            await stack.enter_async_context(worker_process(settings, CPLANE_LEASE_S="2", CPLANE_QUEUES="default:2"))
+            for _ in range(3)
+        ]
+        handles = await process_visits.submit_many(
+            [{"url": f"http://{'ab'[n % 2]}.test/", "folder": str(tmp_path)} for n in range(60)]
+        )
+        for victim in victims[:2]:
+            async with asyncio.timeout(DEADLINE_S):
+                while not any(len(f.read_text().split()) == 1 for f in tmp_path.glob(f"*-{victim.pid}")):
+                    await asyncio.sleep(0.001)
+            victim.process.kill()
+            await victim.ended()
+            ends[str(victim.pid)] = time.monotonic_ns()
+        for handle in handles:
+            await handle.result(DEADLINE_S)
+    steps: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}
+    hosts = {str(handle.id): "ab"[number % 2] for number, handle in enumerate(handles)}
+    for file in tmp_path.glob("*-*-*"):
+        record_id, _, pid = file.name.rsplit("-", 2)
+        began, *ended = (int(part) for part in file.read_text().split())
+        steps[hosts[record_id]] += [(began, 1), (ended[0] if ended else ends[pid], -1)]
+    for host in "ab":
+        there = list(accumulate(change for _, change in sorted(steps[host])))
+        assert max(there) <= 2
+    assert {(await plane.record(handle.id)).state for handle in handles} == {State.SUCCEEDED}
 
 
 async def test_arqs_health_check_sees_the_worker(settings: CplaneSettings, plane: ControlPlane) -> None:

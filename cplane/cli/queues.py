@@ -10,6 +10,7 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
+    from cplane.hosts import HostStand
     from cplane.queue import Aside, Stand
 
 app = typer.Typer(invoke_without_command=True)
@@ -20,6 +21,8 @@ def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
     """How the queues stand, and what was set aside from them.
 
     [cyan]$ cplane queues[/]
+
+    [cyan]$ cplane queues hosts[/]
 
     [cyan]$ cplane queues aside[/]
     """
@@ -40,6 +43,41 @@ def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
     console().print(queues_table(stands))
     if aside:
         notes().print(f"[yellow]{aside} set aside[/]; `cplane queues aside` shows them", soft_wrap=True)
+
+
+@app.command()
+def hosts(*, as_json: AsJson = False) -> None:
+    """The hosts that jobs wait for, because of a limit or a cooldown.
+
+    [cyan]$ cplane queues hosts[/]
+    """
+
+    async def ask() -> "list[HostStand]":
+        async with open_plane() as plane:
+            return await plane.host_stands()
+
+    stands = run(ask())
+    if as_json:
+        print_json(
+            [
+                {
+                    "host": each.host,
+                    "running": each.in_use,
+                    "concurrency": each.concurrency or None,
+                    "rate": each.rate or None,
+                    "waiting": each.waiting,
+                    "next_start": each.next_start_s,
+                    "cooldown": each.cooldown_s,
+                }
+                for each in stands
+            ]
+        )
+    elif stands:
+        from cplane.cli.report import hosts_table
+
+        console().print(hosts_table(stands))
+    else:
+        notes().print("no job waits for a host")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from cplane.demo.report import size
 from cplane.states import AttemptState, State
 
 if TYPE_CHECKING:
+    from cplane.hosts import HostStand
     from cplane.queue import Aside, Stand
     from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.sessions import SessionInfo
@@ -86,6 +87,21 @@ def queues_table(stands: "Sequence[Stand]") -> Table:
     table = plain_table("queue", "due", "scheduled or running", "longest wait")
     for each in stands:
         table.add_row(each.queue, str(each.due), str(each.later), seconds_text(each.lag_s) if each.due else "")
+    return table
+
+
+def hosts_table(stands: "Sequence[HostStand]") -> Table:
+    """One line a host."""
+    table = plain_table("host", "running", "waiting", "rate", "next start in", "left alone for")
+    for each in stands:
+        table.add_row(
+            Text(each.host),
+            f"{each.in_use} of {each.concurrency}" if each.concurrency else str(each.in_use),
+            str(each.waiting),
+            f"{each.rate:g}/s" if each.rate else "",
+            seconds_text(each.next_start_s) if each.next_start_s else "",
+            seconds_text(each.cooldown_s) if each.cooldown_s else "",
+        )
     return table
 
 

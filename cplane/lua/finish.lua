@@ -1,6 +1,6 @@
--- Give leases back.
+-- Give leases back. (line.lua stands before this.)
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] set-aside stream
--- ARGV[1] msgpack: for each lease { lane, id, token, try, action, number, text, keep }
+-- ARGV[1] msgpack: for each lease { lane, id, token, try, action, number, text, keep, the host of which it holds a place or '' }
 --   0 done     the job is final: the id leaves Redis; a result (`text`) that is not empty is kept `number` ms (0: for ever);
 --              with `keep` > 0 the lease stays for so many ms, so that the same id cannot run at once again (arq's cron jobs)
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
@@ -12,7 +12,7 @@
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
-local answers, wake = {}, false
+local answers, wake, hosts = {}, false, {}
 local backs = cmsgpack.unpack(ARGV[1])
 local gone, left = {}, { {}, {}, {} } -- keys to delete, and ids that leave each lane: together, at the end
 
@@ -71,10 +71,15 @@ for from = 1, #backs, 500 do
     else
       answers[#answers + 1] = 1
       apply(back)
+      if back[9] and back[9] ~= '' then
+        redis.call('ZREM', 'cplane:host:' .. back[9] .. ':held', back[2] .. ' ' .. back[3])
+        hosts[back[9]] = true
+      end
     end
   end
 end
 in_parts('DEL', nil, gone)
 for lane = 1, 3 do in_parts('ZREM', KEYS[lane], left[lane]) end
+for host in pairs(hosts) do call_next(read_host(host, now_ms), now_ms) end -- whose turn it is now
 if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
 return answers

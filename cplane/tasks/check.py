@@ -136,7 +136,7 @@ def check_expectations(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"expect is empty; it takes {', '.join(Expectations.__annotations__)}")
 
 
-@job(browser=page_options, retries=RETRY, check=check_expectations)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_expectations)
 async def check(
     page: Page,
     ctx: Context,
@@ -149,7 +149,7 @@ async def check(
     noted = _Noted()
     noted.watch(page)
     try:
-        visited = await visit(page, options)
+        visited = await visit(page, options, busy_is_news=True)
     except VisitFailed as error:
         verdict = Verdict(expectation="loads", expected="true", found=storable(str(error)), ok=False)
         return await _finish(

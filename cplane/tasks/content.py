@@ -22,7 +22,7 @@ class Content(Visited):
 MaxBytes = Annotated[int, Field(ge=1, le=64 * 1024 * 1024, description="a page with more HTML fails")]
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def content(
     page: Page, ctx: Context, *, max_bytes: MaxBytes = MAX_BYTES, **options: Unpack[VisitOptions]
 ) -> Content:

@@ -51,7 +51,7 @@ def download_options(arguments: Mapping[str, Any]) -> dict[str, object]:
     return {**page_options(arguments), "accept_downloads": True}
 
 
-@job(browser=download_options, retries=RETRY, check=check_download)
+@job(browser=download_options, retries=RETRY, per_host={}, check=check_download)
 async def download(
     page: Page, ctx: Context, *, max_bytes: MaxFileBytes = MAX_BYTES, **options: Unpack[VisitOptions]
 ) -> Downloaded:

@@ -26,7 +26,7 @@ class Links(Visited):
     links: list[Link]
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def links(
     page: Page,
     *,

@@ -30,7 +30,7 @@ class Markdown(Visited):
     artifact: Artifact | None = Field(description="the file page.md when `markdown` is null")
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def markdown(
     page: Page,
     ctx: Context,

@@ -41,7 +41,7 @@ def check_pdf(arguments: Mapping[str, Any]) -> None:
         raise ValueError("give either format or width and height")
 
 
-@job(browser=page_options, retries=RETRY, check=check_pdf)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_pdf)
 async def pdf(
     page: Page,
     ctx: Context,

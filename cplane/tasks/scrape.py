@@ -62,7 +62,7 @@ class Scraped(Visited):
     elements: list[Found]
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def scrape(
     page: Page,
     *,

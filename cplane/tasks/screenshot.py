@@ -50,7 +50,7 @@ def check_screenshot(arguments: Mapping[str, Any]) -> None:
         raise ValueError("full_page, selector and clip exclude each other")
 
 
-@job(browser=page_options, retries=RETRY, check=check_screenshot)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_screenshot)
 async def screenshot(
     page: Page,
     ctx: Context,

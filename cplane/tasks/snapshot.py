@@ -19,7 +19,7 @@ class Snapshot(Visited):
     screenshot: Artifact
 
 
-@job(browser=page_options, retries=RETRY, check=check_visit)
+@job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def snapshot(
     page: Page,
     ctx: Context,

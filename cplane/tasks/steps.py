@@ -185,7 +185,7 @@ def steps_options(arguments: Mapping[str, Any]) -> dict[str, object]:
     return {**page_options(arguments), "accept_downloads": downloads}
 
 
-@job(browser=steps_options, retries=RETRY, check=check_steps)
+@job(browser=steps_options, retries=RETRY, per_host={}, check=check_steps)
 async def steps(
     page: Page,
     ctx: Context,

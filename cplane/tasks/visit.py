@@ -12,7 +12,7 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from cplane import HostUnreachable, RetryPolicy
+from cplane import HostUnreachable, RetryPolicy, retry_after
 
 SESSION_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
 HTTP_URL = TypeAdapter(HttpUrl)
@@ -300,15 +300,18 @@ def page_options(arguments: Mapping[str, Any]) -> dict[str, object]:
     return options
 
 
-async def visit(page: Page, options: VisitOptions) -> Visited:
+async def visit(page: Page, options: VisitOptions, *, busy_is_news: bool = False) -> Visited:
     """Open the page and wait until it is as asked for.
 
     Raises:
+        TooManyRequests: it answered 429 or 503 with Retry-After, unless that is what the job wants to know (`busy_is_news`).
         VisitFailed: it did not load, answered with an error, or lacks what was waited for.
     """
     await _prepare(page, options)
     response = await _load(page, options)
     status = response.status if response else None
+    if response is not None and not busy_is_news:
+        retry_after.check(response.status, response.headers.get("retry-after"), page.url)
     if status is not None and status >= 400 and options.get("fail_on_http_status"):
         raise StatusRefused(f"{page.url} answered with HTTP status {status}")
     await _add_tags(page, options)

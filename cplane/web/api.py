@@ -4,6 +4,7 @@ from cplane.storage_state import SessionState
 from cplane.web import problems
 from cplane.web.catalog import catalog
 from cplane.web.health import livez, readyz
+from cplane.web.hosts import list_hosts
 from cplane.web.inputs import ListQuery, RetryBody, SessionQuery, SubmitBody, WaitQuery
 from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
 from cplane.web.queues import list_queues
@@ -11,6 +12,7 @@ from cplane.web.resource import Answer, Operation
 from cplane.web.sessions import SESSIONS, delete_session, import_session, list_sessions, show_session
 from cplane.web.views import (
     Catalog,
+    HostList,
     JobList,
     JobView,
     Liveness,
@@ -142,6 +144,16 @@ OPERATIONS = (
         summary="How the queues stand",
         answers={200: Answer("Every queue with its numbers", QueueList)},
         problems=(problems.DATABASE, problems.QUEUE),
+        tag="queues",
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/hosts",
+        id="listHosts",
+        handler=list_hosts,
+        summary="The hosts that jobs wait for",
+        answers={200: Answer("At most 100 hosts, those that somebody waited for last first", HostList)},
+        problems=(problems.QUEUE,),
         tag="queues",
     ),
     Operation(

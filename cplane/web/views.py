@@ -145,6 +145,24 @@ class QueueList(BaseModel):
     )
 
 
+class HostView(BaseModel):
+    """How one host stands that jobs wait for."""
+
+    host: str = Field(description="its name, with the port if it is not the scheme's own")
+    running: int = Field(description="jobs that run there now")
+    concurrency: int | None = Field(description="how many may, over all workers; null: any number")
+    rate: float | None = Field(description="how many may start each second, over all workers; null: any number")
+    waiting: int = Field(description="jobs that wait for their turn; they hold no page and no room")
+    next_start: float = Field(description="seconds until rate and cooldown allow the next start")
+    cooldown: float = Field(description="seconds for which the host is left alone because it has had enough")
+
+
+class HostList(BaseModel):
+    """The hosts that are limited now."""
+
+    hosts: list[HostView]
+
+
 class SessionView(BaseModel):
     """What may be known of a browser session; nothing of what it holds."""
 

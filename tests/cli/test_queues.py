@@ -175,3 +175,15 @@ async def test_the_result_of_a_transient_job_is_printed(
         shown = await cplane("jobs", "show", json.loads(ended.stdout)["id"], "--json", **addresses)
         assert (shown.code, json.loads(shown.stdout)["result"]) == (0, 2)
         await worker.stop()
+
+
+async def test_the_hosts_that_jobs_wait_for_are_listed(
+    cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane
+) -> None:
+    assert (await cplane("queues", "hosts", **addresses)).stderr == "no job waits for a host\n"
+    await plane.hosts.cool_down("busy.test:8080", 3000)
+    (told,) = json.loads((await cplane("queues", "hosts", "--json", **addresses)).stdout)
+    assert (told["host"], told["waiting"], told["concurrency"]) == ("busy.test:8080", 0, None)
+    assert 2000 < told["cooldown"] <= 3000
+    shown = await cplane("queues", "hosts", **addresses)
+    assert re.search(r"^ ?busy\.test:8080 +0 +0 ", shown.stdout, re.MULTILINE)

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from cplane import ControlPlane
-from cplane.queue import Id
+from cplane import ControlPlane, PerHost
+from cplane.hosts import Ask
+from cplane.queue import Id, Push
 from cplane.states import Priority
 
 if TYPE_CHECKING:
@@ -30,3 +31,20 @@ async def test_every_queue_has_its_numbers(api: "Api", plane: ControlPlane) -> N
 async def test_what_was_set_aside_is_counted(api: "Api", plane: ControlPlane) -> None:
     await plane.queue.set_aside([(Id("default", Priority.HIGH, "odd"), "its payload is a list", b"")])
     assert (await api.client.get("/api/v1/queues")).json()["aside"] == 1
+
+
+async def test_the_hosts_that_jobs_wait_for_are_listed(api: "Api", plane: ControlPlane) -> None:
+    assert (await api.client.get("/api/v1/hosts")).json() == {"hosts": []}
+    await plane.queue.enqueue([Push("default", id_, b"x") for id_ in ("a", "b")])
+    grants = (await plane.queue.claim("default", 2, 30)).grants
+    await plane.hosts.ask("default", [Ask(grant, "a.test", PerHost(concurrency=1)) for grant in grants])
+    (host,) = (await api.client.get("/api/v1/hosts")).json()["hosts"]
+    assert host == {
+        "host": "a.test",
+        "running": 1,
+        "concurrency": 1,
+        "rate": None,
+        "waiting": 1,
+        "next_start": 0,
+        "cooldown": 0,
+    }

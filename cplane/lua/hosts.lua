@@ -1,0 +1,104 @@
+-- Ask whether leased ids may start on their hosts; who may not goes back to the queue. (line.lua stands before this.)
+-- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
+-- ARGV[1] msgpack: for each { lane, id, token of its lease, due in ms (its score before it was leased), host,
+--   places of the host (0: any), ms between two starts (0: any), starts that may come at once }
+-- ARGV[2] ms from the next start that may have to wait for a place until it is looked at again
+-- answers for each: -1 it may start, and holds a place for as long as its lease; -2 the lease is not the asker's any more;
+--   else it went back, its try not counted, and is due again in so many ms
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + now[2] / 1000
+local look_ms = tonumber(ARGV[2])
+local hosts, answers, wake, waits = {}, {}, false, false
+
+-- who is before this one in the line, as far as that matters when `turns` may start
+local function count_ahead(host, member, since_ms, turns)
+  local count = 0
+  local line = redis.call('ZRANGE', host.key .. ':line', 0, turns + 7, 'WITHSCORES')
+  for i = 1, #line, 2 do
+    local score = tonumber(line[i + 1])
+    if score > since_ms or line[i] == member or (score == since_ms and line[i] > member) then break end
+    local stand = stand_of(host, line[i], now_ms)
+    if stand == 'waits' or stand == 'leased' then count = count + 1 end
+  end
+  return count
+end
+
+-- how many may start now
+local function turns_now(host)
+  if start_ms(host, now_ms) > now_ms then return 0 end
+  local turns = free(host)
+  if host.interval > 0 then
+    local late_ms = now_ms - math.max(host.tat, now_ms) + (host.burst - 1) * host.interval
+    turns = math.min(turns, math.floor(late_ms / host.interval) + 1)
+  end
+  return turns
+end
+
+-- when the one at a position of the line may have its turn
+local function wait_ms(host, position)
+  local at = start_ms(host, now_ms)
+  if host.interval > 0 then
+    at = math.max(at, math.max(host.tat, host.cool_ms, now_ms) + (position - host.burst + 1) * host.interval)
+  elseif at > now_ms then
+    at = at + math.min(position, 600) * 100 -- after a cooldown they do not come back all at once
+  end
+  if position >= free(host) then at = math.max(at, now_ms + look_ms * (1 + position / 10)) end
+  return math.max(1, math.min(math.ceil(at - now_ms), DAY_MS))
+end
+
+local function since_of(host, member, due_ms)
+  local since_ms = tonumber(redis.call('ZSCORE', host.key .. ':line', member))
+  if since_ms then return since_ms, true end
+  if due_ms % 1 == 0.5 then return due_ms - 600000, false end -- its worker died (see claim.lua): it has waited before
+  return due_ms, false
+end
+
+local function decide(ask)
+  local lane, id, token, due_ms = KEYS[ask[1]], ask[2], ask[3], tonumber(ask[4])
+  local lease_key = 'arq:in-progress:' .. id
+  if redis.call('GET', lease_key) ~= token then return -2 end
+  local host = hosts[ask[5]]
+  if not host then
+    host = read_host(ask[5], now_ms)
+    hosts[ask[5]] = host
+  end
+  host.concurrency, host.interval, host.burst = ask[6], ask[7], ask[8]
+  local member = lane .. ' ' .. id
+  local since_ms, in_line = since_of(host, member, due_ms)
+  local turns = turns_now(host)
+  if turns == math.huge or turns >= 1 and count_ahead(host, member, since_ms, turns) < turns then
+    if in_line then redis.call('ZREM', host.key .. ':line', member) end
+    note_start(host, now_ms)
+    local lease_ms = math.max(1, redis.call('PTTL', lease_key))
+    redis.call('ZADD', host.key .. ':held', now_ms + lease_ms, id .. ' ' .. token)
+    redis.call('PEXPIRE', host.key .. ':held', lease_ms + 60000)
+    host.held = host.held + 1
+    return -1
+  end
+  redis.call('ZADD', host.key .. ':line', since_ms, member)
+  local ms = wait_ms(host, redis.call('ZRANK', host.key .. ':line', member))
+  redis.call('DEL', lease_key)
+  redis.call('ZADD', lane, string.format('%.0f', math.floor(now_ms) + ms), id)
+  host.waits, waits, wake = true, true, true
+  return ms
+end
+
+for i, ask in ipairs(cmsgpack.unpack(ARGV[1])) do answers[i] = decide(ask) end
+for name, host in pairs(hosts) do
+  redis.call('HSET', host.key, 'tat', string.format('%.3f', host.tat), 'concurrency', host.concurrency,
+    'interval', host.interval, 'burst', host.burst)
+  local keep_ms = math.max(host.tat, host.cool_ms, now_ms) - now_ms + 60000
+  if redis.call('EXISTS', host.key .. ':line') == 1 then
+    keep_ms = keep_ms + 2 * DAY_MS
+    redis.call('PEXPIRE', host.key .. ':line', 2 * DAY_MS)
+  end
+  redis.call('PEXPIRE', host.key, math.ceil(keep_ms))
+  if host.waits then redis.call('ZADD', 'cplane:hosts', math.floor(now_ms), name) end
+  call_next(host, now_ms)
+end
+if waits then
+  redis.call('ZREMRANGEBYRANK', 'cplane:hosts', 0, -10001)
+  redis.call('PEXPIRE', 'cplane:hosts', 2 * DAY_MS)
+end
+if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
+return answers

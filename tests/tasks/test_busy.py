@@ -1,0 +1,77 @@
+"""Built-in jobs and servers that have had enough: the host is left alone, and what is pictured is the page."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from cplane import ControlPlane, CplaneSettings
+from cplane.tasks import check, content
+from tests.workers import DEADLINE_S, running
+
+PAGE = b"<title>Here</title><p>at last</p>"
+
+
+class BusySite:
+    """Answers 429 (or 503) with Retry-After so often, then a page."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.times = 1
+        self.status = "429 Too Many Requests"
+        self.asked = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            self.asked += path == b"/"
+            busy = self.asked <= self.times
+            status = f"{self.status}\r\nRetry-After: 1" if busy else "200 OK"
+            body = b"<title>Busy</title>" if busy else PAGE
+            head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode() + body)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def busy_site() -> AsyncGenerator[BusySite]:
+    site = BusySite()
+    async with await asyncio.start_server(site.serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        site.url = f"http://{host}:{port}/"
+        yield site
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+async def test_a_server_that_says_when_to_come_back_is_visited_then(
+    settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite, status: str
+) -> None:
+    busy_site.status = status
+    async with running(settings, pages=True):
+        handle = await content.submit(url=busy_site.url)
+        result = await handle.result(timeout=DEADLINE_S)
+    assert (result.title, result.status) == ("Here", 200)
+    record = await plane.record(handle.id)
+    assert (record.failures, record.interruptions, record.host) == (0, 1, busy_site.url[7:-1])
+    first, _ = await plane.attempts(handle.id)
+    assert first.error_type == "TooManyRequests"
+    assert "Retry-After: 1 s" in (first.error_message or "")
+
+
+async def test_where_it_is_not_respected_the_answer_is_the_page(
+    settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite
+) -> None:
+    async with running(settings.model_copy(update={"respect_retry_after": False}), pages=True):
+        result = await (await content.submit(url=busy_site.url)).result(timeout=DEADLINE_S)
+    assert (result.title, result.status) == ("Busy", 429)
+
+
+async def test_to_a_check_it_is_news(settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite) -> None:
+    async with running(settings, pages=True):
+        result = await (await check.submit(url=busy_site.url, expect={"status": 200})).result(timeout=DEADLINE_S)
+    assert not result.ok
+    assert result.status == 429

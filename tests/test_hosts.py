@@ -1,0 +1,245 @@
+"""Turns on hosts, on real Redis: places, rates, order, cooldowns, and what becomes of them when workers die or Redis forgets."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from cplane import ControlPlane
+from cplane.hosts import GRANTED, LEASE_GONE, Ask
+from cplane.politeness import PerHost
+from cplane.queue import Action, Grant, Push, Renewal, Return
+from cplane.states import Priority
+from tests.workers import raw
+
+LEASE_S = 30.0
+TWO = PerHost(concurrency=2)
+SLOW = PerHost(rate=0.5)
+
+
+async def push(plane: ControlPlane, *ids: str, queue: str = "default", priority: Priority = Priority.NORMAL) -> None:
+    await plane.queue.enqueue([Push(queue, id_, b"payload", 0, priority) for id_ in ids])
+
+
+async def claim(plane: ControlPlane, room: int = 100, queue: str = "default") -> list[Grant]:
+    return (await plane.queue.claim(queue, room, LEASE_S)).grants
+
+
+async def ask(plane: ControlPlane, grants: Sequence[Grant], limits: PerHost, host: str = "a.test") -> list[int]:
+    return await plane.hosts.ask(grants[0].queue, [Ask(grant, host, limits) for grant in grants]) if grants else []
+
+
+def held(grant: Grant, host: str = "a.test") -> Grant:
+    return Grant(grant.queue, grant.priority, grant.id, grant.payload, grant.tries, grant.due, grant.token, host=host)
+
+
+async def finish(plane: ControlPlane, grant: Grant, host: str = "a.test") -> None:
+    await plane.queue.finish([Return(held(grant, host), Action.DONE)])
+
+
+async def due_ms(plane: ControlPlane, id_: str, queue: str = "default") -> int:
+    """How far ahead an id is due."""
+    due = await plane.queue.due_ms(queue, id_)
+    assert due is not None
+    return due - await plane.queue.now_ms()
+
+
+async def test_so_many_of_a_host_start_and_the_others_go_back_without_a_lease(plane: ControlPlane) -> None:
+    await push(plane, "a", "b", "c", "d")
+    answers = await ask(plane, await claim(plane), TWO)
+    assert answers[:2] == [GRANTED, GRANTED]
+    assert all(answer > 10_000 for answer in answers[2:])
+    assert await claim(plane) == []
+    look = await plane.queue.look("c")
+    assert (look.leased, look.tries, look.payload) == (False, 0, b"payload")
+    (stand,) = await plane.host_stands()
+    assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("a.test", 2, 2, 2)
+
+
+async def test_who_is_next_is_due_as_soon_as_a_place_is_given_back_and_in_order(plane: ControlPlane) -> None:
+    await push(plane, "a", "b", "c", "d")
+    first = await claim(plane)
+    await ask(plane, first, TWO)
+    await finish(plane, first[1])
+    (next_,) = await claim(plane)
+    assert next_.id == "c"
+    assert await ask(plane, [next_], TWO) == [GRANTED]
+    await finish(plane, first[0])
+    (next_,) = await claim(plane)
+    assert next_.id == "d"
+
+
+async def test_a_newcomer_does_not_pass_those_who_wait(plane: ControlPlane) -> None:
+    await push(plane, "a", "b", "c")
+    first = await claim(plane)
+    one = PerHost(concurrency=1)
+    await ask(plane, first, one)
+    await finish(plane, first[0])
+    await push(plane, "new")
+    # b was called; the newcomer happens to be claimed by a worker of its own first
+    claimed = {grant.id: grant for grant in await claim(plane)}
+    assert set(claimed) == {"b", "new"}
+    assert (await ask(plane, [claimed["new"]], one))[0] > 0
+    assert await ask(plane, [claimed["b"]], one) == [GRANTED]
+    await finish(plane, claimed["b"])
+    assert [grant.id for grant in await claim(plane)] == ["c"]
+
+
+async def test_starts_keep_the_rate_and_who_waits_is_due_when_its_turn_comes(plane: ControlPlane) -> None:
+    await push(plane, *(f"{number}" for number in range(5)))
+    answers = await ask(plane, await claim(plane), SLOW)
+    assert answers[0] == GRANTED
+    waits = answers[1:]
+    assert waits == pytest.approx([2000, 4000, 6000, 8000], abs=2)
+    (stand,) = await plane.host_stands()
+    assert (stand.rate, stand.waiting) == (0.5, 4)
+
+
+async def test_a_burst_starts_at_once_and_the_rate_holds_after_it(plane: ControlPlane) -> None:
+    await push(plane, *(f"{number}" for number in range(5)))
+    answers = await ask(plane, await claim(plane), PerHost(rate=0.5, burst=3))
+    assert answers[:3] == [GRANTED] * 3
+    assert answers[3:] == pytest.approx([2000, 4000], abs=2)
+
+
+async def test_hosts_do_not_share_anything(plane: ControlPlane) -> None:
+    await push(plane, "a", "b")
+    a, b = await claim(plane)
+    one = PerHost(concurrency=1, rate=0.001)
+    assert await ask(plane, [a], one, "a.test") == [GRANTED]
+    assert await ask(plane, [b], one, "b.test") == [GRANTED]
+
+
+async def test_a_place_is_renewed_with_the_lease_and_ends_with_it(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "a", "b", "c")
+    (a,) = (await plane.queue.claim("default", 1, 1.0)).grants
+    assert await ask(plane, [a], one) == [GRANTED]
+    (b,) = await claim(plane, 1)
+    assert (await ask(plane, [b], one))[0] > 0
+    assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
+    ends_ms = await raw(plane).zscore("cplane:host:a.test:held", f"a {a.token}")
+    assert ends_ms - await plane.queue.now_ms() > 20_000
+    # the lease ends without its worker: the place is free, and whoever asks next calls the first of the line
+    await raw(plane).zadd("cplane:host:a.test:held", {f"a {a.token}": 1})
+    await push(plane, "d")
+    c, d = await claim(plane, 2)
+    assert all(answer > 0 for answer in await ask(plane, [c, d], one))
+    assert await due_ms(plane, "b") <= 0
+
+
+async def test_who_lost_its_lease_is_told_and_holds_no_place(plane: ControlPlane) -> None:
+    await push(plane, "a")
+    (a,) = await claim(plane)
+    stranger = Grant(a.queue, a.priority, a.id, a.payload, 1, a.due, "other")
+    assert await ask(plane, [stranger], TWO) == [LEASE_GONE]
+    assert await raw(plane).exists("cplane:host:a.test:held") == 0
+
+
+async def test_a_job_whose_worker_died_comes_before_those_who_never_had_a_turn(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "a", "b")
+    a, b = await claim(plane)
+    await ask(plane, [a, b], one)
+    now_ms = await plane.queue.now_ms()
+    await raw(plane).delete("arq:in-progress:a")
+    await raw(plane).zadd("arq:queue", {"a": now_ms - 10 + 0.5})
+    await raw(plane).delete("cplane:host:a.test:held")
+    (a,) = await claim(plane)
+    assert await ask(plane, [a], one) == [GRANTED]
+
+
+async def test_during_a_cooldown_nobody_starts_and_after_it_everybody_may(plane: ControlPlane) -> None:
+    assert await plane.hosts.cool_down("a.test", 60) == 60
+    assert await plane.hosts.cool_down("a.test", 1) == pytest.approx(60, abs=1)
+    await push(plane, "a", "b")
+    waits = await ask(plane, await claim(plane), PerHost())
+    assert all(59_000 < wait < 60_200 for wait in waits)
+    (stand,) = await plane.host_stands()
+    assert stand.cooldown_s > 59
+    await raw(plane).hset("cplane:host:a.test", "until", 1)
+    await raw(plane).zadd("arq:queue", {"a": 1, "b": 2})
+    assert await ask(plane, await claim(plane), PerHost()) == [GRANTED, GRANTED]
+
+
+async def test_a_cooldown_lasts_an_hour_at_most(plane: ControlPlane) -> None:
+    assert await plane.hosts.cool_down("a.test", 1e9) == 3600
+
+
+async def test_a_redis_that_was_wiped_limits_from_zero_and_holds_nobody_up(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1, rate=0.001)
+    await push(plane, "a", "b")
+    await ask(plane, await claim(plane), one)
+    await plane.hosts.cool_down("a.test", 600)
+    await raw(plane).flushdb()
+    await push(plane, "b")
+    assert await ask(plane, await claim(plane), one) == [GRANTED]
+
+
+async def test_who_left_the_queue_or_is_never_claimed_holds_nobody_up(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "running", "cancelled", "last")
+    await push(plane, "unserved", queue="elsewhere")
+    first, cancelled, last = await claim(plane)
+    await ask(plane, [first], one)
+    await ask(plane, await claim(plane, queue="elsewhere"), one)
+    await ask(plane, [cancelled, last], one)
+    await raw(plane).zrem("arq:queue", "cancelled")
+    await raw(plane).zadd("arq:queue:elsewhere", {"unserved": await plane.queue.now_ms() - 10_000})
+    await finish(plane, first)
+    (grant,) = await claim(plane)
+    assert grant.id == "last"
+    assert await ask(plane, [grant], one) == [GRANTED]
+
+
+async def test_a_call_reaches_a_job_of_another_queue_and_wakes_its_worker(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "here")
+    (here,) = await claim(plane)
+    await ask(plane, [here], one)
+    await push(plane, "there", queue="elsewhere", priority=Priority.LOW)
+    await ask(plane, await claim(plane, queue="elsewhere"), one)
+    await raw(plane).delete("cplane:wake:elsewhere")
+    await finish(plane, here)
+    assert await raw(plane).llen("cplane:wake:elsewhere") == 1
+    (there,) = await claim(plane, queue="elsewhere")
+    assert await ask(plane, [there], one) == [GRANTED]
+
+
+async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane) -> None:
+    await push(plane, "a", "b")
+    await ask(plane, await claim(plane), PerHost(rate=0.001))
+    before = await due_ms(plane, "b")
+    assert before > 900_000
+    again = Push("default", "b", b"payload", 0, late_ms=30_000, host="a.test")
+    await plane.queue.enqueue([again])
+    assert await due_ms(plane, "b") == pytest.approx(before, abs=2000)
+    await raw(plane).delete("cplane:host:a.test:line")
+    await plane.queue.enqueue([again])
+    assert await due_ms(plane, "b") <= 0
+
+
+async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: ControlPlane) -> None:
+    """Each is claimed once and sent back, and once more when its turn has come."""
+    one = PerHost(concurrency=1)
+    await push(plane, *(f"{number:04}" for number in range(1000)))
+    claims, order = 0, list[str]()
+    while grants := await claim(plane, 50):
+        claims += len(grants)
+        running = [g for g, answer in zip(grants, await ask(plane, grants, one), strict=True) if answer == GRANTED]
+        for grant in running:
+            order.append(grant.id)
+            await finish(plane, grant)
+    assert order == sorted(order)
+    assert len(order) == 1000
+    assert claims <= 2100
+
+
+async def test_keys_of_a_host_that_nobody_waits_for_do_not_stay(plane: ControlPlane) -> None:
+    await push(plane, "a")
+    (a,) = await claim(plane)
+    await ask(plane, [a], PerHost(concurrency=1, rate=10))
+    await finish(plane, a)
+    keys = [key.decode() for key in await raw(plane).keys("cplane:host*")]
+    assert keys == ["cplane:host:a.test"]
+    assert 0 < await raw(plane).pttl("cplane:host:a.test") < 70_000
+    assert await plane.host_stands() == []
