@@ -63,6 +63,8 @@ FIRST_COOLDOWN_S = 10
 """How long a host is left alone first that does not say for how long."""
 
 TRACEBACK_CHARS = 16_000
+EXPLAINED = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.INTERRUPTED})
+"""Ends of an attempt of which evidence is kept."""
 FINAL_ERRORS = (
     EgressBlocked,
     InvalidArguments,
@@ -351,8 +353,9 @@ async def _keep_evidence(attempt: Attempt, outcome: Outcome | None) -> None:
     if lease is None or record_id is None or outcome is None:
         return
     within_s = attempt.trusted_until - time.monotonic() - 1.0
-    if outcome.error is not None and outcome.attempt_state is not AttemptState.RELEASED:
-        tools.suspects.note(attempt.job.name)
+    if outcome.error is not None and outcome.attempt_state in EXPLAINED and outcome.error.type != "TooManyRequests":
+        if outcome.attempt_state is not AttemptState.INTERRUPTED:
+            tools.suspects.note(attempt.job.name)
         if lease.yield_slot():
             tools.vacate(attempt)
         told = f"{outcome.error.type}: {outcome.error.message}"

@@ -44,15 +44,16 @@ async def collect(lease: PageLease, number: int, error: str) -> list[File]:
         error: what the job failed with.
     """
     page = lease.page
+    if lease.lost:  # there is nothing to see any more, and the job is to run again soon
+        told = await _try(_tell(lease, error), "what happened")
+        return [_told(number, told or {"error": mask_text(error)})]
     picture, html, told, traced = await asyncio.gather(
         _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "a picture"),
         _try(page.content(), "its HTML"),
         _try(_tell(lease, error), "what happened"),
         _try(_trace(lease, number), "its trace"),
     )
-    files = [
-        File(f"failure-{number}.json", "application/json", json.dumps(told or {"error": error}, indent=1).encode())
-    ]
+    files = [_told(number, told or {"error": mask_text(error)})]
     if picture is not None:
         files.append(File(f"failure-{number}.png", "image/png", picture))
     if html is not None:
@@ -61,6 +62,10 @@ async def collect(lease: PageLease, number: int, error: str) -> list[File]:
     if traced is not None:
         files.append(File(f"trace-{number}.zip", "application/zip", traced))
     return files
+
+
+def _told(number: int, told: dict[str, Any]) -> File:
+    return File(f"failure-{number}.json", "application/json", json.dumps(told, indent=1).encode())
 
 
 async def collect_trace(lease: PageLease, number: int) -> list[File]:
