@@ -308,6 +308,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
             raise asyncio.CancelledError
         if isinstance(job, PlainFunction):
             return _succeeded(attempt, value=await job.call(attempt.args, attempt.grant, attempt.number, tools.ctx))
+        if attempt.grant.host:
+            retry_after.respected.set(tools.respects_retry_after)
         args = attempt.args
         arguments = job.decode(args) if isinstance(args, bytes) else job.decode_call(args.a, args.k)
         resources = await _open(attempt, job, arguments) if job.signature.injected else NOTHING
@@ -542,8 +544,6 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
     """What the job asks for by type. Waiting for a page is not run time: the deadline begins when it is there."""
     tools = attempt.tools
     attempt.transaction = transaction = JobTransaction(tools.store)
-    if attempt.grant.host:
-        retry_after.respected.set(tools.respects_retry_after)
     if job.needs_page:
         try:
             options = PageOptions.read(job.page_options(arguments))

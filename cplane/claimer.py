@@ -225,8 +225,7 @@ class Claimer:
                 self._sort(grant, sorted_)
         self._begin_sorted(sorted_)
         try:
-            if sorted_.asks:
-                await self._ask_hosts(sorted_, sent)
+            unasked = await self._ask_hosts(sorted_, sent) if sorted_.asks else None
             if sorted_.records:
                 await self._start(sorted_.records, sent)
         finally:  # what is refused goes back even while Postgres is away
@@ -236,6 +235,8 @@ class Claimer:
             await self._set_aside(claim.odd)
         if claim.missing:
             await shared.restore(claim.missing)
+        if unasked is not None:
+            raise unasked
 
     def _begin_sorted(self, sorted_: "_Sorted") -> None:
         """Begin transient jobs, which need no start; what is refused needs no room."""
@@ -245,15 +246,19 @@ class Claimer:
         self._shared.begin(sorted_.transient)
         sorted_.transient = []
 
-    async def _ask_hosts(self, sorted_: "_Sorted", sent: float) -> None:
-        """Ask the hosts whose time jobs take: those that have their turn go on, the others are back in the queue, and hold nothing."""
+    async def _ask_hosts(self, sorted_: "_Sorted", sent: float) -> QueueUnavailable | None:
+        """Ask the hosts whose time jobs take: those that have their turn go on, the others are back in the queue, and hold nothing.
+
+        Answers why it could not be asked: the jobs come back when their leases have ended, those without a host go on.
+        """
         asks, sorted_.asks = sorted_.asks, []
         granted: list[Ask] = []
+        unasked: QueueUnavailable | None = None
         try:
             answers = await self._shared.hosts.ask(self._queue, asks)
             granted = [ask for ask, answer in zip(asks, answers, strict=True) if answer == GRANTED]
         except QueueUnavailable as error:
-            log.warning("hosts cannot be asked; the jobs come back", count=len(asks), reason=str(error))
+            unasked = error
         finally:
             for _ in range(len(asks) - len(granted)):
                 self._give_up()
@@ -264,6 +269,7 @@ class Claimer:
             for ask in granted:
                 self._sort(msgspec.structs.replace(ask.grant, host=ask.host), sorted_)
             self._begin_sorted(sorted_)
+        return unasked
 
     def _in_time(self, sent: float, count: int) -> bool:
         """Whether leases asked for at `sent` can still be trusted; if not, the grants are given up: others may have begun them by now."""

@@ -191,6 +191,25 @@ async def test_who_left_the_queue_or_is_never_claimed_holds_nobody_up(plane: Con
     assert await ask(plane, [grant], one) == [GRANTED]
 
 
+async def test_many_that_nobody_claims_stand_last_in_the_end(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "running")
+    (first,) = await claim(plane)
+    await ask(plane, [first], one)
+    left = [f"left{number}" for number in range(40)]
+    await push(plane, *left, queue="elsewhere")
+    await ask(plane, await claim(plane, queue="elsewhere"), one)
+    await push(plane, "last")
+    await ask(plane, await claim(plane), one)
+    assert await due_ms(plane, "last") > 10_000
+    await raw(plane).zadd("arq:queue:elsewhere", dict.fromkeys(left, await plane.queue.now_ms() - 100_000))
+    await finish(plane, first)
+    assert await due_ms(plane, "last") <= 0
+    assert await raw(plane).zrank("cplane:host:a.test:line", "arq:queue last") == 0
+    (waits,) = [grant for grant in await claim(plane, queue="elsewhere") if grant.id == "left0"]
+    assert (await ask(plane, [waits], one))[0] > 0
+
+
 async def test_a_call_reaches_a_job_of_another_queue_and_wakes_its_worker(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "here")
@@ -216,6 +235,27 @@ async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane)
     await raw(plane).delete("cplane:host:a.test:line")
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") <= 0
+
+
+async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    keys = ["cplane:hosts", *(f"cplane:host:a.test{part}" for part in ("", ":held", ":line"))]
+
+    async def foul() -> None:
+        for key in keys:
+            await raw(plane).set(key, "foreign")
+
+    await foul()
+    await push(plane, "a", "b")
+    a, b = await claim(plane)
+    assert await ask(plane, [a], one) == [GRANTED]
+    assert (await ask(plane, [b], one))[0] > 0
+    await foul()
+    await plane.queue.enqueue([Push("default", "b", b"payload", 0, late_ms=0, host="a.test")])
+    assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
+    await finish(plane, a)
+    await foul()
+    assert await plane.hosts.cool_down("a.test", 60) == 60
 
 
 async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: ControlPlane) -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
 from cplane import Context, ControlPlane, CplaneSettings, JobFailed, PerHost, State, TooManyRequests, job
 from cplane.envelope import decode_envelope
+from cplane.errors import QueueUnavailable
 from cplane.handle import Handle
+from cplane.hosts import Ask, Hosts
 from cplane.states import MAX_INTERRUPTIONS, AttemptState
 from cplane.worker import Worker
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
@@ -280,6 +282,30 @@ async def test_what_is_scheduled_again_carries_its_host(settings: CplaneSettings
             while not await waiting_for(plane, "a.test"):
                 await asyncio.sleep(0.01)
     assert await plane.state(second.id) is State.QUEUED
+
+
+async def test_while_hosts_cannot_be_asked_the_jobs_that_have_none_go_on(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"lease_s": 2.0})
+    broken, asked = True, asyncio.Event()
+    ask = Hosts.ask
+
+    async def maybe_ask(self: Hosts, queue: str, asks: Sequence[Ask]) -> list[int]:
+        asked.set()
+        if broken:
+            raise QueueUnavailable("Redis refused")
+        return await ask(self, queue, asks)
+
+    monkeypatch.setattr(Hosts, "ask", maybe_ask)
+    async with workers(settings, 1):
+        limited = await polite_visit.submit("http://a.test/", 7)
+        free = await polite_plain.submit("http://a.test/")
+        await asyncio.wait_for(asked.wait(), DEADLINE_S)
+        await free.result(timeout=DEADLINE_S)
+        assert (await plane.record(limited.id)).attempt == 0
+        broken = False
+        assert await limited.result(timeout=DEADLINE_S) == 7
 
 
 async def test_a_waiting_job_that_is_cancelled_leaves_at_once(settings: CplaneSettings, plane: ControlPlane) -> None:

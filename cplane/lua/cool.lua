@@ -3,6 +3,10 @@
 -- answers ms until the cooldown ends; one that lasts longer already stays
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+for place, kind in ipairs({ 'hash', 'zset' }) do -- what is of another kind gives way
+  local found = redis.call('TYPE', KEYS[place]).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', KEYS[place]) end
+end
 local until_ms = math.max(tonumber(redis.call('HGET', KEYS[1], 'until')) or 0, now_ms + tonumber(ARGV[2]))
 redis.call('HSET', KEYS[1], 'until', string.format('%.0f', until_ms))
 local keep_ms = until_ms - now_ms + 60000

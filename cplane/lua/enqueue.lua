@@ -32,8 +32,8 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
   elseif added[id] or redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
     answers[i] = 0
     local waits = late_ms >= 0 and push[7] and push[7] ~= ''
-      and redis.call('ZSCORE', 'cplane:host:' .. push[7] .. ':line', KEYS[lane] .. ' ' .. id)
-    local there_ms = late_ms >= 0 and not waits and tonumber(redis.call('ZSCORE', KEYS[lane], id))
+      and redis.pcall('ZSCORE', 'cplane:host:' .. push[7] .. ':line', KEYS[lane] .. ' ' .. id)
+    local there_ms = late_ms >= 0 and type(waits) ~= 'string' and tonumber(redis.call('ZSCORE', KEYS[lane], id))
     if there_ms and there_ms > due_ms + late_ms and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
       redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
       wake = true

@@ -72,7 +72,7 @@ for from = 1, #backs, 500 do
       answers[#answers + 1] = 1
       apply(back)
       if back[9] and back[9] ~= '' then
-        redis.call('ZREM', 'cplane:host:' .. back[9] .. ':held', back[2] .. ' ' .. back[3])
+        sound('ZREM', 'cplane:host:' .. back[9] .. ':held', back[2] .. ' ' .. back[3])
         hosts[back[9]] = true
       end
     end

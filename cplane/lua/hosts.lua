@@ -93,7 +93,7 @@ for name, host in pairs(hosts) do
     redis.call('PEXPIRE', host.key .. ':line', 2 * DAY_MS)
   end
   redis.call('PEXPIRE', host.key, math.ceil(keep_ms))
-  if host.waits then redis.call('ZADD', 'cplane:hosts', math.floor(now_ms), name) end
+  if host.waits then sound('ZADD', 'cplane:hosts', math.floor(now_ms), name) end
   call_next(host, now_ms)
 end
 if waits then

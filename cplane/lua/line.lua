@@ -5,15 +5,25 @@
 -- cplane:host:HOST:line  who waits for a turn: "LANE ID", score = since when, ms
 -- cplane:hosts           the hosts somebody had to wait for, score = when, ms
 -- Who waits stays in the queue, due when its turn is thought to come. When a turn comes sooner, the first of the line are called: made
--- due. Whom nobody claims though it was called is passed over, so a queue without a worker holds up nobody.
-local DAY_MS, STALE_MS, CALLED = 86400000, 2000, 64
+-- due. Whom nobody claims for two seconds though it was called is passed over, and after a minute stands last: a queue without a worker
+-- holds up nobody.
+local DAY_MS, STALE_MS, LEFT_MS, CALLED, LOOKS = 86400000, 2000, 60000, 64, 64
+
+-- a call whose key may hold something foreign: that gives way
+local function sound(command, key, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  redis.call('DEL', key)
+  return redis.call(command, key, ...)
+end
 
 local function read_host(host, now_ms)
   local key = 'cplane:host:' .. host
-  local found = redis.call('HMGET', key, 'tat', 'until', 'concurrency', 'interval', 'burst')
-  redis.call('ZREMRANGEBYSCORE', key .. ':held', '-inf', now_ms)
+  local found = sound('HMGET', key, 'tat', 'until', 'concurrency', 'interval', 'burst')
+  sound('ZREMRANGEBYSCORE', key .. ':held', '-inf', now_ms)
+  sound('ZCARD', key .. ':line')
   return {
-    key = key, host = host, held = redis.call('ZCARD', key .. ':held'),
+    key = key, held = redis.call('ZCARD', key .. ':held'),
     tat = tonumber(found[1]) or 0, cool_ms = tonumber(found[2]) or 0,
     concurrency = tonumber(found[3]) or 0, interval = tonumber(found[4]) or 0, burst = tonumber(found[5]) or 1,
   }
@@ -59,7 +69,7 @@ local function call_next(host, now_ms)
   local turns = math.min(free(host), CALLED)
   if turns < 1 or (host.concurrency == 0 and host.interval == 0) then return end
   local tat, woken = host.tat, {}
-  for _, member in ipairs(redis.call('ZRANGE', host.key .. ':line', 0, turns + 7)) do
+  for _, member in ipairs(redis.call('ZRANGE', host.key .. ':line', 0, turns + LOOKS)) do
     local stand, due_ms, lane, id = stand_of(host, member, now_ms)
     if stand == 'waits' or stand == 'leased' then
       local at = start_ms(host, now_ms)
@@ -70,6 +80,8 @@ local function call_next(host, now_ms)
         woken[lane] = true
       end
       if turns < 1 then break end
+    elseif stand == 'passed over' and due_ms < now_ms - LEFT_MS then
+      redis.call('ZADD', host.key .. ':line', 'XX', now_ms, member)
     end
   end
   host.tat = tat

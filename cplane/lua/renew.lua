@@ -14,7 +14,7 @@ for i, held in ipairs(cmsgpack.unpack(ARGV[1])) do
     redis.call('ZADD', KEYS[lane], 'XX', now_ms + lease_ms + 0.5, id) -- the half: see claim.lua
     if held[4] and held[4] ~= '' then -- its place on the host: see line.lua
       local places = 'cplane:host:' .. held[4] .. ':held'
-      redis.call('ZADD', places, now_ms + lease_ms, id .. ' ' .. token)
+      redis.pcall('ZADD', places, now_ms + lease_ms, id .. ' ' .. token)
       redis.call('PEXPIRE', places, lease_ms + 60000)
     end
     answers[i] = redis.call('ZSCORE', 'arq:abort', id) and 2 or 1

@@ -47,7 +47,7 @@ async def test_every_command_answers_as_told(api: "Api", hand: "Hand", tmp_path:
 
     submit, follow = ["202", "202", "200", "202", "202"], ["200", "200", "200", "200"]
     steer, sessions = ["200", "202", "200"], ["201", "200", "200", "204"]
-    ask, refused = ["200", "200", "200", "200"], ["422"]
+    ask, refused = ["200"] * 5, ["422"]
     assert [status for status in statuses if status] == [*submit, *follow, *steer, *sessions, *ask, *refused]
     assert (tmp_path / "screenshot.png").read_bytes() == b"picture"
 
