@@ -11,7 +11,7 @@ from typing import Any, cast
 from cplane.egress.rules import Blocked, Failed
 
 GREET_S = 10.0
-"""What a client has to say where to, it says within this time."""
+"""What a client has to say where to, it says within this time; what is dialled then has deadlines of its own."""
 MOST_CONNECTIONS = 256
 """At once; a browser keeps to 32 through one proxy (and 255 for WebSockets)."""
 MOST_NOTED = 50
@@ -54,8 +54,12 @@ class Gate:
         """What was refused, the first 50."""
         self.failed: list[Failed] = []
         """What could not be reached, the first 50."""
+        self.cut: Blocked | None = None
+        """Why everything was cut, once pages have got more than they may."""
         self.bytes_in = 0
         """Bytes that pages have got so far."""
+        self.bytes_out = 0
+        """Bytes that pages have sent so far."""
         self._dial = dial
         self._max_bytes = max_bytes
         self._server: asyncio.Server | None = None
@@ -108,13 +112,22 @@ class Gate:
         """A client has gone."""
         self._clients.discard(client)
 
-    def connect(self, client: "_Client", host: str, port: int) -> None:
-        """Dial for a client, in a task of the gate's."""
+    @property
+    def dials(self) -> int:
+        """Connections that are being made."""
+        return len(self._tasks)
+
+    def connect(self, client: "_Client", host: str, port: int) -> asyncio.Task[None]:
+        """Dial for a client, in a task of the gate's. The client cancels it when it goes."""
         task = asyncio.get_running_loop().create_task(self._connect(client, host, port), name="dial for a page")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _connect(self, client: "_Client", host: str, port: int) -> None:
+        if self.cut is not None:
+            client.refuse(Reply.NOT_ALLOWED)
+            return
         try:
             transport, upstream = await self._dial(host, port, lambda: _Upstream(client))
         except HostBlocked as error:
@@ -131,9 +144,11 @@ class Gate:
         self.bytes_in += received
         if self._max_bytes is None or self.bytes_in <= self._max_bytes:
             return True
-        rule = f"its pages got more than {self._max_bytes >> 20} MiB (CPLANE_EGRESS_MAX_MB)"
-        if not any(blocked.rule == rule for blocked in self.blocked):
-            self.blocked.append(Blocked("the job", 0, rule))
+        if self.cut is None:
+            self.cut = Blocked(
+                "", 0, f"the job's pages got more than {self._max_bytes >> 20} MiB (CPLANE_EGRESS_MAX_MB)"
+            )
+            self.blocked.append(self.cut)
         return False
 
     @staticmethod
@@ -193,6 +208,7 @@ class _Client(_Relay):
         self._greeted = False
         self._asked = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._dialling: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -203,6 +219,7 @@ class _Client(_Relay):
 
     def data_received(self, data: bytes) -> None:
         if self.other is not None:
+            self._gate.bytes_out += len(data)
             self.other.write(data)
             return
         self._head += data
@@ -217,6 +234,8 @@ class _Client(_Relay):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._rest()
+        if self._dialling is not None:
+            self._dialling.cancel()  # nobody waits for it: a page that asks and goes keeps nothing open
         self._gate.leave(self)
 
     def count(self, received: int) -> bool:
@@ -227,7 +246,6 @@ class _Client(_Relay):
         if self.transport is None or self.transport.is_closing():
             other.abort()
             return
-        self._rest()
         self._answer(Reply.SUCCEEDED)
         self.other = other
         self.peer, upstream.peer = upstream, self
@@ -268,7 +286,8 @@ class _Client(_Relay):
         if len(self._head) > length:
             self.abort()
             return
-        self._gate.connect(self, host, port)
+        self._rest()
+        self._dialling = self._gate.connect(self, host, port)
 
     def _answer(self, reply: Reply) -> None:
         self._write(bytes((VERSION, reply, 0, V4, 0, 0, 0, 0, 0, 0)))

@@ -1,6 +1,7 @@
 """The way out for pages: names are resolved once, every address is judged, and what was judged is what is dialled.
 
-A name that answers with a public address first and a private one later (DNS rebinding) gains nothing: nobody resolves it again.
+A name that answers with a public address first and a private one later (DNS rebinding) gains nothing: between judging and dialling nobody
+resolves it again, and a later answer is judged like the first.
 """
 
 import asyncio
@@ -13,18 +14,16 @@ from types import TracebackType
 from typing import Self
 
 from cplane.egress.gate import Gate, HostBlocked
+from cplane.egress.lookups import Lookups, Resolve
 from cplane.egress.rules import Address, Blocked, EgressRules, bracketed, literal, plain
 from cplane.egress.upstream import Upstream, UpstreamRefused, pass_on
 
-RESOLVE_S = 5.0
 CONNECT_S = 10.0
 MOST_ADDRESSES = 4
 """Of one name so many are tried."""
-RESOLVERS = 16
-"""Names that are resolved at once: the system's resolver takes a thread for each."""
+RESOLVERS = 64
+"""Names that are resolved at once, for all gates: the system's resolver takes a thread for each."""
 
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""The addresses of a name; OSError when it has none."""
 Connect = Callable[[Callable[[], asyncio.Protocol], str, int], Awaitable[tuple[asyncio.Transport, asyncio.Protocol]]]
 """Opens a connection to an address."""
 
@@ -74,14 +73,12 @@ class EgressProxy:
     @asynccontextmanager
     async def gate(self, upstream: Upstream | None = None) -> AsyncGenerator[Gate]:
         """A gate, until the end of the block; `upstream` is a proxy of the job's own that stands behind it."""
-        routes: dict[tuple[str, int], Route] = {}
+        lookups = Lookups(self._resolve)
 
         async def dial(
             host: str, port: int, protocol: Callable[[], asyncio.Protocol]
         ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-            route = routes.get((host, port))
-            if route is None:
-                route = routes[host, port] = await self._route(host, port, upstream)
+            route = await self._route(lookups, host, port, upstream)
             if upstream is None:
                 return await self._dial(route, protocol)
             return await self._dial_through(upstream, route, host, port, protocol)
@@ -92,6 +89,7 @@ class EgressProxy:
             yield gate
         finally:
             await gate.close()
+            await lookups.close()
 
     async def check(self, host: str, port: int) -> None:
         """Whether a host may be reached.
@@ -100,48 +98,43 @@ class EgressProxy:
             HostBlocked: it may not.
             OSError: it has no address.
         """
-        await self._route(host, port, None)
+        lookups = Lookups(self._resolve)
+        try:
+            await self._route(lookups, host, port, None)
+        finally:
+            await lookups.close()
 
-    async def _route(self, host: str, port: int, upstream: Upstream | None) -> Route:
+    async def _route(self, lookups: Lookups, host: str, port: int, upstream: Upstream | None) -> Route:
         """Judge a host and, when a proxy is to reach it, the proxy too."""
-        if upstream is not None:
-            try:
-                await self._judge(host, port)
-            except OSError:  # only the proxy may know the name; what it reaches lies outside in any case
-                if (blocked := self.rules.judge_name(host, port)) is not None:
-                    raise HostBlocked(blocked) from None
-            return Route(await self._judge(upstream.host, upstream.port, any_port=True), upstream.port)
-        return Route(await self._judge(host, port), port)
+        if upstream is None:
+            return Route(await self._judge(lookups, host, port), port)
+        try:
+            await self._judge(lookups, host, port)
+        except OSError:  # only the proxy may know the name; what it reaches lies outside in any case
+            if (blocked := self.rules.judge_unresolved(host, port)) is not None:
+                raise HostBlocked(blocked) from None
+        return Route(await self._judge(lookups, upstream.host, upstream.port, any_port=True), upstream.port)
 
-    async def _judge(self, host: str, port: int, *, any_port: bool = False) -> tuple[Address, ...]:
+    async def _judge(self, lookups: Lookups, host: str, port: int, *, any_port: bool = False) -> tuple[Address, ...]:
         if (blocked := self.rules.judge_name(host, port)) is not None:
             raise HostBlocked(blocked)
         if not 0 < port < 65536:
             raise HostBlocked(Blocked(host, port, "there is no such port"))
         address = literal(host)
-        addresses = (address,) if address is not None else tuple(await self._addresses(host, port))
+        addresses = (address,) if address is not None else await lookups.addresses(host, port)
         if (blocked := self.rules.judge(host, port, addresses, any_port=any_port)) is not None:
             raise HostBlocked(blocked)
         return tuple(dict.fromkeys(map(plain, addresses)))
-
-    async def _addresses(self, host: str, port: int) -> Sequence[Address]:
-        try:
-            async with asyncio.timeout(RESOLVE_S):
-                addresses = await self._resolve(host, port)
-        except TimeoutError:
-            raise OSError(f"its name was not resolved within {RESOLVE_S:g} s") from None
-        except (socket.gaierror, UnicodeError):
-            raise OSError("there is no such name") from None
-        if not addresses:
-            raise OSError("there is no such name")
-        return addresses
 
     async def _ask_system(self, host: str, port: int) -> Sequence[Address]:
         def ask() -> list[Address]:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             return [address for *_, place in found if (address := literal(str(place[0]))) is not None]
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        except RuntimeError:  # a shut executor takes no more
+            raise OSError("the egress proxy is closed") from None
 
     async def _dial(
         self, route: Route, protocol: Callable[[], asyncio.Protocol]

@@ -10,15 +10,22 @@ Network = IPv4Network | IPv6Network
 
 WEB_PORTS = frozenset({80, 443})
 LOOPBACK, PRIVATE = "loopback", "private"
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""What IANA gives out of IPv6; all else is special, translated to IPv4, or given to nobody."""
+PORTS_RULE = "only ports 80 and 443 are open, and CPLANE_EGRESS_ALLOW does not have this one"
 WORDS: dict[str, tuple[str, ...]] = {
     LOOPBACK: ("127.0.0.0/8", "::1/128"),
     PRIVATE: ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
 }
 
+DEVIATING = frozenset("ßẞς\u200c\u200d")
+"""Letters that the codec of Python (IDNA 2003) maps away and browsers (UTS 46) keep."""
+
 REFUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a loopback address", WORDS[LOOPBACK]),
     ("a private address", WORDS[PRIVATE]),
     ("a link-local address, as of cloud metadata", ("169.254.0.0/16", "fe80::/10")),
+    ("the address of a cloud's host", ("168.63.129.16/32",)),  # Azure's; public by number, and answered by the machine's own host
     ("an address shared by a carrier (RFC 6598)", ("100.64.0.0/10",)),
     ("an unspecified address", ("0.0.0.0/8", "::/128")),
     ("a multicast address", ("224.0.0.0/4", "ff00::/8")),
@@ -27,10 +34,10 @@ REFUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an address for benchmarks", ("198.18.0.0/15", "2001:2::/48")),
     (
         "an IPv6 address that stands for an IPv4 one",
-        ("::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"),
+        ("::ffff:0:0/96", "::ffff:0:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"),
     ),
 )  # fmt: skip
-"""IANA's registries of special-purpose addresses, and the encodings of IPv4 in IPv6 (RFC 4291, 6052, 8215, 3056, 4380)."""
+"""IANA's registries of special-purpose addresses, and the encodings of IPv4 in IPv6 (RFC 4291, 2765, 6052, 8215, 3056, 4380)."""
 
 REFUSED_NETWORKS: tuple[tuple[str, Network], ...] = tuple(
     (name, ipaddress.ip_network(network)) for name, networks in REFUSED for network in networks
@@ -39,14 +46,14 @@ REFUSED_NETWORKS: tuple[tuple[str, Network], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A host that was not reached, and the rule that says so."""
+    """A host that was not reached, and the rule that says so; without a host: all of them from then on."""
 
     host: str
     port: int
     rule: str
 
     def __str__(self) -> str:
-        return f"{bracketed(self.host)}:{self.port} was not reached: {self.rule}"
+        return self.rule if not self.host else f"{bracketed(self.host)}:{self.port} was not reached: {self.rule}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +89,10 @@ class Entry:
         if place in WORDS:
             return cls(text, networks=tuple(map(ipaddress.ip_network, WORDS[place])), port=port)
         try:
-            return cls(text, networks=(ipaddress.ip_network(place.strip("[]"), strict=False),), port=port)
+            return cls(text, networks=(_unmapped(ipaddress.ip_network(place.strip("[]"), strict=False)),), port=port)
         except ValueError:
             pass
-        name = normal_name(place.removeprefix("*."))
-        if not name or not all(part and part.replace("-", "").isalnum() for part in name.split(".")):
-            raise ValueError(
-                f"'{text}' is no host, *.domain, address, network, loopback or private, with or without :port"
-            )
-        return cls(text, name=name, below=place.startswith("*."), port=port)
+        return cls(text, name=_read_name(text, place.removeprefix("*.")), below=place.startswith("*."), port=port)
 
     def names(self, name: str, port: int) -> bool:
         """Whether it is about this name."""
@@ -139,10 +141,19 @@ class EgressRules:
             if (kind := refused(address)) is not None:
                 return Blocked(host, port, f"{address} is {kind}, and CPLANE_EGRESS_ALLOW does not have it")
             if port not in WEB_PORTS and not any_port:
-                return Blocked(
-                    host, port, "only ports 80 and 443 are open, and CPLANE_EGRESS_ALLOW does not have this one"
-                )
+                return Blocked(host, port, PORTS_RULE)
         return None
+
+    def judge_unresolved(self, host: str, port: int) -> Blocked | None:
+        """What can be said of a name that only a proxy of the job's own may know: its address is not judged, all else is."""
+        if (blocked := self.judge_name(host, port)) is not None:
+            return blocked
+        name = normal_name(host)
+        if any(entry.names(name, port) for entry in self.allow):
+            return None
+        if name.rpartition(".")[2] == "localhost":  # RFC 6761: whoever resolves it, it is their own machine
+            return Blocked(host, port, "localhost is a loopback address, and CPLANE_EGRESS_ALLOW does not have it")
+        return None if port in WEB_PORTS else Blocked(host, port, PORTS_RULE)
 
 
 def refused(address: Address) -> str | None:
@@ -150,6 +161,8 @@ def refused(address: Address) -> str | None:
     for name, network in REFUSED_NETWORKS:
         if address in network:
             return name
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
+        return "not a global unicast address"
     return None if address.is_global else "not a public address"
 
 
@@ -180,6 +193,33 @@ def literal(host: str) -> Address | None:
 def bracketed(host: str) -> str:
     """A host as it stands before a port."""
     return f"[{host}]" if ":" in host else host
+
+
+def _unmapped(network: Network) -> Network:
+    """The IPv4 network that a mapped one stands for: an address is judged as what is dialled."""
+    if not isinstance(network, IPv6Network) or network.prefixlen < 96:
+        return network
+    start = network.network_address.ipv4_mapped
+    return network if start is None else IPv4Network((start, network.prefixlen - 96))
+
+
+def _read_name(text: str, place: str) -> str:
+    """The name of an entry, as it arrives at a gate.
+
+    Raises:
+        ValueError: it is none, or browsers read it otherwise.
+    """
+    name = normal_name(place)
+    parts = name.split(".")
+    if not name or not all(part and part.replace("-", "").replace("_", "").isalnum() for part in parts):
+        raise ValueError(f"'{text}' is no host, *.domain, address, network, loopback or private, with or without :port")
+    if parts[-1].isdigit() or parts[-1].startswith("0x"):  # for browsers this is an address, in one of its short forms
+        raise ValueError(
+            f"'{text}' is no name and no full address; write an address as 127.0.0.1, a network as 10.0.0.0/8"
+        )
+    if not name.isascii() or set(place) & DEVIATING:
+        raise ValueError(f"'{text}' has no one ASCII form; write it as it stands in DNS, with xn--")
+    return name
 
 
 def _split_port(text: str) -> tuple[str, int | None]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cplane.egress import EgressRules, Gate, Upstream, gate
+from cplane.egress import EgressRules, Gate, Upstream, gate, proxy
 from cplane.egress.gate import MOST_CONNECTIONS, Reply
 from tests.egress.internet import Handler, Internet, echo
 
@@ -54,6 +54,13 @@ async def ask(gate: Gate, host: str, port: int = 443) -> tuple[int, asyncio.Stre
     return answer[1], reader, writer
 
 
+async def request(gate: Gate, host: str, port: int = 443) -> asyncio.StreamWriter:
+    """A request without waiting for its answer."""
+    _, writer = await greet(gate)
+    writer.write(b"\x05\x01\x00\x03" + bytes((len(host),)) + host.encode() + port.to_bytes(2, "big"))
+    return writer
+
+
 async def closed(reader: asyncio.StreamReader) -> bool:
     try:
         return await asyncio.wait_for(reader.read(), 10) == b""
@@ -77,7 +84,7 @@ async def test_bytes_go_both_ways_and_a_half_close_leaves_the_other_half_open(in
         writer.write_eof()
         assert await reader.read() == b"last"
         writer.close()
-        assert gate.bytes_in == 9
+        assert (gate.bytes_in, gate.bytes_out) == (9, 9)
         await until_empty(gate)
 
 
@@ -287,8 +294,54 @@ async def test_more_bytes_than_allowed_cut_everything_and_are_noted(internet: In
         writer.write(b"x" * (2 << 20))
         with suppress(ConnectionError):
             assert len(await reader.read()) <= 1 << 20
-        assert [blocked.rule for blocked in gate.blocked] == ["its pages got more than 1 MiB (CPLANE_EGRESS_MAX_MB)"]
         writer.close()
+        assert list(map(str, gate.blocked)) == ["the job's pages got more than 1 MiB (CPLANE_EGRESS_MAX_MB)"]
+        dialled = len(internet.dialled)
+        assert (await ask(gate, "site.example"))[0] == Reply.NOT_ALLOWED
+        assert len(internet.dialled) == dialled
+        assert len(gate.blocked) == 1
+
+
+async def test_a_dial_ends_when_nobody_waits_for_it_any_more(internet: Internet) -> None:
+    internet.names["silent.example"] = ["1.2.3.4"]
+    internet.silent.add(("1.2.3.4", 443))
+    async with internet.proxy() as proxy, proxy.gate() as gate:
+        for _ in range(300):  # more than may be open at once
+            internet.waiting.clear()
+            writer = await request(gate, "silent.example")
+            await asyncio.wait_for(internet.waiting.wait(), 10)
+            writer.transport.abort()
+            await until_empty(gate)
+        async with asyncio.timeout(10):
+            while gate.dials:
+                await asyncio.sleep(0.01)
+        assert gate.failed == []
+
+
+async def test_a_host_that_does_not_answer_is_told_of_however_long_the_dial_took(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "GREET_S", 0.2)
+    monkeypatch.setattr(proxy, "CONNECT_S", 0.6)
+    internet.names["silent.example"] = ["1.2.3.4"]
+    internet.silent.add(("1.2.3.4", 443))
+    async with internet.proxy() as open_proxy, open_proxy.gate() as open_gate:
+        assert (await ask(open_gate, "silent.example"))[0] == Reply.HOST_UNREACHABLE
+        assert [failed.host for failed in open_gate.failed] == ["silent.example"]
+
+
+async def test_a_host_that_speaks_first_and_goes_is_heard(internet: Internet) -> None:
+    async def farewell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"bye" * 1000)
+        writer.close()
+
+    async with internet.serve("bye.example", "1.1.1.3", 443, farewell), internet.proxy() as proxy, proxy.gate() as gate:
+        for _ in range(50):
+            code, reader, writer = await ask(gate, "bye.example")
+            assert code == Reply.SUCCEEDED
+            assert await asyncio.wait_for(reader.read(), 10) == b"bye" * 1000
+            writer.close()
+        await until_empty(gate)
 
 
 async def test_leaving_a_gate_cuts_what_is_open_and_what_is_being_dialled(internet: Internet) -> None:
@@ -357,6 +410,21 @@ async def test_a_proxy_of_the_jobs_own_stands_behind_the_gate(
             assert (await ask(gate, "site.example"))[0] == Reply.HOST_UNREACHABLE
             assert "refused site.example:443" in str(gate.failed[0])
             assert "wrong" not in str(gate.failed[0])
+
+
+async def test_a_name_that_only_the_jobs_own_proxy_knows_is_asked_for_at_the_ports_of_the_web(
+    internet: Internet,
+) -> None:
+    refused = [("far.example", 25), ("localhost", 80), ("app.localhost", 443)]
+    async with (
+        internet.serve("proxy.example", "1.1.1.9", 3128, http_proxy),
+        internet.proxy() as proxy,
+        proxy.gate(Upstream.read("http://proxy.example:3128", "me", "secret")) as gate,
+    ):
+        assert (await ask(gate, "far.example", 443))[0] == Reply.SUCCEEDED
+        for host, port in refused:
+            assert (await ask(gate, host, port))[0] == Reply.NOT_ALLOWED
+        assert [(blocked.host, blocked.port) for blocked in gate.blocked] == refused
 
 
 async def test_a_proxy_in_the_private_network_is_refused(internet: Internet) -> None:

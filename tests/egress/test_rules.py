@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cplane.egress import Blocked, EgressRules, Entry
-from cplane.egress.rules import Address, literal, refused
+from cplane.egress.rules import GLOBAL_UNICAST, Address, literal, refused
 
 PUBLIC = EgressRules()
 REFUSED = {
@@ -51,6 +51,12 @@ REFUSED = {
     "64:ff9b:1::1": "stands for an IPv4",
     "2002:7f00:1::1": "stands for an IPv4",
     "2001:0:4136:e378::1": "stands for an IPv4",
+    "::ffff:0:7f00:1": "stands for an IPv4",
+    "168.63.129.16": "a cloud's host",
+    "::ffff:168.63.129.16": "a cloud's host",
+    "1::1": "not a global unicast",
+    "4000::1": "not a global unicast",
+    "fe00::1": "not a global unicast",
 }
 
 
@@ -114,11 +120,55 @@ def test_names_are_compared_in_their_ascii_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "*", "a b", "http://host", "10.0.0.0/99", "host:0", "host:70000", "*.", "user@host", "a/b"]
+    "text", ["", "*", "a b", "http://host", "10.0.0.0/99", "host:0", "host:70000", "*.", "user@host", "a/b", "a%2eb"]
 )
 def test_what_is_no_entry_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no host, |has no port"):
         Entry.read(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "10.0.0.256", "*.10.0.0.1", "127.0.0.1.:80"]
+)
+def test_an_entry_that_browsers_read_as_an_address_is_written_in_full(text: str) -> None:
+    with pytest.raises(ValueError, match="is no name and no full address; write an address as"):
+        Entry.read(text)
+
+
+@pytest.mark.parametrize("text", ["straße.example", "*.faß.example", "βόλος.example", "a\u200db.example", "é" * 70])
+def test_an_entry_that_browsers_may_read_as_another_name_is_written_in_ascii(text: str) -> None:
+    with pytest.raises(ValueError, match="has no one ASCII form; write it as it stands in DNS, with xn--"):
+        Entry.read(text)
+
+
+def test_an_entry_of_mapped_addresses_is_about_the_addresses_that_are_dialled() -> None:
+    rules = EgressRules.read(["::ffff:10.1.0.0/112"], ["[::ffff:1.1.1.1]:443"])
+    assert judged(rules, "a.example", "10.1.2.3") is None
+    assert judged(rules, "a.example", "10.2.2.3") is not None
+    assert judged(rules, "a.example", "1.1.1.1") is not None
+    assert judged(rules, "a.example", "::ffff:1.1.1.1") is not None
+    assert judged(rules, "a.example", "1.1.1.1", port=80) is None
+
+
+def test_names_of_containers_may_have_underscores() -> None:
+    assert judged(EgressRules.read(["my_app_1:8000"]), "my_app_1", "172.17.0.2", port=8000) is None
+
+
+def test_a_name_that_nobody_here_resolves_is_judged_by_what_is_known_of_it() -> None:
+    rules = EgressRules.read(["db.corp.example:5432", "dev.localhost"], ["*.ads.example"])
+    assert rules.judge_unresolved("site.example", 443) is None
+    assert rules.judge_unresolved("db.corp.example", 5432) is None
+    assert rules.judge_unresolved("dev.localhost", 8000) is None
+    for host, port, rule in [
+        ("site.example", 25, "only ports 80 and 443"),
+        ("db.corp.example", 22, "only ports 80 and 443"),
+        ("x.ads.example", 443, "CPLANE_EGRESS_DENY has"),
+        ("localhost", 80, "loopback"),
+        ("App.Localhost.", 80, "loopback"),
+    ]:
+        blocked = rules.judge_unresolved(host, port)
+        assert blocked is not None
+        assert rule in blocked.rule
 
 
 @pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "0177.0.0.1", "127.1", "localhost.", "127.0.0.1."])
@@ -136,3 +186,4 @@ def test_nothing_that_is_not_global_unicast_is_open(address: Address) -> None:
     if judged(PUBLIC, "site.example", str(address)) is None:
         assert address.is_global or (address.version == 6 and address.ipv4_mapped is not None)
         assert not address.is_multicast
+        assert address.version == 4 or address.ipv4_mapped is not None or address in GLOBAL_UNICAST
