@@ -5,13 +5,13 @@ import mimetypes
 import re
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, Unpack
+from typing import Annotated, Any, Literal, NotRequired, Unpack, cast
 from uuid import UUID
 
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import FilePayload, Locator, Page, expect
 from pydantic import Field
-from typing_extensions import TypedDict, TypeIs
+from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
 from cplane.errors import UsageError
@@ -255,13 +255,10 @@ async def _assert(page: Page, step: Assert) -> None:
         await expect(found.first).to_contain_text(step["text"], timeout=timeout_ms)
 
 
-def _is_reference(file: Inline | Reference) -> TypeIs[Reference]:
-    return "job" in file
-
-
 async def _file(ctx: Context, file: Inline | Reference) -> FilePayload:
-    if _is_reference(file):
-        artifact, data = await ctx.read_artifact(file["job"], file["name"], max_bytes=LARGEST_UPLOAD)
+    if "job" in file:
+        reference = cast("Reference", cast("object", file))
+        artifact, data = await ctx.read_artifact(reference["job"], reference["name"], max_bytes=LARGEST_UPLOAD)
         return {"name": artifact.name, "mimeType": artifact.media_type, "buffer": data}
     data = b64decode(file["base64"]) if "base64" in file else file.get("text", "").encode()
     media_type = mimetypes.guess_type(file["name"])[0] or "application/octet-stream"
