@@ -257,7 +257,7 @@ async def _assert(page: Page, step: Assert) -> None:
 
 async def _file(ctx: Context, file: Inline | Reference) -> FilePayload:
     if "job" in file:
-        reference = cast("Reference", file)
+        reference = cast("Reference", cast("object", file))
         artifact, data = await ctx.read_artifact(reference["job"], reference["name"], max_bytes=LARGEST_UPLOAD)
         return {"name": artifact.name, "mimeType": artifact.media_type, "buffer": data}
     data = b64decode(file["base64"]) if "base64" in file else file.get("text", "").encode()

@@ -113,7 +113,11 @@ from cplane import job
 
 
 @job
-async def links() -> None: ...
+async def one() -> None: ...
+
+
+@job(name="one")
+async def other() -> None: ...
 """
 
 
@@ -126,7 +130,7 @@ async def links() -> None: ...
         ("nowhere", None, "'nowhere', which cannot be found"),
         ("raises.py", "1 / 0", "ZeroDivisionError"),
         ("typo.py", "def", "typo.py, line 1"),
-        ("twice.py", TWICE, "two jobs are named 'links'"),
+        ("twice.py", TWICE, "two jobs are named 'one'"),
     ],
 )
 async def test_a_file_that_is_no_app(
