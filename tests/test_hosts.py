@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from cplane import ControlPlane
+from cplane.envelope import encode_envelope
 from cplane.hosts import GRANTED, LEASE_GONE, Ask
 from cplane.politeness import PerHost
 from cplane.queue import Action, Grant, Push, Renewal, Return
@@ -235,6 +236,25 @@ async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane)
     await raw(plane).delete("cplane:host:a.test:line")
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") <= 0
+
+
+async def test_who_is_due_behind_one_that_waits_is_taken_along_and_nobody_else(plane: ControlPlane) -> None:
+    def of(host: str | None, job: str = "f") -> bytes:
+        return encode_envelope(job, (), {"host": "a.test"}, host=host)
+
+    mine = [f"m{number:03}" for number in range(200)]
+    payloads = {id_: of("a.test") for id_ in ("a", "b", *mine)}
+    payloads |= {"z0": of("b.test"), "z1": of(None), "z2": of("a.test", "g"), "z3": b"no envelope"}
+    await plane.queue.enqueue([Push("default", id_, payload) for id_, payload in payloads.items()])
+    await raw(plane).zadd("arq:queue", {id_: 1000 + number for number, id_ in enumerate(payloads)})
+    first = await claim(plane, 2)
+    assert [grant.id for grant in first] == ["a", "b"]
+    answers = await ask(plane, first, PerHost(rate=0.5))
+    assert answers == [GRANTED, pytest.approx(2000, abs=2)]
+    assert [grant.id for grant in await claim(plane)] == ["z0", "z1", "z2", "z3"]
+    assert await due_ms(plane, "m000") == pytest.approx(4000, abs=1500)
+    assert await due_ms(plane, "m199") == pytest.approx(402_000, abs=1500)
+    assert (await plane.host_stands())[0].waiting == 201
 
 
 async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:

@@ -53,6 +53,44 @@ local function since_of(host, member, due_ms)
   return due_ms, false
 end
 
+local function go_back(host, lane, id, member, since_ms)
+  redis.call('ZADD', host.key .. ':line', since_ms, member)
+  local ms = wait_ms(host, redis.call('ZRANK', host.key .. ':line', member))
+  redis.call('ZADD', lane, string.format('%.0f', math.floor(now_ms) + ms), id)
+  return ms
+end
+
+-- what a payload says of its job and host
+local function read(payload)
+  if not payload or #payload > 1000 then return end
+  local sound, envelope = pcall(cmsgpack.unpack, payload)
+  if sound and type(envelope) == 'table' then return envelope.f, envelope.host end
+end
+
+-- Those due behind one that must wait, of the same job and host, would be claimed one by one only to be told the same: they are put
+-- into the line here, so that the head of the queue is soon free for other hosts. It goes on while most of a look were such.
+local function take_along(host, name, lane, payload)
+  local job = read(payload)
+  local skip, looks = 0, 0
+  while job and looks < 10 do
+    local due = redis.call('ZRANGEBYSCORE', lane, '-inf', now_ms, 'WITHSCORES', 'LIMIT', skip, 50)
+    local keys, taken = {}, 0
+    for i = 1, #due, 2 do keys[i], keys[i + 1] = 'arq:job:' .. due[i], 'arq:in-progress:' .. due[i] end
+    local found = #due > 0 and redis.call('MGET', unpack(keys)) or {}
+    for i = 1, #due, 2 do
+      local id, due_ms, member = due[i], tonumber(due[i + 1]), lane .. ' ' .. due[i]
+      local its_job, its_host = read(found[i])
+      if its_job == job and its_host == name and not found[i + 1] and due_ms % 1 == 0
+        and not redis.call('ZSCORE', host.key .. ':line', member) then
+        go_back(host, lane, id, member, due_ms)
+        taken = taken + 1
+      end
+    end
+    skip, looks = skip + #due / 2 - taken, looks + 1
+    if taken < 25 then return end
+  end
+end
+
 local function decide(ask)
   local lane, id, token, due_ms = KEYS[ask[1]], ask[2], ask[3], tonumber(ask[4])
   local lease_key = 'arq:in-progress:' .. id
@@ -75,10 +113,9 @@ local function decide(ask)
     host.held = host.held + 1
     return -1
   end
-  redis.call('ZADD', host.key .. ':line', since_ms, member)
-  local ms = wait_ms(host, redis.call('ZRANK', host.key .. ':line', member))
   redis.call('DEL', lease_key)
-  redis.call('ZADD', lane, string.format('%.0f', math.floor(now_ms) + ms), id)
+  local ms = go_back(host, lane, id, member, since_ms)
+  if not host.waits then take_along(host, ask[5], lane, redis.call('GET', 'arq:job:' .. id)) end
   host.waits, waits, wake = true, true, true
   return ms
 end
