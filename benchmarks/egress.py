@@ -1,6 +1,6 @@
 """What the egress gate costs: connections and bytes through it, beside the same without it. Everything is on loopback, in one process.
 
-    python benchmarks/egress.py
+python benchmarks/egress.py
 """
 
 import asyncio

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import structlog
-from playwright.async_api import Browser, BrowserContext, Page
+from playwright.async_api import Browser, BrowserContext, CDPSession, Page
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.launch import BrowserSource, Launched, first_line, running_pids
@@ -21,6 +23,9 @@ from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeo
 
 OPEN_S = 15.0
 CLOSE_S = 5.0
+STOP_TRACE_S = 2.0
+RESOURCES = "resources"
+"""Playwright's name for the folder of what several traces of one browser share."""
 ANSWER_S = 20.0
 """A browser that does not answer the simplest question for so long is lost."""
 HEARTBEAT_S = 5.0
@@ -60,7 +65,8 @@ class Instance:
         self.browser = launched.browser
         self.profile = launched.profile
         """Its folder, which is removed with it; None when it has none that is ours."""
-        self._artifacts = launched.artifacts
+        self.artifacts = launched.artifacts
+        """The folder of its downloads and traces, which is removed with it."""
         self._session = launched.session
         self._ledger = ledger
         self._limits = limits
@@ -142,12 +148,21 @@ class Instance:
         """Close a page and its context, within 5 s; a browser that cannot takes no more pages."""
         try:
             if not self.gone.done():
-                await self._close_context(lease.context)
+                await self._close_context(lease.context, traced=lease.traced)
         finally:
             self._open.discard(lease)
             if not self._open:
                 self._idle.set()
             await lease.resources.aclose()
+            if lease.trace_name is not None:
+                await self._clear(lease.trace_name)
+
+    async def _clear(self, trace: str) -> None:
+        """Remove the files of a trace, which Playwright keeps as long as the browser runs; with the last one, what they share."""
+        if not any(other.trace_name for other in self._open):
+            with contextlib.suppress(OSError):  # at once: the next trace makes the folder anew
+                (self.artifacts / RESOURCES).rename(self.artifacts / f"{trace}-{RESOURCES}")
+        await asyncio.to_thread(_remove, self.artifacts, trace)
 
     async def another_page(self, context: BrowserContext) -> Page:
         """One more page in a context that is open; errors as of `open`."""
@@ -161,6 +176,10 @@ class Instance:
                 raise BrowserGone(f"the shared context was lost: {first_line(error)}") from None
             raise self._loss() from None
         return page
+
+    async def page_session(self, page: Page) -> CDPSession | None:
+        """What a page can be asked with below Playwright; None: the browser is no Chromium."""
+        return None if self._session is None else await page.context.new_cdp_session(page)
 
     def doubt(self) -> None:
         """A call failed as if the browser had died: look now."""
@@ -191,7 +210,7 @@ class Instance:
         if self.process is not None:
             self.process.kill()
         await self.driver.stop()
-        await self._ledger.strike(self.process, self.profile, self._artifacts)
+        await self._ledger.strike(self.process, self.profile, self.artifacts)
 
     async def _open_page(self, arguments: dict[str, Any], dress: Dress | None) -> tuple[BrowserContext, Page]:
         try:
@@ -216,9 +235,15 @@ class Instance:
         self.retire(f"it did not open a page within {OPEN_S:g} s")
         return PoolTimeout(f"the browser did not open a page within {OPEN_S:g} s")
 
-    async def _close_context(self, context: BrowserContext) -> None:
+    async def _close_context(self, context: BrowserContext, *, traced: bool = False) -> None:
         try:
             async with asyncio.timeout(CLOSE_S):
+                if (
+                    traced
+                ):  # unless it is told to stop, the driver remembers its calls, and those of all others, for ever
+                    with contextlib.suppress(PlaywrightError, TimeoutError):
+                        async with asyncio.timeout(STOP_TRACE_S):
+                            await context.tracing.stop()
                 await context.close()
         except TimeoutError:
             self.retire(f"a context did not close within {CLOSE_S:g} s")
@@ -307,6 +332,14 @@ async def probe(source: BrowserSource | None = None) -> str:
     if answer != 42:
         raise BrowserError("the browser runs no scripts")
     return browser.version
+
+
+def _remove(folder: Path, start: str) -> None:
+    for path in folder.glob(f"{start}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _keep(_: PageLease) -> asyncio.Task[None]:

@@ -133,6 +133,8 @@ class BrowserSource:
             return await kind.connect_over_cdp(self.cdp_url, artifacts_dir=artifacts, timeout=LAUNCH_S * 1000)
         if self.server_url:
             return await kind.connect(self.server_url, timeout=LAUNCH_S * 1000)
+        if found is None and self.executable is None and not await asyncio.to_thread(Path(kind.executable_path).exists):
+            raise self._missing()  # Playwright would say so too, and leave a profile folder
         if found is None or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
             return await self._launch(kind, found, self.args, artifacts)
         plain = await self._launch(kind, found, (), artifacts)
@@ -149,12 +151,17 @@ class BrowserSource:
             chromium_sandbox=sandboxed(self.sandbox) if found else None,
             args=[*args],
             artifacts_dir=artifacts,
+            traces_dir=artifacts,  # else the client makes folders of its own
             timeout=LAUNCH_S * 1000,
             # Ctrl-C reaches the driver too: the browser must outlive it until the worker has drained
             handle_sigint=False,
             handle_sigterm=False,
             handle_sighup=False,
         )
+
+    def _missing(self) -> BrowserNotFound:
+        hint = f"run `playwright install {self.engine}`"
+        return BrowserNotFound(f"there is no {self.engine} of Playwright's", hint=hint)
 
     def _name(self, found: Executable | None) -> str:
         return str(found.path) if found else self.place
@@ -169,10 +176,10 @@ class BrowserSource:
             )
         if found is not None:
             return _launch_error(found, error)
+        if isinstance(error, BrowserError):
+            return error
         if "Executable doesn't exist" in str(error):
-            return BrowserNotFound(
-                f"there is no {self.engine} of Playwright's", hint=f"run `playwright install {self.engine}`"
-            )
+            return self._missing()
         return BrowserGone(f"{self.place} did not start: {_complaint(str(error))}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, cast
+from uuid import uuid4
 
 import structlog
 from playwright.async_api import BrowserContext, Page
@@ -62,6 +63,8 @@ class PageLease:
         """Whether a job has the page, and with it one of the pool's slots; a page that is kept ready has none."""
         self.traced = False
         """Whether a trace is being recorded."""
+        self.trace_name: str | None = None
+        """How the files of its trace begin, from before they are made; None: there are none."""
         self._shared = shared
         self._free_slot = free_slot
         self.popups: list[Page] = []
@@ -139,9 +142,10 @@ class PageLease:
         """
         if self._shared or self.traced:
             return
+        self.trace_name = uuid4().hex
         try:
             async with asyncio.timeout(TRACE_S):
-                await self.context.tracing.start(snapshots=True, screenshots=False, sources=False)
+                await self.context.tracing.start(name=self.trace_name, snapshots=True, screenshots=False, sources=False)
             self.traced = True
         except (PlaywrightError, TimeoutError) as error:
             log.warning("the page is not traced", reason=str(error).partition("\n")[0])

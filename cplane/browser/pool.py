@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 OPEN_TRIES = 3
 """Browsers that may die one after the other while one page is opened."""
+REST_S = 0.2
+"""For so long the processor is left to who has just got a page, before the next one is prepared."""
 NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
 MOST_SHARED = 8
 """Contexts that are kept for jobs that share one; of more, the one that was idle longest is closed."""
@@ -116,6 +118,8 @@ class BrowserPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._staying: set[PageLease] = set()
         """Pages that gave up their slots and are not released yet."""
+        self._resting: asyncio.TimerHandle | None = None
+        """A page was lent a moment ago."""
         self._has_free = asyncio.Event()
         self._entered = self._open = False
         self._lent = self._lent_warm = 0
@@ -288,6 +292,7 @@ class BrowserPool:
         lease.lent = True
         self._lent += 1
         self._lent_warm += warm
+        self._rest()
         self._changed()
 
     async def _open_page(
@@ -393,7 +398,7 @@ class BrowserPool:
             await instance.close_page(lease)
         finally:
             self._return_slot(lease)
-            self._changed()
+            self._rested()
 
     def _park(self, context: SharedContext, lease: PageLease) -> asyncio.Task[None]:
         return self._spawn(self._park_page(context, lease), "park page")
@@ -415,14 +420,33 @@ class BrowserPool:
     # pages that are ready
 
     def _restock(self) -> None:
-        """Close the pages nobody will ask for, and open those that will be asked for; both off the path of any job."""
+        """Close the pages nobody will ask for, and open those that will be asked for; both off the path of any job.
+
+        What a page is opened with is the same processor that a job's page is visited with. So while one was lent a moment ago, no more is
+        opened than the next who asks needs.
+        """
         for ready in self._stock.surplus():
             _discard_ready(ready)
         if not self._open or not self.browsers:
             return
-        for options in self._stock.missing():
+        missing = self._stock.missing()
+        if self._resting is not None:
+            missing = missing[:1] if self._slots.free and not any(self._stock) else []
+        for options in missing:
             opening = self._spawn(self._prepare(options), "prepare page")
             self._stock.put(Ready(options.key, opening))
+
+    def _rest(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(REST_S, self._rested)
+
+    def _rested(self) -> None:
+        """A page was given back, or had its start: see to the next ones."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._changed()
 
     async def _prepare(self, options: PageOptions) -> PageLease:
         try:
@@ -458,7 +482,7 @@ class BrowserPool:
     async def _close(self) -> None:
         """Send the waiters away, end the browsers and with them the pages, and see every task end."""
         self._slots.dismiss(_closed)
-        self._changed()
+        self._rested()
         self._stock.clear()
         self._shared.clear()
         await self._fleet.close()

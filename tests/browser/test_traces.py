@@ -1,0 +1,49 @@
+"""Traces leave nothing behind: no file of theirs outlives its page, and the driver is told to stop."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cplane.browser import BrowserPool
+from cplane.browser.evidence import collect_trace
+from tests.browser.pools import running, settled
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with BrowserPool(4, warm=0) as pool:
+        artifacts = (await running(pool)).artifacts
+        before = files(artifacts)
+
+        async def visit(*, kept: bool) -> None:
+            lease = await pool.acquire_page()
+            await lease.trace()
+            assert lease.traced
+            await lease.page.goto(site)
+            if kept:
+                assert [file.name for file in await collect_trace(lease, 1)] == ["trace-1.zip"]
+            lease.release()
+            await lease.wait_closed()
+
+        held = (
+            await pool.acquire_page()
+        )  # the files of others go while one is traced; what they share goes with the last
+        await held.trace()
+        await held.page.goto(site)
+        for _ in range(4):
+            await asyncio.gather(visit(kept=True), visit(kept=False), visit(kept=False))
+        assert {path.name[:32] for path in files(artifacts) if path.parent == artifacts} == {held.trace_name}
+        held.release()
+        await settled(pool)
+        assert files(artifacts) == before
+        await visit(kept=True)
+        assert files(artifacts) == before
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [*tmp_path.glob("playwright-*")]
