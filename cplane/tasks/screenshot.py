@@ -3,24 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Unpack
 
-from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import (
-    RETRY,
-    ElementMissing,
-    Selector,
-    Visited,
-    VisitFailed,
-    VisitOptions,
-    check_visit,
-    page_options,
-    strict,
-    visit,
-)
+from cplane.tasks.picture import take_picture
+from cplane.tasks.visit import RETRY, Selector, Visited, VisitOptions, check_visit, page_options, strict, visit
 
 
 @strict
@@ -66,17 +55,14 @@ async def screenshot(
     """Take a picture: of the viewport, the full page, the first element of `selector`, or the rectangle `clip`."""
     visited = await visit(page, options)
     await ctx.progress(1, 2, "loaded")
-    try:
-        if selector is not None:
-            element = page.locator(selector).first
-            if not await element.count():
-                raise ElementMissing(f"{visited.final_url} has no element '{selector}'")
-            image = await element.screenshot(type=type, quality=quality, omit_background=omit_background)
-        else:
-            image = await page.screenshot(
-                full_page=full_page, clip=clip, type=type, quality=quality, omit_background=omit_background
-            )
-    except PlaywrightError as error:
-        raise VisitFailed(f"no picture of {visited.final_url}: {error.message.partition(chr(10))[0]}") from error
+    image = await take_picture(
+        page,
+        full_page=full_page,
+        selector=selector,
+        clip=clip,
+        type=type,
+        quality=quality,
+        omit_background=omit_background,
+    )
     artifact = await ctx.artifact(f"screenshot.{type}", image, media_type=f"image/{type}")
     return Screenshot(**visited.model_dump(), artifact=artifact)

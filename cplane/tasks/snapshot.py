@@ -2,13 +2,13 @@
 
 from typing import Unpack
 
-from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page
 from pydantic import Field
 
 from cplane import Artifact, Context, job
 from cplane.tasks.content import MAX_BYTES, MaxBytes, keep_text, read_html
-from cplane.tasks.visit import RETRY, Visited, VisitFailed, VisitOptions, check_visit, page_options, visit
+from cplane.tasks.picture import take_picture
+from cplane.tasks.visit import RETRY, Visited, VisitOptions, check_visit, page_options, visit
 
 
 class Snapshot(Visited):
@@ -31,10 +31,7 @@ async def snapshot(
     """Answer the HTML of a page and take its picture at the same moment."""
     visited = await visit(page, options)
     html = await read_html(page, max_bytes)
-    try:
-        image = await page.screenshot(full_page=full_page)
-    except PlaywrightError as error:
-        raise VisitFailed(f"no picture of {visited.final_url}: {error.message.partition(chr(10))[0]}") from error
+    image = await take_picture(page, full_page=full_page)
     text, kept = await keep_text(ctx, html, "content.html", "text/html")
     picture = await ctx.artifact("screenshot.png", image, media_type="image/png")
     return Snapshot(**visited.model_dump(), html=text, content=kept, screenshot=picture)

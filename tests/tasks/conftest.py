@@ -42,6 +42,7 @@ DIALOGS = (
     "<!doctype html><script>alert(1); document.title = confirm(2) + ' ' + prompt(3); onbeforeunload = () => 'stay';"
     "open('about:blank')</script>"
 )
+HUGE = "<!doctype html><title>Huge</title><!--100 MB--><p>end"
 BIG = f"<!doctype html><title>Big</title><p>{'x' * 300_000}</p>"
 HTML = "text/html; charset=utf-8"
 NOTHING = b"<title>Nothing</title>"
@@ -52,6 +53,7 @@ PAGES = {
     "/tall": (HTML, TALL),
     "/assets": (HTML, ASSETS),
     "/big": (HTML, BIG),
+    "/huge": (HTML, HUGE),
     "/private": (HTML, "<title>Private</title>"),
     "/article": (HTML, ARTICLE),
     "/faulty": (HTML, FAULTY),
@@ -95,6 +97,7 @@ class Site:
                 return "401 Unauthorized", {"WWW-Authenticate": 'Basic realm="site"'}, b"no"
             case path:
                 media_type, body = PAGES.get(path, ("", ""))
+                body = body.replace("100 MB", "x" * 100_000_000) if body is HUGE else body
                 return (
                     "200 OK" if body else "404 Not Found",
                     {"Content-Type": media_type or HTML},

@@ -1,9 +1,16 @@
 """Markdown, snapshots, checks and downloads, and what misbehaving pages make of them."""
 
+import asyncio
+import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cplane import Context
 from cplane.browser import BrowserPool, PageOptions
@@ -12,6 +19,7 @@ from cplane.tasks import check, content, download, markdown, snapshot
 from cplane.tasks.check import CheckFailed
 from cplane.tasks.visit import (
     RETRY,
+    CertificateInvalid,
     DownloadRefused,
     SelectorInvalid,
     TooLarge,
@@ -19,6 +27,7 @@ from cplane.tasks.visit import (
     Unreachable,
     VisitFailed,
 )
+from tests.tasks.conftest import Site
 
 
 async def test_markdown_has_headings_links_and_lists_and_no_scripts(pool: BrowserPool, ctx: Context, site: Any) -> None:
@@ -126,6 +135,43 @@ async def test_pages_that_are_none_are_told_apart(pool: BrowserPool, ctx: Contex
             await content(page, ctx, url=f"{site.url}/loop")
         with pytest.raises(Unreachable, match="there is no such host"):
             await content(page, ctx, url="http://nowhere.invalid/")
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named(
+    pool: BrowserPool, ctx: Context, site: Site, tmp_path: Path
+) -> None:
+    async with (
+        await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=self_signed(tmp_path)) as server,
+        pool.page() as page,
+    ):
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        with pytest.raises(CertificateInvalid, match=f"{url} .*certificate"):
+            await content(page, ctx, url=url)
+    assert site.paths == []
+
+
+async def test_a_page_of_a_hundred_megabytes_is_refused_and_the_page_still_works(
+    pool: BrowserPool, ctx: Context, site: Site
+) -> None:
+    async with pool.page() as page:
+        with pytest.raises(TooLarge, match="has more than 16,777,216 bytes of HTML"):
+            await content(page, ctx, url=f"{site.url}/huge")
+        assert (await content(page, ctx, url=site.url)).title == "Home"
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nobody")])
+    now = datetime.now(UTC)
+    certificate = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now - timedelta(1), now + timedelta(1)
+    ).sign(key, SHA256())
+    file = folder / "server.pem"
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(pem + certificate.public_bytes(Encoding.PEM))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    return context
 
 
 async def test_dialogs_and_popups_hold_nothing_up(pool: BrowserPool, ctx: Context, site: Any) -> None:

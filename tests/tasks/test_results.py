@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cplane import Context
-from cplane.browser import BrowserPool
+from cplane.browser import BrowserPool, PageOptions
 from cplane.errors import InvalidArguments
 from cplane.tasks import content, links, pdf, scrape, screenshot
-from cplane.tasks.visit import VisitFailed
+from cplane.tasks.visit import TooLarge, VisitFailed
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -63,6 +63,32 @@ async def test_screenshot_of_an_element_that_is_not_there_names_it(pool: Browser
     async with pool.page() as page:
         with pytest.raises(VisitFailed, match=f"^{site.url}/ has no element '#never'$"):
             await screenshot(page, ctx, url=site.url, selector="#never")
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (
+            {"full_page": True},
+            "about:blank has 1,280 × 90,000 pixels, and a picture at most 100,000,000: take a clip of it",
+        ),
+        ({"selector": "div"}, "the element 'div' of about:blank has 1,280 × 90,000 pixels"),
+        ({"clip": {"x": 0, "y": 0, "width": 16000, "height": 16000}}, "the clip has 16,000 × 16,000 pixels"),
+        (
+            {"full_page": True, "device_scale_factor": 4},
+            "1,280 × 90,000 pixels, 4 times as large",
+        ),
+    ],
+)
+async def test_a_picture_that_the_browser_would_leave_white_is_refused(
+    pool: BrowserPool, ctx: Context, given: dict[str, Any], complaint: str
+) -> None:
+    arguments = screenshot.decode(
+        screenshot.encode_json({"html": "<body style='margin: 0'><div style='height: 90000px'>", **given})
+    )
+    async with pool.page(PageOptions.read(screenshot.page_options(arguments))) as page:
+        with pytest.raises(TooLarge, match=complaint):
+            await screenshot(page, ctx, **arguments)
 
 
 @pytest.mark.parametrize(
