@@ -44,6 +44,7 @@ from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.hosts import Hosts
 from cplane.jobs import AnyJob, Resources
+from cplane.politeness import host_among
 from cplane.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
 from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
@@ -96,7 +97,7 @@ class Stop(StrEnum):
 
 
 class SessionBusy(CplaneError):
-    """The browser session that a job asks for is another's at the moment."""
+    """The browser session that a job asks for is another's, though the job had its turn: Redis was wiped, or the session is being replaced."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -308,7 +309,7 @@ async def _perform(attempt: Attempt) -> Outcome | None:
             raise asyncio.CancelledError
         if isinstance(job, PlainFunction):
             return _succeeded(attempt, value=await job.call(attempt.args, attempt.grant, attempt.number, tools.ctx))
-        if attempt.grant.host:
+        if host_among(attempt.grant.host):
             retry_after.respected.set(tools.respects_retry_after)
         args = attempt.args
         arguments = job.decode(args) if isinstance(args, bytes) else job.decode_call(args.a, args.k)
@@ -464,14 +465,15 @@ def _cooldown_s(error: TooManyRequests, interruptions: int) -> float:
 
 async def _cool_down(attempt: Attempt, seconds: float) -> bool:
     """Leave the host of the job alone, for all workers; answers whether it has one, and Redis was told."""
-    if not attempt.grant.host:
+    host = host_among(attempt.grant.host)
+    if host is None:
         return False
     try:
-        lasts_s = await attempt.tools.hosts.cool_down(attempt.grant.host, seconds)
+        lasts_s = await attempt.tools.hosts.cool_down(host, seconds)
     except QueueUnavailable as error:
-        attempt.log.warning("Redis could not be told to leave a host alone", host=attempt.grant.host, reason=str(error))
+        attempt.log.warning("Redis could not be told to leave a host alone", host=host, reason=str(error))
         return False
-    attempt.log.warning("the host is left alone for a while", host=attempt.grant.host, lasts_s=lasts_s)
+    attempt.log.warning("the host is left alone for a while", host=host, lasts_s=lasts_s)
     return True
 
 

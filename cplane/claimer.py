@@ -22,7 +22,7 @@ from cplane.hosts import GRANTED, Ask, Hosts
 from cplane.jobs import AnyJob, Registry
 from cplane.leases import Leases
 from cplane.pages import Pages
-from cplane.politeness import PerHost
+from cplane.politeness import PerHost, host_among, places_of, session_among
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.store import Error, Finish, Started, Store
@@ -38,6 +38,9 @@ UNKNOWN_JOB_S = 15.0
 
 MOST_UNRECORDED = 1000
 """Outcomes of one queue that may wait to be recorded before claiming pauses."""
+
+UNLIMITED = PerHost()
+"""What is said of the host by a job that needs a browser session alone."""
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -318,13 +321,15 @@ class Claimer:
             into.transient.append(attempt)
 
     def _must_ask(self, envelope: Envelope, grant: Grant, job: AnyJob | PlainFunction, into: "_Sorted") -> bool:
-        """Whether a host has to be asked first; who has asked holds a place."""
+        """Whether it has to be asked for a place first; who has asked holds it."""
         if envelope.host is None or grant.host or grant.abort_wanted or isinstance(job, PlainFunction):
             return False
         limits = job.limits(self._shared.per_host)
-        if limits is not None:
-            into.asks.append(Ask(grant, envelope.host, limits))
-        return limits is not None
+        host = host_among(envelope.host) if limits is not None else None
+        places = places_of(session_among(envelope.host), host)
+        if places is not None:
+            into.asks.append(Ask(grant, places, limits or UNLIMITED))
+        return places is not None
 
     async def _start(self, grants: dict[UUID, Grant], sent: float) -> None:
         """Start records and begin each that is ours; Redis is told of the others."""

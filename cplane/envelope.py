@@ -30,7 +30,7 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     k: dict[str, Any]
     et: int
     host: str | None = None
-    """The host that the job takes the time of, if it is limited per host."""
+    """The host that the job takes the time of, if it is limited per host, and the browser session it needs (`politeness.places_of`)."""
     record: bool = False
     """The job has a record in Postgres, and its arguments are there."""
     failures: int = 0

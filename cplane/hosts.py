@@ -24,17 +24,20 @@ LEASE_GONE = -2
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """One leased id that wants to start on a host."""
+    """One leased id that wants to start."""
 
     grant: Grant
     host: str
+    """The places it takes, as text: a host's, a browser session's, or both (see `politeness.places_of`)."""
     limits: PerHost
+    """Of the host; a session has one place."""
 
 
 class HostStand(msgspec.Struct, frozen=True, kw_only=True):
     """How a host stands that somebody had to wait for. Concurrency and rate are those that were asked for last; 0: any."""
 
     host: str
+    """A browser session stands here as `@NAME`."""
     in_use: int
     """Jobs that run there now, of a host whose concurrency is limited."""
     concurrency: int

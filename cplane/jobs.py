@@ -40,8 +40,8 @@ from cplane.errors import (
     UsageError,
 )
 from cplane.handle import Handle
-from cplane.names import JOB_NAME, QUEUE_NAME
-from cplane.politeness import Declared, PerHost, host_of, limits
+from cplane.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
+from cplane.politeness import Declared, PerHost, host_of, limits, places_of
 from cplane.retry import RetryPolicy
 from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
 from cplane.states import Priority
@@ -134,9 +134,9 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     run_at: datetime | None = None
     key: str | None = None
 
-    def host(self, defaults: PerHost | None) -> str | None:
-        """The host that the job takes the time of; None: it is not limited per host, or names none."""
-        return self.job.host(self.args_json, defaults)
+    def places(self, defaults: PerHost | None) -> str | None:
+        """The places that the job takes, of a host and of a browser session, as text; None: none (`politeness.places_of`)."""
+        return places_of(self.job.session(self.args_json), self.job.host(self.args_json, defaults))
 
 
 class Submitter(Protocol):
@@ -258,6 +258,17 @@ class Job(Generic[P, R, CallP, CallR]):
         except msgspec.ValidationError:  # it is not a text
             return None
         return host_of(url) if url else None
+
+    def session(self, args_json: bytes) -> str | None:
+        """The browser session that the job needs with these arguments; None: none. What is wrong with them is told when the job runs."""
+        browser = self.options.browser
+        if not self.needs_page or not self.options.record or not browser:
+            return None
+        try:
+            name = self.page_options(self.decode(args_json) if callable(browser) else {}).get("session")
+        except Exception:
+            return None
+        return name if isinstance(name, str) and SESSION_NAME.fullmatch(name) else None
 
     def _checked(self, args_json: bytes) -> bytes:
         if self.options.check is not None:

@@ -247,7 +247,7 @@ class ControlPlane:
             run_at=submission.run_at,
             key=submission.key,
             request_hash=_request_hash(submission) if submission.key is not None else None,
-            host=submission.host(self._per_host),
+            host=submission.places(self._per_host),
         )
 
     def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:

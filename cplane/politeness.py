@@ -1,4 +1,8 @@
-"""How much of a host's time jobs may take: `PerHost`, and the host that a URL names."""
+"""How much of a host's time jobs may take: `PerHost`, the host that a URL names, and the places that a job takes.
+
+A job may take a place on a host, of a browser session, or both: in Redis, in envelopes and in records that is one text of words, the
+session's with an `@` before it, for no host begins so.
+"""
 
 import math
 from collections.abc import Mapping
@@ -103,6 +107,22 @@ def host_of(url: str) -> str | None:
     default = DEFAULT_PORTS.get(address.scheme)
     named = host if address.port in {None, default} else f"{host}:{address.port}"
     return named if 0 < len(named) <= LONGEST_HOST and named.isascii() and named.isprintable() else None
+
+
+def places_of(session: str | None, host: str | None) -> str | None:
+    """The places that a job takes, as text; None: none."""
+    words = [f"@{session}"] if session is not None else []
+    return " ".join([*words, *([host] if host is not None else [])]) or None
+
+
+def host_among(places: str) -> str | None:
+    """The host in a text of places; None: there is none."""
+    return next((word for word in places.split(" ") if word and not word.startswith("@")), None)
+
+
+def session_among(places: str) -> str | None:
+    """The browser session in a text of places; None: there is none."""
+    return next((word[1:] for word in places.split(" ") if word.startswith("@")), None)
 
 
 def _is_int(value: object) -> bool:

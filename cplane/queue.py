@@ -83,7 +83,7 @@ class Push(msgspec.Struct, frozen=True, gc=False):
     late_ms: int = -1
     """An id that is there already, and that nobody has leased, may be due so much later than this; negative: it stays as it is."""
     host: str = ""
-    """The host that it takes the time of: who waits in the line of it may be due as late as the line says."""
+    """The places that it takes: who waits in the line of one may be due as late as the line says."""
 
     @classmethod
     def of_record(
@@ -124,7 +124,7 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     token: str
     abort_wanted: bool = False
     host: str = ""
-    """The host of which it holds a place; the place is renewed and given back with the lease."""
+    """The places that it holds, as text (`politeness.places_of`); they are renewed and given back with the lease."""
 
     @property
     def due_ms(self) -> int:

@@ -104,7 +104,7 @@ class TransientJobs:
             )
             if value != own
         }
-        host, args = submission.host(self._per_host), msgspec.json.decode(submission.args_json)
+        host, args = submission.places(self._per_host), msgspec.json.decode(submission.args_json)
         payload = encode_envelope(submission.job.name, (), args, host=host, **elsewhere)
         return Push(submission.queue, str(id_), payload, delay_ms, submission.priority)
 

@@ -15,6 +15,7 @@ from tests.workers import raw
 LEASE_S = 30.0
 TWO = PerHost(concurrency=2)
 SLOW = PerHost(rate=0.5)
+UNLIMITED = PerHost()
 
 
 async def push(plane: ControlPlane, *ids: str, queue: str = "default", priority: Priority = Priority.NORMAL) -> None:
@@ -255,6 +256,53 @@ async def test_who_is_due_behind_one_that_waits_is_taken_along_and_nobody_else(p
     assert await due_ms(plane, "m000") == pytest.approx(4000, abs=1500)
     assert await due_ms(plane, "m199") == pytest.approx(402_000, abs=1500)
     assert (await plane.host_stands())[0].waiting == 201
+
+
+async def test_a_session_is_one_jobs_at_a_time_and_whose_turn_it_is_comes_at_once(plane: ControlPlane) -> None:
+    await push(plane, "a", "b", "c")
+    first = await claim(plane)
+    answers = await ask(plane, first, UNLIMITED, "@main")
+    assert answers[0] == GRANTED
+    assert all(answer > 10_000 for answer in answers[1:])
+    assert await claim(plane) == []
+    holder = first[0]
+    assert await plane.queue.renew([held(holder, "@main")], LEASE_S) == [Renewal.RENEWED]
+    (stand,) = await plane.host_stands()
+    assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("@main", 1, 1, 2)
+    for expected in ("b", "c"):
+        await finish(plane, holder, "@main")
+        (holder,) = await claim(plane)
+        assert holder.id == expected
+        assert await ask(plane, [holder], UNLIMITED, "@main") == [GRANTED]
+
+
+async def test_who_needs_a_session_and_a_host_gets_both_or_neither(plane: ControlPlane) -> None:
+    one = PerHost(concurrency=1)
+    await push(plane, "1 on the host", "2 in the session", "3 needs both", "4 in the session after it")
+    host, session, both, after = await claim(plane)
+    assert await ask(plane, [host], one) == [GRANTED]
+    assert await ask(plane, [session], UNLIMITED, "@main") == [GRANTED]
+    assert (await ask(plane, [both], one, "@main a.test"))[0] > 0
+    assert (await ask(plane, [after], UNLIMITED, "@main"))[0] > 0
+    await finish(plane, session, "@main")
+    (both,) = await claim(plane)
+    assert both.id == "3 needs both"
+    assert (await ask(plane, [both], one, "@main a.test"))[
+        0
+    ] > 0  # the host has no place: the session is not kept for it
+    (after,) = await claim(plane)
+    assert after.id == "4 in the session after it"
+    assert await ask(plane, [after], UNLIMITED, "@main") == [GRANTED]
+    await finish(plane, host)
+    (both,) = await claim(plane)
+    assert (await ask(plane, [both], one, "@main a.test"))[0] > 0  # now the session has none
+    assert await claim(plane) == []
+    await finish(plane, after, "@main")
+    (both,) = await claim(plane)
+    assert await ask(plane, [both], one, "@main a.test") == [GRANTED]
+    assert {stand.host: stand.in_use for stand in await plane.host_stands()} == {"@main": 1, "a.test": 1}
+    await finish(plane, both, "@main a.test")
+    assert await plane.host_stands() == []
 
 
 async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:

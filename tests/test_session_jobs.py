@@ -11,7 +11,7 @@ from cplane import Context, ControlPlane, CplaneSettings, JobFailed, State, job
 from cplane.errors import InvalidJob
 from cplane.keyring import new_key
 from cplane.states import AttemptState
-from tests.workers import DEADLINE_S, Gate, running
+from tests.workers import DEADLINE_S, Gate, raw, running
 
 URL = "http://site.test/"
 gate = Gate()
@@ -86,13 +86,42 @@ async def test_a_job_waits_for_its_session_without_a_page_and_without_spending_a
         first = await session_stays.submit(name="one")
         await asyncio.wait_for(gate.entered.wait(), DEADLINE_S)
         second = await session_stays.submit(name="one")
+        await until_waiting(plane, 1)
+        assert (await plane.record(second.id)).state is State.QUEUED
+        assert worker.pages.pool().stats().lent == 1
+        gate.open.set()
+        assert await first.result(timeout=DEADLINE_S) == 1
+        assert await second.result(timeout=DEADLINE_S) == 1
+    (attempt,) = await plane.attempts(second.id)
+    assert attempt.state is AttemptState.SUCCEEDED
+
+
+async def test_many_jobs_of_one_session_run_one_by_one_in_order_and_once_each(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    calls = [{"name": "one", "cookie": f"c{number:02}", "fails": False} for number in range(20)]
+    async with running(settings, pages=True), running(settings, pages=True):
+        handles = await session_visit.submit_many(calls)
+        seen = [await handle.result(timeout=DEADLINE_S) for handle in handles]
+    assert seen == [[f"c{number:02}" for number in range(count)] for count in range(20)]
+    attempts = [await plane.attempts(handle.id) for handle in handles]
+    assert {len(each) for each in attempts} == {1}
+
+
+async def test_a_session_whose_place_was_given_though_it_is_held_is_tried_again(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(settings, pages=True):
+        first = await session_stays.submit(name="one")
+        await asyncio.wait_for(gate.entered.wait(), DEADLINE_S)
+        await raw(plane).delete("cplane:host:@one:held")  # as a Redis that forgot it would
+        second = await session_stays.submit(name="one")
         async with asyncio.timeout(DEADLINE_S):
             while not await plane.attempts(second.id):
                 await asyncio.sleep(0.02)
         waiting = await plane.record(second.id)
         assert waiting.error_type is not None
         assert "SessionBusy" in waiting.error_type
-        assert worker.pages.pool().stats().lent == 1
         gate.open.set()
         assert await first.result(timeout=DEADLINE_S) == 1
         assert await second.result(timeout=DEADLINE_S) > 1
@@ -101,6 +130,13 @@ async def test_a_job_waits_for_its_session_without_a_page_and_without_spending_a
     *waits, last = await plane.attempts(second.id)
     assert {attempt.state for attempt in waits} == {AttemptState.RELEASED}
     assert last.state is AttemptState.SUCCEEDED
+
+
+async def until_waiting(plane: ControlPlane, number: int) -> None:
+    """Wait until so many stand in the line of the session "one"."""
+    async with asyncio.timeout(DEADLINE_S):
+        while [stand.waiting for stand in await plane.host_stands() if stand.host == "@one"] != [number]:
+            await asyncio.sleep(0.02)
 
 
 async def test_without_a_key_the_job_fails_at_once_and_says_what_to_set(

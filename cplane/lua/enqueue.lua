@@ -2,7 +2,7 @@
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
 -- ARGV[1] msgpack: for each id { lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it,
 --   ms by which an id that is there already, and that nobody has leased, may be due later than that; negative: it stays as it is,
---   the host that it takes the time of or '': who waits in a host's line (line.lua) is as late as the line says }
+--   the hosts that it takes the time of or '': who waits in the line of one (line.lua) is as late as the line says }
 -- ARGV[2] ms a payload lives after it is due
 -- answers for each id: 1 scheduled, 0 already there, -1 a kept result blocks it
 local now = redis.call('TIME')
@@ -21,6 +21,11 @@ local function schedule(i, lane, id, due_ms)
   added[id] = true
   answers[i] = 1
 end
+local function in_line(hosts, member)
+  for host in string.gmatch(hosts, '%S+') do
+    if type(redis.pcall('ZSCORE', 'cplane:host:' .. host .. ':line', member)) == 'string' then return true end
+  end
+end
 for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
   local lane, id, payload, delay_ms, once, late_ms = push[1], push[2], push[3], push[4], push[5], push[6]
   local due_ms = math.max(1, math.floor(now_ms + delay_ms))
@@ -31,9 +36,7 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
     schedule(i, lane, id, due_ms)
   elseif added[id] or redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
     answers[i] = 0
-    local waits = late_ms >= 0 and push[7] and push[7] ~= ''
-      and redis.pcall('ZSCORE', 'cplane:host:' .. push[7] .. ':line', KEYS[lane] .. ' ' .. id)
-    local there_ms = late_ms >= 0 and type(waits) ~= 'string' and tonumber(redis.call('ZSCORE', KEYS[lane], id))
+    local there_ms = late_ms >= 0 and not in_line(push[7] or '', KEYS[lane] .. ' ' .. id) and tonumber(redis.call('ZSCORE', KEYS[lane], id))
     if there_ms and there_ms > due_ms + late_ms and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
       redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
       wake = true

@@ -1,6 +1,6 @@
 -- Give leases back. (line.lua stands before this.)
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] set-aside stream
--- ARGV[1] msgpack: for each lease { lane, id, token, try, action, number, text, keep, the host of which it holds a place or '' }
+-- ARGV[1] msgpack: for each lease { lane, id, token, try, action, number, text, keep, the hosts of which it holds a place or '' }
 --   0 done     the job is final: the id leaves Redis; a result (`text`) that is not empty is kept `number` ms (0: for ever);
 --              with `keep` > 0 the lease stays for so many ms, so that the same id cannot run at once again (arq's cron jobs)
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
@@ -72,8 +72,10 @@ for from = 1, #backs, 500 do
       answers[#answers + 1] = 1
       apply(back)
       if back[9] and back[9] ~= '' then
-        sound('ZREM', 'cplane:host:' .. back[9] .. ':held', back[2] .. ' ' .. back[3])
-        hosts[back[9]] = true
+        for host in each_host(back[9]) do
+          sound('ZREM', 'cplane:host:' .. host .. ':held', back[2] .. ' ' .. back[3])
+          hosts[host] = true
+        end
       end
     end
   end

@@ -1,9 +1,9 @@
 -- Ask whether leased ids may start on their hosts; who may not goes back to the queue. (line.lua stands before this.)
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
--- ARGV[1] msgpack: for each { lane, id, token of its lease, due in ms (its score before it was leased), host,
+-- ARGV[1] msgpack: for each { lane, id, token of its lease, due in ms (its score before it was leased), host and session,
 --   places of the host (0: any), ms between two starts (0: any), starts that may come at once }
 -- ARGV[2] ms from the next start that may have to wait for a place until it is looked at again
--- answers for each: -1 it may start, and holds a place for as long as its lease; -2 the lease is not the asker's any more;
+-- answers for each: -1 it may start, and holds a place of each for as long as its lease; -2 the lease is not the asker's any more;
 --   else it went back, its try not counted, and is due again in so many ms
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + now[2] / 1000
@@ -46,11 +46,14 @@ local function wait_ms(host, position)
   return math.max(1, math.min(math.ceil(at - now_ms), DAY_MS))
 end
 
-local function since_of(host, member, due_ms)
-  local since_ms = tonumber(redis.call('ZSCORE', host.key .. ':line', member))
-  if since_ms then return since_ms, true end
-  if due_ms % 1 == 0.5 then return due_ms - 600000, false end -- its worker died (see claim.lua): it has waited before
-  return due_ms, false
+-- since when one waits, in whichever line it stands; who stands in none has waited since it was due
+local function since_of(wanted, member, due_ms)
+  local since_ms = math.huge
+  for _, host in ipairs(wanted) do
+    since_ms = math.min(since_ms, tonumber(redis.call('ZSCORE', host.key .. ':line', member)) or math.huge)
+  end
+  if since_ms < math.huge then return since_ms end
+  return due_ms % 1 == 0.5 and due_ms - 600000 or due_ms -- its worker died (see claim.lua): it has waited before
 end
 
 local function go_back(host, lane, id, member, since_ms)
@@ -69,7 +72,7 @@ end
 
 -- Those due behind one that must wait, of the same job and host, would be claimed one by one only to be told the same: they are put
 -- into the line here, so that the head of the queue is soon free for other hosts. It goes on while most of a look were such.
-local function take_along(host, name, lane, payload)
+local function take_along(host, lane, payload)
   local job = read(payload)
   local skip, looks = 0, 0
   while job and looks < 10 do
@@ -80,7 +83,7 @@ local function take_along(host, name, lane, payload)
     for i = 1, #due, 2 do
       local id, due_ms, member = due[i], tonumber(due[i + 1]), lane .. ' ' .. due[i]
       local its_job, its_host = read(found[i])
-      if its_job == job and its_host == name and not found[i + 1] and due_ms % 1 == 0
+      if its_job == job and its_host and string.find(' ' .. its_host .. ' ', ' ' .. host.name .. ' ', 1, true) and not found[i + 1] and due_ms % 1 == 0
         and not redis.call('ZSCORE', host.key .. ':line', member) then
         go_back(host, lane, id, member, due_ms)
         taken = taken + 1
@@ -91,32 +94,57 @@ local function take_along(host, name, lane, payload)
   end
 end
 
+-- the hosts that an ask names, with their limits; a session's is one at a time
+local function wanted_by(ask)
+  local wanted = {}
+  for name in each_host(ask[5]) do
+    local host = hosts[name]
+    if not host then
+      host = read_host(name, now_ms)
+      host.name, hosts[name] = name, host
+    end
+    if string.sub(name, 1, 1) == '@' then
+      host.concurrency, host.interval, host.burst = 1, 0, 1
+    else
+      host.concurrency, host.interval, host.burst = ask[6], ask[7], ask[8]
+    end
+    wanted[#wanted + 1] = host
+  end
+  return wanted
+end
+
+-- the first of the hosts that has no turn for this one
+local function busy_one(wanted, member, since_ms)
+  for _, host in ipairs(wanted) do
+    local turns = turns_now(host)
+    if turns ~= math.huge and (turns < 1 or count_ahead(host, member, since_ms, turns) >= turns) then return host end
+  end
+end
+
 local function decide(ask)
-  local lane, id, token, due_ms = KEYS[ask[1]], ask[2], ask[3], tonumber(ask[4])
+  local lane, id, token = KEYS[ask[1]], ask[2], ask[3]
   local lease_key = 'arq:in-progress:' .. id
   if redis.call('GET', lease_key) ~= token then return -2 end
-  local host = hosts[ask[5]]
-  if not host then
-    host = read_host(ask[5], now_ms)
-    hosts[ask[5]] = host
+  local wanted, member = wanted_by(ask), lane .. ' ' .. id
+  local since_ms = since_of(wanted, member, tonumber(ask[4]))
+  local busy = busy_one(wanted, member, since_ms)
+  for _, host in ipairs(wanted) do -- it waits in one line at most: the others need not call it
+    redis.call('ZREM', host.key .. ':line', member)
   end
-  host.concurrency, host.interval, host.burst = ask[6], ask[7], ask[8]
-  local member = lane .. ' ' .. id
-  local since_ms, in_line = since_of(host, member, due_ms)
-  local turns = turns_now(host)
-  if turns == math.huge or turns >= 1 and count_ahead(host, member, since_ms, turns) < turns then
-    if in_line then redis.call('ZREM', host.key .. ':line', member) end
-    note_start(host, now_ms)
+  if not busy then
     local lease_ms = math.max(1, redis.call('PTTL', lease_key))
-    redis.call('ZADD', host.key .. ':held', now_ms + lease_ms, id .. ' ' .. token)
-    redis.call('PEXPIRE', host.key .. ':held', lease_ms + 60000)
-    host.held = host.held + 1
+    for _, host in ipairs(wanted) do
+      note_start(host, now_ms)
+      redis.call('ZADD', host.key .. ':held', now_ms + lease_ms, id .. ' ' .. token)
+      redis.call('PEXPIRE', host.key .. ':held', lease_ms + 60000)
+      host.held = host.held + 1
+    end
     return -1
   end
   redis.call('DEL', lease_key)
-  local ms = go_back(host, lane, id, member, since_ms)
-  if not host.waits then take_along(host, ask[5], lane, redis.call('GET', 'arq:job:' .. id)) end
-  host.waits, waits, wake = true, true, true
+  local ms = go_back(busy, lane, id, member, since_ms)
+  if not busy.waits then take_along(busy, lane, redis.call('GET', 'arq:job:' .. id)) end
+  busy.waits, waits, wake = true, true, true
   return ms
 end
 

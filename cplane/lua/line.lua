@@ -1,4 +1,5 @@
--- The hosts that jobs take the time of: hosts.lua and finish.lua begin with this text.
+-- The hosts that jobs take the time of, and the browser sessions that one job at a time may have: hosts.lua and finish.lua begin with
+-- this text. A session is a host with one place, and stands as "@NAME". A job names what it needs in one text, with a space between.
 -- cplane:host:HOST       hash: `tat` (GCRA: when the next start is due at a steady rate, ms), `until` (the end of the cooldown, ms), and the
 --                        limits that were asked for last: `concurrency` and `interval` (ms from start to start), 0: any; `burst`
 -- cplane:host:HOST:held  the places that are taken: "ID TOKEN", score = the end of the lease, ms
@@ -35,6 +36,9 @@ local function start_ms(host, now_ms)
   if host.interval > 0 then at = math.max(at, host.tat - (host.burst - 1) * host.interval) end
   return at
 end
+
+-- the hosts and the session in a text
+local function each_host(text) return string.gmatch(text, '%S+') end
 
 local function note_start(host, at)
   if host.interval > 0 then host.tat = math.max(host.tat, at) + host.interval end

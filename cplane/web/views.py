@@ -148,7 +148,7 @@ class QueueList(BaseModel):
 class HostView(BaseModel):
     """How one host stands that jobs wait for."""
 
-    host: str = Field(description="its name, with the port if it is not the scheme's own")
+    host: str = Field(description="its name, with the port if it is not the scheme's own; a browser session is @NAME")
     running: int = Field(description="jobs that run there now")
     concurrency: int | None = Field(description="how many may, over all workers; null: any number")
     rate: float | None = Field(description="how many may start each second, over all workers; null: any number")
