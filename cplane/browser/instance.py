@@ -335,11 +335,12 @@ async def probe(source: BrowserSource | None = None) -> str:
 
 
 def _remove(folder: Path, start: str) -> None:
-    for path in folder.glob(f"{start}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the browser may end meanwhile, and take the folder along
+        for path in folder.glob(f"{start}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _keep(_: PageLease) -> asyncio.Task[None]:
