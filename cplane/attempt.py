@@ -1,15 +1,12 @@
 """One run of one job: open what it asks for, run it under its deadline, decide once what came of it."""
 
 import asyncio
-import random
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import NAMESPACE_OID, UUID, uuid5
 
@@ -22,21 +19,13 @@ from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.context import Artifact, Context, Progress
 from cplane.envelope import Envelope
 from cplane.errors import (
-    MAX_COOL_DOWN_S,
     BrowserGone,
     CplaneError,
-    EgressBlocked,
     InvalidArguments,
-    InvalidSession,
     JobTimeout,
     OutsideError,
-    PageCrashed,
     QueueUnavailable,
-    ResultNotSerializable,
-    Retry,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionTooLarge,
+    SessionBusy,
     TooManyRequests,
 )
 from cplane.events import Event
@@ -44,11 +33,12 @@ from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.hosts import Hosts
 from cplane.jobs import AnyJob, Resources
+from cplane.outcome import Outcome, cooldown_s, decide
 from cplane.politeness import host_among
 from cplane.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
-from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
-from cplane.store import Error, Fence, Finish, Started, Store
+from cplane.states import AttemptState, Cause, State
+from cplane.store import Fence, Finish, Started, Store
 from cplane.transaction import JobTransaction
 
 if TYPE_CHECKING:
@@ -60,23 +50,9 @@ CLEANUP_S = 5.0
 PROGRESS_EVERY_S = 0.1
 """At most so often is progress told; the last of it is on the record."""
 
-FIRST_COOLDOWN_S = 10
-"""How long a host is left alone first that does not say for how long."""
-
-TRACEBACK_CHARS = 16_000
 EXPLAINED = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.INTERRUPTED})
 """Ends of an attempt of which evidence is kept."""
-FINAL_ERRORS = (
-    EgressBlocked,
-    InvalidArguments,
-    InvalidSession,
-    ResultNotSerializable,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionTooLarge,
-)
-"""Errors that another try would only repeat, whatever the job's policy says."""
-OURS = str(Path(__file__).parent)
+
 
 log: "FilteringBoundLogger" = structlog.get_logger("cplane")
 
@@ -94,27 +70,6 @@ class Stop(StrEnum):
     """Its page or browser died under it."""
     LEASE_LOST = "lease lost"
     """It may be running elsewhere: nothing it does counts any more."""
-
-
-class SessionBusy(CplaneError):
-    """The browser session that a job asks for is another's, though the job had its turn: Redis was wiped, or the session is being replaced."""
-
-
-class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What came of an attempt, decided once."""
-
-    state: State
-    attempt_state: AttemptState
-    result_json: bytes | None = None
-    value: Any = None
-    """What a plain function returned."""
-    error: Error | None = None
-    delay_s: float = 0.0
-    cause: Cause = Cause.SUBMIT
-    failures: int = 0
-    interruptions: int = 0
-    recorded: bool = False
-    """The job's own transaction has told Postgres already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +221,10 @@ class Attempt(msgspec.Struct, eq=False):
             self.task.cancel()
         self.tools.settle(self, stopped_outcome(self))
 
+    def decide(self, error: BaseException) -> Outcome:
+        """What an error means for it."""
+        return decide(error, self.job, number=self.number, failures=self.failures, interruptions=self.interruptions)
+
     def note(self, progress: Progress) -> None:
         """Keep progress, and tell it unless that happened a moment ago."""
         self.progress, self.progress_told = progress, False
@@ -327,8 +286,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
             return stopped_outcome(attempt)
         cause = await _cause(attempt, error)
         if isinstance(cause, TooManyRequests):
-            await _cool_down(attempt, _cooldown_s(cause, attempt.interruptions))
-        return decide(cause, attempt)
+            await _cool_down(attempt, cooldown_s(cause, attempt.interruptions))
+        return attempt.decide(cause)
 
 
 async def _absorb_cancels() -> None:
@@ -375,7 +334,7 @@ async def _keep_session(attempt: Attempt, held: Held, outcome: Outcome | None) -
         if await attempt.tools.sessions.save(held, await attempt.lease.storage_state()):
             return outcome
     except CplaneError as error:
-        return decide(error, attempt)
+        return attempt.decide(error)
     attempt.log.warning("the browser session was no longer this attempt's; what it left there is not kept")
     return None
 
@@ -387,7 +346,7 @@ async def _commit(attempt: Attempt, transaction: JobTransaction, outcome: Outcom
     try:
         owned = await transaction.commit(finish_of(attempt, outcome) if attempt.record_id is not None else None)
     except OutsideError as error:  # if it did commit, the record refuses to be queued again
-        return decide(error, attempt)
+        return attempt.decide(error)
     if not owned:
         attempt.log.warning("the record was no longer this attempt's; its writes are rolled back")
         return None
@@ -406,61 +365,13 @@ def stopped_outcome(attempt: Attempt) -> Outcome | None:
             error: BaseException = JobTimeout(
                 f"'{name}' ran longer than {timeout_s:g} s", hint="raise it with @job(timeout=…)"
             )
-            return decide(error, attempt)
+            return attempt.decide(error)
         case Stop.PAGE_LOST:
-            return decide(
-                attempt.lease.loss if attempt.lease and attempt.lease.loss else BrowserGone("the page was lost"),
-                attempt,
+            return attempt.decide(
+                attempt.lease.loss if attempt.lease and attempt.lease.loss else BrowserGone("the page was lost")
             )
         case _:
             return None
-
-
-def decide(error: BaseException, attempt: Attempt) -> Outcome:
-    """What an error means: again later, again without spending a retry, or failed."""
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        error = RuntimeError(f"the job raised {error!r}")  # it fails; it does not take the worker along
-    described = describe(error)
-    if isinstance(error, SessionBusy):
-        return _wait_for_session(described, attempt.number)
-    if isinstance(error, OutsideError):
-        return _interrupted(error, described, attempt.interruptions)
-    attempt_state = AttemptState.TIMED_OUT if isinstance(error, JobTimeout) else AttemptState.FAILED
-    delay_s = _retry_in_s(error, attempt)
-    if delay_s is None:
-        return Outcome(state=State.FAILED, attempt_state=attempt_state, error=described, failures=1)
-    return Outcome(
-        state=State.QUEUED,
-        attempt_state=attempt_state,
-        error=described,
-        cause=Cause.RETRY,
-        delay_s=delay_s,
-        failures=1,
-    )
-
-
-def _interrupted(error: OutsideError, described: Error, interruptions: int) -> Outcome:
-    """What the job depends on failed: it runs again without spending a retry, but not for ever."""
-    most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
-    if interruptions >= most:
-        return Outcome(state=State.FAILED, attempt_state=AttemptState.INTERRUPTED, error=described, interruptions=1)
-    return Outcome(
-        state=State.QUEUED,
-        attempt_state=AttemptState.INTERRUPTED,
-        error=described,
-        cause=Cause.INFRASTRUCTURE,
-        delay_s=_cooldown_s(error, interruptions)
-        if isinstance(error, TooManyRequests)
-        else min(0.1 * 3**interruptions, 60.0),
-        interruptions=1,
-    )
-
-
-def _cooldown_s(error: TooManyRequests, interruptions: int) -> float:
-    """How long the host is left alone; one that does not say is left alone for longer each time."""
-    if error.retry_after_s is not None:
-        return error.retry_after_s
-    return float(min(FIRST_COOLDOWN_S * 2**interruptions, MAX_COOL_DOWN_S))
 
 
 async def _cool_down(attempt: Attempt, seconds: float) -> bool:
@@ -475,29 +386,6 @@ async def _cool_down(attempt: Attempt, seconds: float) -> bool:
         return False
     attempt.log.warning("the host is left alone for a while", host=host, lasts_s=lasts_s)
     return True
-
-
-def _wait_for_session(described: Error, number: int) -> Outcome:
-    """The job goes back to the schedule, holding nothing and spending nothing; who has waited often waits longer, up to 10 s."""
-    return Outcome(
-        state=State.QUEUED,
-        attempt_state=AttemptState.RELEASED,
-        error=described,
-        cause=Cause.RELEASE,
-        delay_s=min(0.25 * 1.3 ** min(number, 20), 10.0) * random.uniform(0.75, 1.25),  # noqa: S311  no secret
-    )
-
-
-def _retry_in_s(error: BaseException, attempt: Attempt) -> float | None:
-    """Seconds until the job runs again after its own failure; None: it has failed for good."""
-    if isinstance(attempt.job, PlainFunction):
-        return attempt.job.retry_in_s(error)
-    policy, failures = attempt.job.options.retry, attempt.failures + 1
-    if isinstance(error, FINAL_ERRORS):
-        return None
-    if isinstance(error, Retry) and failures <= policy.retries:
-        return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
-    return policy.delay_s(failures) if policy.allows(error, failures) else None
 
 
 def finish_of(attempt: Attempt, outcome: Outcome) -> Finish:
@@ -516,30 +404,6 @@ def finish_of(attempt: Attempt, outcome: Outcome) -> Finish:
         interruptions=outcome.interruptions,
         progress=attempt.progress,
     )
-
-
-def describe(error: BaseException) -> Error:
-    """An error as text: its type, its message, and a traceback that begins where the job's own code does."""
-    kind = type(error)
-    name = (
-        kind.__qualname__
-        if kind.__module__ in {"builtins", "cplane.errors"}
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-    told = traceback.TracebackException.from_exception(error)
-    theirs = (
-        n for n, frame in enumerate(told.stack) if not frame.filename.startswith(OURS) or "/tasks/" in frame.filename
-    )
-    first = next(theirs, len(told.stack))  # an error of ours alone needs no traceback: its message says it all
-    del told.stack[:first]
-    text = "".join(told.format())
-    if len(text) > TRACEBACK_CHARS:
-        text = f"{text[: TRACEBACK_CHARS // 2]}\n…\n{text[-TRACEBACK_CHARS // 2 :]}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be read)"
-    return Error(name, message[:TRACEBACK_CHARS], text)
 
 
 async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> Resources:

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from cplane.attempt import Attempt, Outcome, Tools
+from cplane.attempt import Attempt, Tools
 from cplane.endings import end, first
 from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
@@ -21,6 +21,7 @@ from cplane.functions import PlainFunction
 from cplane.hosts import GRANTED, Ask, Hosts
 from cplane.jobs import AnyJob, Registry
 from cplane.leases import Leases
+from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.politeness import PerHost, host_among, places_of, session_among
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return

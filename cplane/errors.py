@@ -209,6 +209,10 @@ class SessionInUse(UsageError):
     """A job that runs holds the browser session."""
 
 
+class SessionBusy(CplaneError):
+    """The browser session that a job asks for is another's, though the job had its turn: Redis was wiped, or the session is being replaced."""
+
+
 class SessionTooLarge(UsageError):
     """A browser session is larger than what is kept."""
 

@@ -10,13 +10,14 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from cplane.attempt import AnyFence, Attempt, Outcome, finish_of
+from cplane.attempt import AnyFence, Attempt, finish_of
 from cplane.batch import Batch
 from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import Events
 from cplane.functions import PlainFunction
 from cplane.jobs import Options
+from cplane.outcome import Outcome
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.states import AttemptState, State
 from cplane.store import Error, Store

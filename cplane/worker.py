@@ -21,7 +21,7 @@ from arq.cron import CronJob
 from redis.exceptions import RedisError
 
 from cplane import migrations
-from cplane.attempt import CLEANUP_S, Attempt, Outcome, Stop, Tools, run
+from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
 from cplane.batch import Batch
 from cplane.catalog import load_jobs
 from cplane.claimer import Allowance, Claimer, Claims
@@ -35,6 +35,7 @@ from cplane.garbage import collect_rarely
 from cplane.jobs import Job, Registry
 from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
+from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.plane import ControlPlane
 from cplane.queue import queue_of

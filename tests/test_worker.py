@@ -530,7 +530,7 @@ async def notes(plane: ControlPlane) -> list[str]:
 
 
 def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:
-    from cplane.attempt import describe
+    from cplane.outcome import describe
     from cplane.pages import Pages
 
     with pytest.raises(BrowserError) as caught:

@@ -18,6 +18,7 @@ from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
 from cplane.browser.options import PageOptions
 from cplane.browser.shared import SharedContext
+from cplane.browser.sharing import Sharing
 from cplane.browser.slots import Slots
 from cplane.browser.stock import Ready, Stock
 from cplane.egress import EgressProxy, Gate, Upstream
@@ -31,8 +32,6 @@ OPEN_TRIES = 3
 REST_S = 0.2
 """For so long the processor is left to who has just got a page, before the next one is prepared."""
 NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
-MOST_SHARED = 8
-"""Contexts that are kept for jobs that share one; of more, the one that was idle longest is closed."""
 
 log = structlog.get_logger("cplane")
 
@@ -113,8 +112,14 @@ class BrowserPool:
         self._slots = Slots(max_pages)
         self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
         self._stock.expect(PageOptions())
-        self._shared: dict[tuple[str, str], SharedContext] = {}
-        self._sharing: dict[tuple[str, str], asyncio.Lock] = {}
+        self._sharing = Sharing(
+            partial(self._open_page, shared=True),
+            owner=self._fleet.owner,
+            most_uses=self._limits.pages,
+            park=self._park,
+            free_slot=self._free_slot,
+            tend=self._tend,
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._staying: set[PageLease] = set()
         """Pages that gave up their slots and are not released yet."""
@@ -262,7 +267,7 @@ class BrowserPool:
             for tries_left in reversed(range(OPEN_TRIES)):
                 try:
                     if options.mode == "shared":
-                        lease = await self._share(options, deadline, scope)
+                        lease = await self._sharing.lend(options, deadline, scope)
                     elif options.mode == "fresh" and storage_state is None:
                         lease = await self._await_ready(options) or await self._open_page(options, deadline)
                     else:
@@ -336,33 +341,6 @@ class BrowserPool:
                 raise InvalidArguments(f"the proxy cannot be used: {error}") from None
         return await resources.enter_async_context(self._egress.gate(upstream))
 
-    async def _share(self, options: PageOptions, deadline: float, scope: str) -> PageLease:
-        """A page of the context that the scope shares, which is opened for the first."""
-        name = (scope, options.key)
-        async with self._sharing.setdefault(name, asyncio.Lock()):
-            context = self._shared.get(name)
-            if context is None or not context.usable or context.uses >= self._limits.pages:
-                self._unshare(name)
-                root = await self._open_page(options, deadline, shared=True)
-                context = self._shared[name] = SharedContext(self._fleet.owner(root), root, options, self._tend)
-                self._unshare_most()
-            self._shared[name] = self._shared.pop(name, context)  # the one used last comes last
-            return await context.lend(partial(self._park, context), self._free_slot)
-
-    def _unshare_most(self) -> None:
-        """Close the contexts that were idle longest, when there are too many."""
-        idle = [name for name, context in self._shared.items() if not context.busy]
-        for name in idle[: max(0, len(self._shared) - MOST_SHARED)]:
-            self._unshare(name)
-        for name in [name for name, lock in self._sharing.items() if name not in self._shared and not lock.locked()]:
-            del self._sharing[name]
-
-    def _unshare(self, name: tuple[str, str]) -> None:
-        """Lend no more pages of a shared context; it closes when those that are lent are given back."""
-        context = self._shared.pop(name, None)
-        if context is not None and not context.busy:
-            context.close()
-
     # taking back
 
     async def _take_slot(self) -> None:
@@ -409,9 +387,7 @@ class BrowserPool:
             await context.take_back(lease)
         finally:
             self._return_slot(lease)
-            kept = context in self._shared.values()
-            if not context.busy and not (kept and context.usable):
-                context.close()
+            self._sharing.settle(context)
             self._changed()
 
     def _tend(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -470,8 +446,7 @@ class BrowserPool:
 
     def _part(self, old: Instance) -> None:
         """A browser takes no more pages: what it has ready, or shares, is given up."""
-        for name in [name for name, context in self._shared.items() if context.instance is old]:
-            self._unshare(name)
+        self._sharing.part_with(old)
         for ready in self._stock:
             if ready.open and old.has(ready.opening.result()):
                 self._stock.remove(ready)
@@ -484,7 +459,7 @@ class BrowserPool:
         self._slots.dismiss(_closed)
         self._rested()
         self._stock.clear()
-        self._shared.clear()
+        self._sharing.clear()
         await self._fleet.close()
         rest = list(self._tasks)
         if rest:

@@ -11,7 +11,7 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
 from cplane.browser import BrowserPool, Limits, PageOptions
-from cplane.browser.pool import MOST_SHARED
+from cplane.browser.sharing import MOST_SHARED
 from cplane.errors import BrowserGone, PageCrashed
 from tests.browser.pools import FOREVER, contexts, running, settled, until
 
