@@ -73,6 +73,7 @@ class Instance:
         self._born = loop.time()
         self._opened = 0
         self._open: set[PageLease] = set()
+        self._opening = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._doubted = asyncio.Event()
@@ -120,11 +121,16 @@ class Instance:
             PoolTimeout: it did not answer in time; it takes no more pages.
         """
         resources = resources or AsyncExitStack()
+        self._opening += 1
+        self._idle.clear()
         try:
             context, page = await self._open_page({**options.new_context(), **(arguments or {})}, dress)
         except BaseException:
+            self._opening -= 1
+            self._rest()
             await resources.aclose()
             raise
+        self._opening -= 1
         lease = PageLease(
             context,
             page,
@@ -136,7 +142,6 @@ class Instance:
             shared=shared,
         )
         self._open.add(lease)
-        self._idle.clear()
         self._opened += 1
         if self._opened >= self._limits.pages:
             self._wear(f"{self._opened} pages were opened in it")
@@ -151,8 +156,7 @@ class Instance:
                 await self._close_context(lease.context, traced=lease.traced)
         finally:
             self._open.discard(lease)
-            if not self._open:
-                self._idle.set()
+            self._rest()
             await lease.resources.aclose()
             if lease.trace_name is not None:
                 await self._clear(lease.trace_name)
@@ -185,8 +189,12 @@ class Instance:
         """A call failed as if the browser had died: look now."""
         self._doubted.set()
 
+    def _rest(self) -> None:
+        if not self._open and not self._opening:
+            self._idle.set()
+
     async def wait_idle(self) -> None:
-        """Wait until no page is open, or the browser is gone."""
+        """Wait until no page is open or being opened, or the browser is gone."""
         idle = asyncio.get_running_loop().create_task(self._idle.wait(), name="wait for the last page")
         try:
             await asyncio.wait((idle, self.gone), return_when=asyncio.FIRST_COMPLETED)

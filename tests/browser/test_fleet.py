@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from cplane.browser import BrowserPool, Limits, instance
+from cplane.browser import BrowserPool, Limits, PageLease, PageOptions, instance
 from cplane.errors import BrowserGone, UsageError
 from tests.browser.pools import running, settled, until
 
@@ -67,6 +67,21 @@ async def test_a_worn_browser_stays_until_its_last_page_is_given_back() -> None:
         await asyncio.wait([first.gone], timeout=10)
         assert first.gone.done()
         assert pool.stats().lost == 0
+
+
+async def test_a_browser_is_not_idle_while_it_opens_a_page() -> None:
+    def keep(_: PageLease) -> asyncio.Task[None]:
+        raise NotImplementedError
+
+    async with BrowserPool(1, warm=0) as pool:
+        browser = await running(pool)
+        opening = asyncio.create_task(browser.open(PageOptions(), keep))
+        await asyncio.sleep(0)
+        idle = asyncio.create_task(browser.wait_idle())
+        lease = await opening
+        assert not idle.done()
+        await browser.close_page(lease)
+        await asyncio.wait_for(idle, 10)
 
 
 @pytest.mark.parametrize(
