@@ -29,6 +29,8 @@ STATE_S = 10.0
 TRACE_S = 5.0
 DOUBT_S = 2.0
 """How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
+ABORT_S = 0.5
+"""The same for a navigation that was aborted: a renderer that dies on the way says no more, and neither does a download."""
 
 
 log = structlog.get_logger("cplane")
@@ -112,11 +114,12 @@ class PageLease:
     async def cause(self, error: BaseException) -> BaseException:
         """What really happened when a job raised `error`: the loss of its page, a host that was refused, or `error` itself.
 
-        A call under way when a browser dies fails with Playwright's TargetClosedError a moment before anyone knows why.
+        A call under way when a browser or a renderer dies fails a moment before anyone knows why.
         """
-        if not self.broken.done() and any(_target_lost(link) for link in _chain(error)):
+        doubt_s = max(map(_doubt_s, _chain(error)))
+        if not self.broken.done() and doubt_s:
             self._doubt()
-            await asyncio.wait([self.broken], timeout=DOUBT_S)
+            await asyncio.wait([self.broken], timeout=doubt_s)
         return self.loss or self._refusal(error) or error
 
     def _refusal(self, error: BaseException) -> EgressBlocked | HostUnreachable | None:
@@ -222,8 +225,13 @@ class PageLease:
         self.lose(PageCrashed(f"the renderer of {page.url[:200]} died", hint=hint))
 
 
-def _target_lost(error: BaseException) -> bool:
-    return isinstance(error, PlaywrightError) and ("has been closed" in error.message or "crashed" in error.message)
+def _doubt_s(error: BaseException) -> float:
+    """How long to wait for the news that the page is lost, after a call failed with this; 0: it does not look like that."""
+    if not isinstance(error, PlaywrightError):
+        return 0.0
+    if "has been closed" in error.message or "crashed" in error.message:
+        return DOUBT_S
+    return ABORT_S if "ERR_ABORTED" in error.message or "frame was detached" in error.message else 0.0
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -126,7 +126,7 @@ async def soak(
 
 
 async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, tell: Callable[[str], None]) -> None:
-    """One fault after the other until every record is final."""
+    """One fault after the other until every visit is final; then what is left of the faults' own jobs ends."""
     faults = itertools.cycle(["renderer", "spin", "browser", "hang", "driver", "hog"])
     counts = await records(settings)
     deadline = time.monotonic() + FINAL_S + counts.total()
@@ -135,7 +135,8 @@ async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, te
             verdict.violations.append(f"{left} jobs are not final")
             break
         await asyncio.sleep(every_s)
-        if left > 4 or verdict.faults.total() < 6:
+        visits = sum(number for (name, state, _), number in counts.items() if "visit" in name and state not in FINAL)
+        if visits or verdict.faults.total() < 6:
             fault = next(faults)
             verdict.faults[fault] += 1
             await commit(fault)

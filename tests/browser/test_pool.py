@@ -12,6 +12,7 @@ from playwright.async_api import BrowserContext
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions, instance, probe
+from cplane.browser import lease as lease_module
 from cplane.errors import BrowserGone, BrowserNotFound, InvalidArguments, PageCrashed, PoolTimeout, UsageError
 from tests.browser.pools import FOREVER, contexts, running, settled
 
@@ -249,6 +250,24 @@ async def test_a_call_that_was_under_way_when_the_browser_died_ends_as_browser_g
     assert isinstance(error, PlaywrightError)
     assert isinstance(await lease.cause(RuntimeError("wrapped").with_traceback(None)), RuntimeError | BrowserGone)
     assert isinstance(await lease.cause(error), BrowserGone)
+    lease.release()
+
+
+async def test_a_navigation_that_was_aborted_because_its_renderer_died_is_a_crash(
+    pool: BrowserPool, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted = PlaywrightError("Page.goto: net::ERR_ABORTED; maybe frame was detached?")
+    lease = await pool.acquire_page()
+    await lease.page.goto(site)
+    monkeypatch.setattr(lease_module, "ABORT_S", 0.01)
+    assert await lease.cause(aborted) is aborted
+    monkeypatch.setattr(lease_module, "ABORT_S", 10)
+    asking = asyncio.create_task(lease.cause(aborted))
+    session = await lease.context.new_cdp_session(lease.page)
+    crashing = asyncio.create_task(session.send("Page.crash"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportUnknownVariableType]
+    assert isinstance(await asking, PageCrashed)
+    crashing.cancel()
+    await asyncio.wait([crashing])
     lease.release()
 
 
