@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.async_api import BrowserContext
+from playwright.async_api import BrowserContext, CDPSession
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions, instance, probe
@@ -253,6 +253,11 @@ async def test_a_call_that_was_under_way_when_the_browser_died_ends_as_browser_g
     lease.release()
 
 
+async def crash_renderer(session: CDPSession) -> None:
+    with contextlib.suppress(PlaywrightError):
+        await session.send("Page.crash")  # pyright: ignore[reportUnknownMemberType]
+
+
 async def test_a_navigation_that_was_aborted_because_its_renderer_died_is_a_crash(
     pool: BrowserPool, site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +269,7 @@ async def test_a_navigation_that_was_aborted_because_its_renderer_died_is_a_cras
     monkeypatch.setattr(lease_module, "ABORT_S", 10)
     asking = asyncio.create_task(lease.cause(aborted))
     session = await lease.context.new_cdp_session(lease.page)
-    crashing = asyncio.create_task(session.send("Page.crash"))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportUnknownVariableType]
+    crashing = asyncio.create_task(crash_renderer(session))
     assert isinstance(await asking, PageCrashed)
     crashing.cancel()
     await asyncio.wait([crashing])
