@@ -246,9 +246,7 @@ class Instance:
     async def _close_context(self, context: BrowserContext, *, traced: bool = False) -> None:
         try:
             async with asyncio.timeout(CLOSE_S):
-                if (
-                    traced
-                ):  # unless it is told to stop, the driver remembers its calls, and those of all others, for ever
+                if traced:  # until it is stopped, the driver remembers its calls and those of all others
                     with contextlib.suppress(PlaywrightError, TimeoutError):
                         async with asyncio.timeout(STOP_TRACE_S):
                             await context.tracing.stop()

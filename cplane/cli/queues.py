@@ -77,7 +77,7 @@ def hosts(*, as_json: AsJson = False) -> None:
 
         console().print(hosts_table(stands))
     else:
-        notes().print("no job waits for a host")
+        notes().print("no job waits for a host or a session")
 
 
 @app.command()

@@ -63,5 +63,5 @@ async def _check_size(page: Page, what: str, width: float | None = None, height:
     if width * height * ratio**2 > MOST_PIXELS:
         scaled = f", {ratio:g} times as large" if ratio != 1 else ""
         raise TooLarge(
-            f"{what} has {width:,.0f} × {height:,.0f} pixels{scaled}, and a picture at most {MOST_PIXELS:,}: take a clip of it"
+            f"{what} has {width:,.0f} × {height:,.0f} pixels{scaled}, and a picture at most {MOST_PIXELS:,}: take a smaller clip"
         )

@@ -180,7 +180,7 @@ async def test_the_result_of_a_transient_job_is_printed(
 async def test_the_hosts_that_jobs_wait_for_are_listed(
     cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane
 ) -> None:
-    assert (await cplane("queues", "hosts", **addresses)).stderr == "no job waits for a host\n"
+    assert (await cplane("queues", "hosts", **addresses)).stderr == "no job waits for a host or a session\n"
     await plane.hosts.cool_down("busy.test:8080", 3000)
     (told,) = json.loads((await cplane("queues", "hosts", "--json", **addresses)).stdout)
     assert (told["host"], told["waiting"], told["concurrency"]) == ("busy.test:8080", 0, None)

@@ -70,7 +70,7 @@ async def test_screenshot_of_an_element_that_is_not_there_names_it(pool: Browser
     [
         (
             {"full_page": True},
-            "about:blank has 1,280 × 90,000 pixels, and a picture at most 100,000,000: take a clip of it",
+            "about:blank has 1,280 × 90,000 pixels, and a picture at most 100,000,000: take a smaller clip",
         ),
         ({"selector": "div"}, "the element 'div' of about:blank has 1,280 × 90,000 pixels"),
         ({"clip": {"x": 0, "y": 0, "width": 16000, "height": 16000}}, "the clip has 16,000 × 16,000 pixels"),
