@@ -93,14 +93,18 @@ async def chaos_poison(ctx: Context, tag: str) -> None:
 
 
 @job
-async def chaos_blocks(ctx: Context, tag: str, seconds: float) -> dict[str, int]:
-    """Holds the event loop on its first attempt, as no job should."""
+async def chaos_blocks(ctx: Context, tag: str, folder: str) -> dict[str, int]:
+    """Holds the event loop on its first attempt, as no job should, until the driver makes `let_go_of`'s file."""
     with told(ctx):
-        if ctx.attempt == 1:
-            began = time.monotonic()  # noted before: a run may be judged while the loop is still held
-            here().write("fault", kind=FaultKind.BLOCK, began=began, ended=began + seconds)
-            time.sleep(seconds)  # noqa: ASYNC251  the fault itself
+        began = time.monotonic()
+        while ctx.attempt == 1 and not let_go_of(folder).exists() and time.monotonic() < began + OVERSTAY_S:
+            time.sleep(STEP_S)  # noqa: ASYNC251  the fault itself
         return {"attempt": ctx.attempt}
+
+
+def let_go_of(folder: str | Path) -> Path:
+    """The file that ends every `chaos_blocks` of a run."""
+    return Path(folder) / "let-go"
 
 
 @job

@@ -19,6 +19,7 @@ from tests.chaos.arena import Arena, until
 from tests.chaos.checker import Bounds, Violation, check, summary
 from tests.chaos.gateways import Dice, Rates, wrapped
 from tests.chaos.history import Ended, Exit, FaultKind, History, Move, Record, Transient
+from tests.chaos.jobs import let_go_of
 from tests.chaos.journal import TRANSIENT, VARIABLE, Journal
 from tests.chaos.nursery import ChaosWorker, Nursery
 from tests.chaos.worker import VARIABLE as PLAN_VARIABLE
@@ -103,6 +104,15 @@ class Scenario:
                 yield
             finally:
                 worker.send(signal.SIGCONT)
+
+    @contextmanager
+    def held(self, worker: ChaosWorker) -> Generator[None]:
+        """The block is a part of the time in which `chaos_blocks` holds the worker's loop; then it lets go."""
+        with self.fault(FaultKind.BLOCK, pid=worker.pid):
+            try:
+                yield
+            finally:
+                let_go_of(self.folder).touch()
 
     # faults
 

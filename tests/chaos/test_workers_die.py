@@ -57,11 +57,13 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(run: Scenario) -> N
 
 async def test_a_job_that_holds_the_loop_past_its_lease_runs_again_elsewhere(run: Scenario) -> None:
     blocked = await run.start_worker(CPLANE_QUEUES="default:2")
-    await run.submit_all(
-        [run.workload.call("chaos_works", seconds=3.0), run.workload.call("chaos_blocks", seconds=7.0)]
-    )
+    await run.submit(run.workload.call("chaos_works", seconds=5.0))
+    await run.until_runs(1)
+    await run.submit(run.workload.call("chaos_blocks"))
     await run.until_runs(2)
-    await run.start_worker()
+    with run.held(blocked):
+        await run.start_worker()
+        await run.until_runs(2, attempt=2)
     history = await run.judge()
     assert blocked.alive
     assert {record.attempt for record in history.records} == {2}

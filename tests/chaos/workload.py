@@ -34,7 +34,7 @@ class Workload:
         tag = f"{job}-{next(self._numbers)}"
         if job == "chaos_flaky":
             args |= {"times": 1, "folder": str(self._folder)}
-        if job == "chaos_overstays":
+        if job in {"chaos_blocks", "chaos_overstays"}:
             args |= {"folder": str(self._folder)}
         return Call(job=job, tag=tag, args=args, delay_s=delay_s, key=f"key-{tag}" if keyed else None)
 
