@@ -28,6 +28,13 @@ gate = Gate()
 AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of a failed page is all there, however busy the machine is."""
+    monkeypatch.setattr("cplane.failures.BUDGET_S", 30.0)
+    monkeypatch.setattr("cplane.browser.evidence.STEP_S", 30.0)
+
+
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -102,6 +109,7 @@ def unpacked(files: dict[str, bytes]) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_every_attempt_of_a_failed_job_leaves_its_evidence(
     settings: CplaneSettings, plane: ControlPlane, shop: str
 ) -> None:
@@ -126,6 +134,7 @@ async def test_every_attempt_of_a_failed_job_leaves_its_evidence(
     assert b"<h1>Sorry</h1>" in files["failure-1.html"]
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_no_secret_is_in_any_of_it(settings: CplaneSettings, plane: ControlPlane, shop: str) -> None:
     async with running(settings, pages=True):
         handle = await failures_shop.submit(url=shop)

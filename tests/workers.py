@@ -9,7 +9,7 @@ from cplane.plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.worker import Worker
 
-DEADLINE_S = 20.0
+DEADLINE_S = 40.0
 
 
 class Gate:

@@ -213,18 +213,24 @@ class Left:
     def mine(self, files: set[Path]) -> set[Path]:
         """Without those of browsers that other tests have running beside this one."""
         mark = f"artifacts-{os.getpid()}-"
-        entries = {path for path in files if path.suffix == ".json" and not owned(path)}
+        entries = {path for path in files if path.suffix == ".json" and owner(path) != os.getpid()}
         artifacts = {path for path in files if path.name.startswith("artifacts-") and not path.name.startswith(mark)}
-        profiles = {Path(json.loads(path.read_text())["profile"]) for path in entries}
+        profiles = {Path(entry["profile"]) for path in entries if (entry := written(path))}
         return files - entries - artifacts - profiles
 
 
-def owned(path: Path) -> bool:
-    """Whether a browser that is written down is one of this process."""
+def owner(path: Path) -> int | None:
+    """The process whose browser is written down; None: it is written down no more."""
+    entry = written(path)
+    return int(entry["owner"][0]) if entry else None
+
+
+def written(path: Path) -> dict[str, Any]:
+    """An entry of the ledger; empty when it was struck meanwhile."""
     try:
-        return bool(json.loads(path.read_text())["owner"][0] == os.getpid())
+        return cast("dict[str, Any]", json.loads(path.read_text()))
     except OSError:
-        return False
+        return {}
 
 
 async def main(options: argparse.Namespace) -> int:
