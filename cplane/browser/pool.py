@@ -45,6 +45,8 @@ class PoolStats:
     """Pages that can be acquired now."""
     open: int
     """Slots in use: pages that are lent, being opened or being closed."""
+    parking: int
+    """Shared pages that were given back and are being seen to; most of them hold no slot."""
     warm: int
     """Pages that are ready for who asks next."""
     waiting: int
@@ -123,6 +125,8 @@ class BrowserPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._staying: set[PageLease] = set()
         """Pages that gave up their slots and are not released yet."""
+        self._parking = 0
+        """Shared pages that were given back and are being seen to."""
         self._resting: asyncio.TimerHandle | None = None
         """A page was lent a moment ago."""
         self._has_free = asyncio.Event()
@@ -187,6 +191,7 @@ class BrowserPool:
             max_pages=self._slots.size,
             free=self.free,
             open=self._slots.used,
+            parking=self._parking,
             warm=self._stock.open,
             waiting=self._slots.waiting,
             browsers=len(browsers),
@@ -382,10 +387,14 @@ class BrowserPool:
         return self._spawn(self._park_page(context, lease), "park page")
 
     async def _park_page(self, context: SharedContext, lease: PageLease) -> None:
-        """The slot is free again once the page is ready for the next job."""
+        """The slot is free at once, and whoever is next gets another page of the context; of at most as many pages as there are slots."""
+        self._parking += 1
         try:
+            if self._parking <= self._slots.size:
+                self._return_slot(lease)
             await context.take_back(lease)
         finally:
+            self._parking -= 1
             self._return_slot(lease)
             self._sharing.settle(context)
             self._changed()
@@ -398,16 +407,18 @@ class BrowserPool:
     def _restock(self) -> None:
         """Close the pages nobody will ask for, and open those that will be asked for; both off the path of any job.
 
-        What a page is opened with is the same processor that a job's page is visited with. So while one was lent a moment ago, no more is
-        opened than the next who asks needs.
+        What a page is opened with is the same processor that a job's page is visited with. So no more is opened than could be lent now, and one
+        for whoever is next; and while one was lent a moment ago, nothing but what the next who asks needs.
         """
         for ready in self._stock.surplus():
             _discard_ready(ready)
         if not self._open or not self.browsers:
             return
-        missing = self._stock.missing()
-        if self._resting is not None:
-            missing = missing[:1] if self._slots.free and not any(self._stock) else []
+        missing, ready = self._stock.missing(), len([*self._stock])
+        if self._resting is None:
+            missing = missing[: max(0, max(1, self._slots.free) - ready)]
+        else:
+            missing = missing[:1] if self._slots.free and not ready else []
         for options in missing:
             opening = self._spawn(self._prepare(options), "prepare page")
             self._stock.put(Ready(options.key, opening))

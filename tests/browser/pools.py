@@ -18,7 +18,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def settled(pool: BrowserPool) -> None:
     """Wait until every page is given back."""
-    await until(lambda: not pool.stats().open)
+    await until(lambda: not pool.stats().open and not pool.stats().parking)
 
 
 async def running(pool: BrowserPool) -> Instance:

@@ -43,6 +43,21 @@ async def test_one_page_serves_one_job_after_the_other(pool: BrowserPool) -> Non
     assert contexts(await running(pool)) == 1
 
 
+async def test_the_next_job_does_not_wait_until_it_is_known_whether_the_last_page_answers(site: str) -> None:
+    async with BrowserPool(1) as pool:
+        async with pool.page(SHARED, scope="a") as spinning:
+            await spinning.goto(site)
+            await spinning.evaluate("void setTimeout(() => { for (;;); })")
+        async with pool.page(SHARED, scope="a") as page:
+            assert page is not spinning
+            assert not spinning.is_closed()
+            await page.goto("data:text/html,hello")
+        await settled(pool)
+        assert spinning.is_closed()
+        async with pool.page(SHARED, scope="a") as again:
+            assert again is page
+
+
 async def test_jobs_at_the_same_time_have_a_page_each_in_one_context(pool: BrowserPool) -> None:
     async with pool.page(SHARED, scope="a") as one, pool.page(SHARED, scope="a") as other:
         assert one is not other
