@@ -276,6 +276,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
         if attempt.stopped:  # a cancellation can get lost on the way (see endings.py)
             raise asyncio.CancelledError
         result = await job.call(arguments, resources, tools.threads)
+        if attempt.lease is not None:
+            attempt.lease.ended_well = True
         return _succeeded(attempt, result_json=job.encode_result(result))
     except GeneratorExit:  # the loop is closed under the job: there is nobody left to tell
         raise

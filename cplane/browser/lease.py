@@ -67,6 +67,8 @@ class PageLease:
         """Whether a trace is being recorded."""
         self.trace_name: str | None = None
         """How the files of its trace begin, from before they are made; None: there are none."""
+        self.ended_well = False
+        """Whether the job ended without an error: then a page that is shared goes to the next at once, and is asked meanwhile."""
         self._shared = shared
         self._free_slot = free_slot
         self.popups: list[Page] = []
@@ -187,6 +189,7 @@ class PageLease:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         task, self._guarded = self._guarded, None
+        self.ended_well = error is None
         try:
             if self._interrupted and task is not None:
                 ours = task.uncancel() <= self._cancels_before

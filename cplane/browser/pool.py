@@ -414,11 +414,11 @@ class BrowserPool:
             _discard_ready(ready)
         if not self._open or not self.browsers:
             return
-        missing, ready = self._stock.missing(), len([*self._stock])
+        missing, stocked = self._stock.missing(), len([*self._stock])
         if self._resting is None:
-            missing = missing[: max(0, max(1, self._slots.free) - ready)]
+            missing = missing[: max(0, max(1, self._slots.free) - stocked)]
         else:
-            missing = missing[:1] if self._slots.free and not ready else []
+            missing = missing[:1] if self._slots.free and not stocked else []
         for options in missing:
             opening = self._spawn(self._prepare(options), "prepare page")
             self._stock.put(Ready(options.key, opening))

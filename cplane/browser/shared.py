@@ -1,12 +1,13 @@
 """Contexts that jobs of one name share, for bulk work of jobs that trust each other: pages are used again, not opened anew."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
 import structlog
-from playwright.async_api import BrowserContext, CDPSession, Page
+from playwright.async_api import BrowserContext, Frame, Page
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.instance import CLOSE_S, Instance
@@ -16,6 +17,12 @@ from cplane.errors import BrowserError, BrowserGone
 
 IDLE_S = 1.0
 """How long a page, or the whole context, is idle before it is emptied and set back; the next job before that gets it as it is."""
+ANSWER_S = CLOSE_S / 2
+"""The page of a job that failed is not used again when it does not answer for so long."""
+LOOK_S = 0.5
+"""A job that has a page for so long and is still at the document of the job before may wait for a page that hangs."""
+HANG_S = 5.0
+"""It does, when the page does not answer for so long."""
 VIEWPORT = Viewport(width=1280, height=720)
 """Playwright's own."""
 LEAVE = "() => location.replace('about:blank')"
@@ -47,8 +54,14 @@ class SharedContext:
         self._idle: list[Page] = []
         self._lent: set[PageLease] = set()
         self._crashed: set[Page] = set()
-        self._sessions: dict[Page, CDPSession | None] = {}
-        """How a page is asked whether it answers."""
+        self._hung: set[Page] = set()
+        """Pages that do not answer."""
+        self._moves: Counter[Page] = Counter()
+        """How often each page went to another document."""
+        self._looked_at: set[Page] = set()
+        """Pages that are not lent again before it is known whether they answer."""
+        self._timers: dict[PageLease, asyncio.TimerHandle] = {}
+        """When the pages that are lent are looked at."""
         self._used: dict[Page | BrowserContext, float] = {}
         """What jobs used that is idle now, and since when; the oldest first."""
         self._emptied: Page | None = None
@@ -84,8 +97,8 @@ class SharedContext:
             if not self._idle:
                 self._keep(await self.instance.another_page(self.root.context))
             page = self._idle.pop()
-            for used in (page, self.root.context):
-                self._used.pop(used, None)
+            used_before = self._used.pop(page, None) is not None
+            self._used.pop(self.root.context, None)
             lease = PageLease(
                 self.root.context,
                 page,
@@ -96,19 +109,31 @@ class SharedContext:
                 shared=True,
             )
             self._lent.add(lease)
+            if used_before:
+                self._watch(lease)
         if self.root.lost:
             self._lose()
         return lease
 
     async def take_back(self, lease: PageLease) -> None:
-        """Keep the page for the next job; close what it opened, and the page itself if it cannot be used again."""
+        """Keep the page for the next job; close what it opened, and the page itself if it cannot be used again.
+
+        After a job that ended well the next one has the page at once; `_watch` looks after it.
+        """
         lease.unwatch()
+        page, strays = lease.page, self._strays(lease)
+        self._lent.discard(lease)
+        if (timer := self._timers.pop(lease, None)) is not None:
+            timer.cancel()
         try:
-            if not self.instance.gone.done() and await self._tidy(lease):
-                self._idle.append(lease.page)
-                self._used[lease.page] = asyncio.get_running_loop().time()
+            if self.instance.gone.done():
+                return
+            self._looked_at.add(page)
+            if sound := await self._sound(lease):
+                self._put(page)
+            await self._close([*lease.popups, *strays, *([] if sound else [page])])
         finally:
-            self._lent.discard(lease)
+            self._looked_at.discard(page)
             self._rest()
 
     def close(self) -> None:
@@ -120,37 +145,78 @@ class SharedContext:
     def _keep(self, page: Page) -> None:
         page.on("crash", self._crash)
         page.on("close", self._forget)
+        page.on("framenavigated", self._moved)
         self._idle.append(page)
 
     def _crash(self, page: Page) -> None:
         self._crashed.add(page)
 
+    def _moved(self, frame: Frame) -> None:
+        if frame.parent_frame is None:
+            self._moves[frame.page] += 1
+
     def _forget(self, page: Page) -> None:
-        self._sessions.pop(page, None)
+        del self._moves[page]
         self._crashed.discard(page)
+        self._hung.discard(page)
 
     def _fit(self, page: Page) -> bool:
-        return page not in self._crashed and not page.is_closed()
+        return page not in self._crashed and page not in self._hung and not page.is_closed()
 
-    async def _tidy(self, lease: PageLease) -> bool:
-        """Close what is not used again. Whether the page is. Every job waits for this: one round trip, no more."""
+    async def _sound(self, lease: PageLease) -> bool:
+        """Whether a page can be used again. After a job that ended well, and left no routes, it is not even asked."""
         page = lease.page
-        keep = self.usable and not lease.lost and self._fit(page) and await self._answers(page) and self._fit(page)
-        kept = await self._close([*lease.popups, *self._strays(lease), *([] if keep else [page])])
-        return keep and kept
+        sound = self.usable and not lease.lost and self._fit(page)
+        if sound and _routed(page):
+            sound = await self._unroute(page)
+        if sound and not lease.ended_well:
+            sound = await self._answers(page)
+        return sound and self._fit(page)
 
-    async def _answers(self, page: Page) -> bool:
-        """Whether a page can be used again; takes its routes off by the way."""
+    def _put(self, page: Page) -> None:
+        self._looked_at.discard(page)
+        self._idle.append(page)
+        self._used[page] = asyncio.get_running_loop().time()
+
+    def _watch(self, lease: PageLease) -> None:
+        """A page that was used before, and has not gone on to another document by then, is asked whether it answers."""
+        moves = self._moves[lease.page]
+
+        def look() -> None:
+            del self._timers[lease]
+            if self._moves[lease.page] == moves and self.usable:
+                self._spawn(self._make_sure(lease, moves))
+
+        self._timers[lease] = asyncio.get_running_loop().call_later(LOOK_S, look)
+
+    async def _make_sure(self, lease: PageLease, moves: int) -> None:
+        """Who got a page that hangs since the job before loses it; it is closed when it is given back."""
+        page = lease.page
+        if await self._answers(page, HANG_S) or self._moves[page] != moves or not self._fit(page):
+            return
+        self._hung.add(page)
+        lease.lose(BrowserGone("the page was left busy by the job that had it before"))
+
+    async def _answers(self, page: Page, within_s: float = ANSWER_S) -> bool:
+        """Whether a page answers."""
         try:
-            async with asyncio.timeout(CLOSE_S / 2):
-                if _routed(page):
-                    await page.unroute_all()
-                if page not in self._sessions:
-                    self._sessions[page] = await self.instance.page_session(page)
-                if (session := self._sessions[page]) is None:
+            async with asyncio.timeout(within_s):
+                if (session := await self.instance.page_session(page)) is None:
                     await page.title()
                 else:  # a script of Playwright's own would first put its helpers into the page
                     await session.send("Runtime.evaluate", {"expression": "1"})  # pyright: ignore[reportUnknownMemberType]
+                    await session.detach()
+        except TimeoutError:
+            return False
+        except PlaywrightError:  # it was closed, or it went on to another document
+            return self._fit(page)
+        return True
+
+    async def _unroute(self, page: Page) -> bool:
+        """Whether the page's routes are off."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await page.unroute_all()
         except (TimeoutError, PlaywrightError):
             return False
         return True
@@ -159,7 +225,7 @@ class SharedContext:
         """Pages that jobs opened in the context beside their own. None while others may still use them."""
         if self._lent != {last} or self._lending.locked():
             return []
-        known = {last.page, self._emptied, *self._idle, *last.popups}
+        known = {last.page, self._emptied, *self._looked_at, *self._idle, *last.popups}
         return [page for page in self.root.context.pages if page not in known]
 
     async def _close(self, pages: Iterable[Page]) -> bool:
@@ -206,7 +272,7 @@ class SharedContext:
             return
         self._emptied = page
         try:
-            async with asyncio.timeout(CLOSE_S / 2):
+            async with asyncio.timeout(ANSWER_S):
                 await asyncio.gather(_leave(page), self._set_page_back(page))
             self._idle.insert(0, page)
         except (TimeoutError, PlaywrightError):
@@ -266,5 +332,5 @@ def _routed(page: Page) -> bool:
 async def _leave(page: Page) -> None:
     """Go to an empty page; raises Playwright's TimeoutError if the site's page does not let go."""
     main = page.main_frame
-    async with page.expect_event("framenavigated", lambda frame: frame == main, timeout=CLOSE_S * 400):
+    async with page.expect_event("framenavigated", lambda frame: frame == main, timeout=ANSWER_S * 800):
         await page.evaluate(LEAVE)

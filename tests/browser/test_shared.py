@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -43,12 +44,22 @@ async def test_one_page_serves_one_job_after_the_other(pool: BrowserPool) -> Non
     assert contexts(await running(pool)) == 1
 
 
-async def test_the_next_job_does_not_wait_until_it_is_known_whether_the_last_page_answers(site: str) -> None:
+async def spun(pool: BrowserPool, site: str, *, fails: bool = False) -> Page:
+    """The page of a job that left it spinning, and ended well or not."""
+    lease = await pool.acquire_page(SHARED, scope="a")
+    with suppress(LookupError):
+        async with lease as page:
+            await page.goto(site)
+            await page.evaluate("void setTimeout(() => { for (;;); })")
+            if fails:
+                raise LookupError
+    return lease.page
+
+
+async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answers(site: str) -> None:
     async with BrowserPool(1) as pool:
-        async with pool.page(SHARED, scope="a") as spinning:
-            await spinning.goto(site)
-            await spinning.evaluate("void setTimeout(() => { for (;;); })")
-        async with pool.page(SHARED, scope="a") as page:
+        spinning = await spun(pool, site, fails=True)
+        async with pool.page(SHARED, scope="a") as page:  # at once: the page that is asked holds no slot
             assert page is not spinning
             assert not spinning.is_closed()
             await page.goto("data:text/html,hello")
@@ -56,6 +67,44 @@ async def test_the_next_job_does_not_wait_until_it_is_known_whether_the_last_pag
         assert spinning.is_closed()
         async with pool.page(SHARED, scope="a") as again:
             assert again is page
+
+
+async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> None:
+    async with BrowserPool(1) as pool:
+        spinning = await spun(pool, site)
+        again = await pool.acquire_page(SHARED, scope="a")
+        with pytest.raises(BrowserGone, match="left busy by the job that had it before"):
+            async with again as page:
+                await page.goto(site + "?again")
+        assert again.page is spinning
+        async with pool.page(SHARED, scope="a") as page:
+            assert page is not spinning
+            assert await page.evaluate("6 * 7") == 42
+        await settled(pool)
+        assert spinning.is_closed()
+        assert pool.stats().launches == 1
+
+
+async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(site: str) -> None:
+    async with BrowserPool(1) as pool:
+        spinning = await spun(pool, site)
+        await settled(pool)
+        await until(spinning.is_closed)
+        async with pool.page(SHARED, scope="a") as page:
+            assert await page.evaluate("6 * 7") == 42
+
+
+async def test_a_page_whose_own_document_is_slow_is_not_taken_for_one_that_was_left_busy(site: str) -> None:
+    slow = "data:text/html,<script>const end = Date.now() + 3500; while (Date.now() < end);</script><title>slow</title>"
+    async with BrowserPool(1) as pool:
+        async with pool.page(SHARED, scope="a") as first:
+            await first.goto(site)
+        async with pool.page(SHARED, scope="a") as page:
+            assert page is first
+            await page.goto(slow)
+            assert await page.title() == "slow"
+        async with pool.page(SHARED, scope="a") as page:
+            assert page is first
 
 
 async def test_jobs_at_the_same_time_have_a_page_each_in_one_context(pool: BrowserPool) -> None:
