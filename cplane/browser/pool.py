@@ -286,6 +286,7 @@ class BrowserPool:
             raise AssertionError
         except BaseException:
             self._return_slot()
+            self._changed()
             raise
 
     async def _await_ready(self, options: PageOptions) -> PageLease | None:
@@ -440,6 +441,7 @@ class BrowserPool:
             return await self._open_page(options, asyncio.get_running_loop().time() + self.wait_s)
         except InvalidArguments:
             self._stock.forget(options.key)
+            self._changed()
             raise
 
     # browsers
