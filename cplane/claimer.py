@@ -6,8 +6,11 @@ that one runs while the other comes.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -34,6 +37,9 @@ SLOW_POLL_S = 3.0
 BURST_POLL_S = 0.05
 """The same for a worker that is to leave as soon as nothing is left."""
 
+NUDGE_S = 1.0
+"""A worker that stops gives Redis so long to answer the claim that it slept on; a grant whose answer is lost ends with its lease."""
+
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""
 
@@ -47,6 +53,8 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
 log = structlog.get_logger("cplane")
+
+T = TypeVar("T")
 
 
 class Allowance:
@@ -119,6 +127,8 @@ class Claimer:
         self._left = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._stopped: asyncio.Task[bool] | None = None
+        self._quiet_until = 0.0
+        """Until then (monotonic seconds) nothing falls due that is not pushed meanwhile: the next claim waits for that."""
 
     async def run(self) -> None:
         """Claim, start, repeat, until stopped; sleep while there is nothing. No outage ends it."""
@@ -180,11 +190,12 @@ class Claimer:
         sent, room = time.monotonic(), shared.allowance.take(room)
         granted = 0
         try:
-            claim = await shared.queue.claim(self._queue, room, shared.lease_s)
+            claim = await self._ask(room)
             granted = len(claim.grants)
         finally:
             shared.allowance.settle(room, granted)
-        if claim.grants or claim.missing or claim.odd:
+        brought = bool(claim.grants or claim.missing or claim.odd)
+        if brought:
             self._running += len(claim.grants)
             self._unrecorded += len(claim.grants)
             before, self._starting = self._starting, asyncio.create_task(
@@ -192,27 +203,68 @@ class Claimer:
             )  # fmt: skip
             if before is not None:
                 await before
-            return
-        await self._started()
-        await shared.idle()
+        else:
+            await self._started()
+            await shared.idle()
         if claim.wait_s != 0:
-            longest_s = BURST_POLL_S if shared.burst else SLOW_POLL_S
-            wait_s = longest_s if claim.wait_s is None else min(claim.wait_s, longest_s)
-            await self._sleep(wait_s)
+            await self._rest(claim.wait_s, brought=brought)
 
-    async def _sleep(self, wait_s: float) -> None:
-        """Until something is pushed, or the worker stops. The wait for the stop is kept from one sleep to the next."""
+    async def _rest(self, wait_s: float | None, *, brought: bool) -> None:
+        """Nothing more is due for so long (None: nothing is scheduled), unless it is pushed. Who may have no room must not be woken."""
         shared = self._shared
+        longest_s = BURST_POLL_S if shared.burst else SLOW_POLL_S
+        quiet_s = longest_s if wait_s is None else min(wait_s, longest_s)
+        if not self._room_may_go:
+            self._quiet_until = time.monotonic() + quiet_s
+            await asyncio.sleep(0)  # what was claimed goes first
+        elif not brought:
+            await self._until_stopped(shared.queue.sleep(self._queue, quiet_s))
+
+    @property
+    def _room_may_go(self) -> bool:
+        """Whether the room for a claim must be looked at after the sleep: other queues want the same pages, a burst its allowance."""
+        return self._shared.burst or self._shared.jobs.needs_pages(self._queue)
+
+    async def _ask(self, room: int) -> Claim:
+        """What there is to claim; if there was nothing a moment ago, once something is pushed."""
+        shared = self._shared
+        quiet_s = self._quiet_until - time.monotonic()
+        self._quiet_until = 0.0
+        if quiet_s <= 0:
+            return await shared.queue.claim(self._queue, room, shared.lease_s)
+        sleep_s = min(quiet_s, shared.lease_s / 4)  # trust is counted from before the sleep
+        claiming = shared.queue.sleep_and_claim(self._queue, sleep_s, room, shared.lease_s)
+        claim = await self._until_stopped(claiming, partial(shared.queue.nudge, self._queue))
+        if claim is None:
+            return Claim([], [], [], 0)
+        if claim.grants and shared.stopping.is_set():  # they came because it was nudged: they stay where they are
+            await self._release(claim.grants)
+            return replace(claim, grants=[])
+        return claim
+
+    async def _until_stopped(
+        self, waiting: Coroutine[Any, Any, T], nudge: Callable[[], Awaitable[None]] | None = None
+    ) -> T | None:
+        """Wait for an answer of Redis; None: the worker stops, and none came, even though it was nudged.
+
+        The wait for the stop is kept from one to the next.
+        """
         if self._stopped is None:
-            self._stopped = asyncio.create_task(shared.stopping.wait(), name=f"stop claiming from {self._queue}")
-        sleeping = asyncio.create_task(shared.queue.sleep(self._queue, wait_s), name=f"sleep until {self._queue}")
+            self._stopped = asyncio.create_task(
+                self._shared.stopping.wait(), name=f"stop claiming from {self._queue}"
+            )  # fmt: skip
+        sleeping = asyncio.create_task(waiting, name=f"sleep until {self._queue}")
         try:
             await asyncio.wait((sleeping, self._stopped), return_when=asyncio.FIRST_COMPLETED)
+            if nudge is not None and not sleeping.done():
+                with suppress(QueueUnavailable, TimeoutError):
+                    async with asyncio.timeout(NUDGE_S):
+                        await nudge()
+                        await asyncio.wait([sleeping])
         finally:
             if not sleeping.done():
                 await end([sleeping])
-        if not sleeping.cancelled():
-            sleeping.result()
+        return None if sleeping.cancelled() else sleeping.result()
 
     async def _started(self) -> None:
         """Wait until what was claimed before is started."""

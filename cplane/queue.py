@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from arq.constants import default_queue_name, result_key_prefix
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from cplane.envelope import RECORD_END, record_envelope
 from cplane.jobs import DEFAULT_QUEUE
@@ -159,6 +160,43 @@ class Claim:
     """When to ask again; None: nothing is scheduled."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A claim: what claim.lua is given, and how its answer reads."""
+
+    queue: str
+    order: tuple[Priority, ...]
+    room: int
+    lease_s: float
+    token: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [*_lanes(self.queue, self.order), wake_key(self.queue)]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.room, int(self.lease_s * 1000), self.token, LOOKS
+
+    def read(self, answer: tuple[list[Any], list[Any], list[Any], int]) -> Claim:
+        claimed, missing, odd, wait_ms = answer
+        queue, order, token = self.queue, self.order, self.token
+        return Claim(
+            grants=[
+                Grant(queue, order[int(place) - 1], _text(id_), payload, abs(tries), due, token, tries < 0)
+                for place, id_, payload, tries, due in zip(*[iter(claimed)] * 5, strict=True)
+            ],
+            missing=[
+                Id(queue, order[int(place) - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
+            ],
+            odd=[
+                (Id(queue, order[int(place) - 1], _text(id_)), _text(what), payload)
+                for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
+            ],
+            wait_s=None if wait_ms < 0 else wait_ms / 1000,
+        )
+
+
 class Renewal(IntEnum):
     """What became of a lease."""
 
@@ -286,35 +324,47 @@ class Queue:
 
     async def claim(self, queue: str, room: int, lease_s: float) -> Claim:
         """Lease at most `room` ids that are due."""
-        number = next(self._grants)
-        order, token = order_of(number), f"{self._prefix}-{number}"
+        asked = self._ask(queue, room, lease_s)
         async with translated("claiming jobs"):
-            answer: tuple[list[Any], list[Any], list[Any], int] = await self._call(
-                "claim", [*_lanes(queue, order), wake_key(queue)], room, int(lease_s * 1000), token, LOOKS
-            )
-        claimed, missing, odd, wait_ms = answer
-        return Claim(
-            grants=[
-                Grant(queue, order[int(place) - 1], _text(id_), payload, abs(tries), due, token, tries < 0)
-                for place, id_, payload, tries, due in zip(*[iter(claimed)] * 5, strict=True)
-            ],
-            missing=[
-                Id(queue, order[int(place) - 1], _text(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
-            ],
-            odd=[
-                (Id(queue, order[int(place) - 1], _text(id_)), _text(what), payload)
-                for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
-            ],
-            wait_s=None if wait_ms < 0 else wait_ms / 1000,
-        )
+            return asked.read(await self._call("claim", asked.keys, *asked.arguments))
 
     async def sleep(self, queue: str, longest_s: float) -> bool:
         """Wait until something is pushed, at most `longest_s` seconds (and 3); answers whether a push woke us."""
         async with translated("waiting for jobs"):
-            # BLPOP reads 0 as "for ever", and counts in hundredths of a second at the finest
-            wait_s: Any = max(0.01, min(longest_s, BLOCK_S))  # its types know whole seconds only
-            token = await cast("Awaitable[object]", self._redis.blpop([wake_key(queue)], timeout=wait_s))  # pyright: ignore[reportUnknownMemberType]
+            token = await cast(
+                "Awaitable[object]", self._redis.blpop([wake_key(queue)], timeout=_block_s(longest_s))  # pyright: ignore[reportUnknownMemberType]
+            )  # fmt: skip
         return token is not None
+
+    async def sleep_and_claim(self, queue: str, longest_s: float, room: int, lease_s: float) -> Claim:
+        """`sleep`, or until `nudge`, then `claim`, sent as one: who is woken has claimed before we hear of it.
+
+        Cancelled, it leaves what it may have leased to the end of the leases: rather nudge it.
+        """
+        asked = self._ask(queue, room, lease_s)
+        script = self._scripts["claim"]
+        async with translated("claiming jobs"):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                keys = [wake_key(queue), self._nudge_key(queue)]
+                pipe.blpop(keys, timeout=_block_s(longest_s))  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+                pipe.evalsha(script.sha, len(asked.keys), *asked.keys, *asked.arguments)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+                slept, answer = await pipe.execute(raise_on_error=False)
+            if isinstance(answer, NoScriptError):
+                answer = await self._call("claim", asked.keys, *asked.arguments)
+            if isinstance(answer, Exception):
+                raise answer
+            claim = asked.read(answer)
+            if isinstance(slept, Exception) and not (claim.grants or claim.missing or claim.odd):
+                raise slept  # what was leased is not lost because the sleep failed
+            return claim
+
+    async def nudge(self, queue: str) -> None:
+        """End our own `sleep_and_claim` of a queue; one that begins within two seconds ends at once."""
+        key = self._nudge_key(queue)
+        async with translated("ending a wait for jobs"), self._redis.pipeline(transaction=True) as pipe:
+            pipe.rpush(key, b"1")  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+            pipe.expire(key, 2)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+            await pipe.execute()
 
     async def wake(self, queue: str) -> None:
         """Wake one worker that sleeps: something was pushed without one of our scripts."""
@@ -470,6 +520,13 @@ class Queue:
         policy = str(memory.get("maxmemory_policy", "noeviction"))
         return None if policy == "noeviction" else policy
 
+    def _ask(self, queue: str, room: int, lease_s: float) -> "_Asked":
+        number = next(self._grants)
+        return _Asked(queue, order_of(number), room, lease_s, f"{self._prefix}-{number}")
+
+    def _nudge_key(self, queue: str) -> str:
+        return f"{wake_key(queue)}:{self._prefix}"
+
     async def _answers(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
         return cast("list[int]", await self._call(script, keys, *args))
 
@@ -556,6 +613,11 @@ def _bytes(value: bytes) -> msgspec.Raw:
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
+
+
+def _block_s(longest_s: float) -> Any:
+    """BLPOP reads 0 as "for ever", and counts in hundredths of a second at the finest; redis-py's types know whole seconds only."""
+    return max(0.01, min(longest_s, BLOCK_S))
 
 
 def wake_key(queue: str) -> str:

@@ -33,10 +33,10 @@ from cplane.queue import (
 from cplane.redis import connect
 from cplane.states import Priority
 from cplane.uuid7 import new_id
+from tests.workers import DEADLINE_S, blocked
 
 LEASE_S = 30.0
 WAKE = "cplane:wake:default"
-DEADLINE_S = 20.0
 
 
 @pytest_asyncio.fixture
@@ -407,16 +407,6 @@ async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: 
 # waking
 
 
-async def blocked(redis: Any, sleepers: int) -> None:
-    """Wait until so many clients of this database sleep on a list."""
-    number = (await redis.client_info())["db"]
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            clients = await redis.client_list()
-            if sum(int(each["db"]) == number and "b" in each["flags"] for each in clients) == sleepers:
-                return
-
-
 async def test_one_push_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
     sleepers = [asyncio.create_task(queue.sleep("default", 1.5)) for _ in range(3)]
     await blocked(redis, 3)
@@ -437,6 +427,68 @@ async def test_who_leaves_something_due_wakes_the_next(queue: Queue, redis: Any)
     await queue.claim("default", 1, LEASE_S)
     assert await redis.llen(WAKE) == 0
     assert not await queue.sleep("default", 0.01)
+
+
+async def test_who_is_woken_has_claimed(queue: Queue, redis: Any) -> None:
+    claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 10, LEASE_S))
+    await blocked(redis, 1)
+    await queue.enqueue([push("a"), push("b", 60_000)])
+    claim = await claiming
+    assert [grant.id for grant in claim.grants] == ["a"]
+    assert await redis.get("arq:in-progress:a") == claim.grants[0].token.encode()
+
+
+async def test_one_push_lets_one_of_those_who_sleep_claim(queue: Queue, redis: Any) -> None:
+    claiming = [asyncio.create_task(queue.sleep_and_claim("default", 1.5, 10, LEASE_S)) for _ in range(3)]
+    await blocked(redis, 3)
+    await queue.enqueue([push("a"), push("b")])
+    await asyncio.wait(claiming, timeout=DEADLINE_S)
+    assert sorted(len(task.result().grants) for task in claiming) == [0, 0, 2]
+
+
+async def test_a_sleep_before_a_claim_ends_by_itself_when_something_falls_due_meanwhile(queue: Queue) -> None:
+    await queue.enqueue([push("a", 300)])
+    claim = await queue.claim("default", 1, LEASE_S)
+    while not claim.grants:
+        assert claim.wait_s is not None
+        claim = await queue.sleep_and_claim("default", claim.wait_s, 1, LEASE_S)
+    assert claim.grants[0].id == "a"
+
+
+async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> None:
+    other = Queue(redis)
+    ours, others = (asyncio.create_task(each.sleep_and_claim("default", 3, 1, LEASE_S)) for each in (queue, other))
+    await blocked(redis, 2)
+    await queue.nudge("default")
+    assert (await ours).grants == []
+    assert not others.done()
+    await queue.enqueue([push("a")])
+    assert [grant.id for grant in (await others).grants] == ["a"]
+
+
+async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_does_not_stay(queue: Queue, redis: Any) -> None:
+    await queue.nudge("default")
+    (key,) = await redis.keys("cplane:wake:*")
+    assert 0 < await redis.pttl(key) <= 2000
+    async with asyncio.timeout(2):
+        await queue.sleep_and_claim("default", 3, 1, LEASE_S)
+    assert not await redis.exists(key)
+
+
+async def test_a_redis_that_forgot_the_script_while_one_slept_claims_all_the_same(queue: Queue, redis: Any) -> None:
+    claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 1, LEASE_S))
+    await blocked(redis, 1)
+    await redis.script_flush()
+    await queue.enqueue([push("a")])
+    assert [grant.id for grant in (await claiming).grants] == ["a"]
+
+
+async def test_a_foreign_wake_list_is_told_and_what_is_due_is_claimed_all_the_same(queue: Queue, redis: Any) -> None:
+    await queue.enqueue([push("a")])
+    await redis.set(WAKE, "not a list")
+    assert len((await queue.sleep_and_claim("default", 1, 1, LEASE_S)).grants) == 1
+    with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
+        await queue.sleep_and_claim("default", 1, 1, LEASE_S)
 
 
 @pytest.mark.parametrize(
@@ -551,6 +603,8 @@ async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_passw
             queue.enqueue([push("a")]),
             queue.claim("default", 1, LEASE_S),
             queue.sleep("default", 1),
+            queue.sleep_and_claim("default", 1, 1, LEASE_S),
+            queue.nudge("default"),
             queue.renew([grant], LEASE_S),
             queue.finish([Return(grant, Action.DONE)]),
             queue.tell_health("k", "v", 1),

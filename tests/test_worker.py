@@ -17,21 +17,23 @@ from cplane import (
     Context,
     ControlPlane,
     CplaneSettings,
+    Handle,
     JobCancelled,
     JobFailed,
     Retry,
     RetryPolicy,
     State,
+    claimer,
     job,
 )
 from cplane.envelope import encode_envelope, record_envelope
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs import AnyJob, registry
-from cplane.queue import Push
+from cplane.queue import Push, Queue
 from cplane.records import AttemptRecord
 from cplane.states import AttemptState, Cause
 from cplane.uuid7 import new_id
-from tests.workers import DEADLINE_S, Gate, running, until_queue_empty
+from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
@@ -65,6 +67,11 @@ def worker_in_thread(x: int) -> str:
 async def worker_gate() -> str:
     await gate.pass_through()
     return "through"
+
+
+@job(record=False)
+async def worker_transient_gate() -> str:
+    return await worker_gate()
 
 
 @job(retries=AT_ONCE)
@@ -319,6 +326,47 @@ async def test_a_stopping_worker_lets_its_jobs_end_first(settings: CplaneSetting
         worker.stop()
         gate.open.set()
     assert (await plane.record(handle.id)).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("asked", [worker_gate, worker_transient_gate])
+async def test_what_a_sleeping_worker_claims_as_it_stops_stays_in_the_queue(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, asked: AnyJob
+) -> None:
+    nudge, handles = Queue.nudge, list[Handle[object]]()
+
+    async def nudge_late(queue: Queue, name: str) -> None:
+        handles.append(await asked.submit())
+        await nudge(queue, name)
+
+    monkeypatch.setattr(Queue, "nudge", nudge_late)
+    async with running(settings) as worker:
+        await blocked(raw(plane), 1)
+        worker.stop()
+    assert not gate.entered.is_set()
+    look = await plane.queue.look(str(handles[0].id))
+    assert (look.leased, look.tries) == (False, 0)
+    monkeypatch.setattr(Queue, "nudge", nudge)
+    gate.open.set()
+    async with running(settings):
+        await until_queue_empty(plane)
+    assert gate.left == ["passed"]
+
+
+async def test_a_sleeping_worker_stops_though_redis_is_silent(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(queue: Queue, name: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Queue, "nudge", silent)
+    monkeypatch.setattr(claimer, "NUDGE_S", 0.05)
+    async with running(settings) as worker:
+        await blocked(raw(plane), 1)
+        worker.stop()
+    handle = await worker_add.submit(1)
+    monkeypatch.undo()
+    async with running(settings):
+        assert await handle.result() == 3
 
 
 async def test_a_job_whose_lease_was_lost_changes_nothing_and_runs_again(

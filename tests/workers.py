@@ -57,6 +57,17 @@ def raw(plane: ControlPlane) -> Any:
     return plane.redis
 
 
+async def blocked(redis: Any, sleepers: int) -> None:
+    """Wait until so many clients of this database sleep until a job is pushed."""
+    number = (await redis.client_info())["db"]
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            clients = await redis.client_list()
+            asleep = [each for each in clients if int(each["db"]) == number and "b" in each["flags"]]
+            if sum(each["cmd"] == "blpop" for each in asleep) == sleepers:
+                return
+
+
 async def until_queue_empty(plane: ControlPlane) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while await plane.queue.depth("default"):

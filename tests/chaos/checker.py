@@ -23,9 +23,22 @@ LEGAL: dict[str | None, set[str]] = {
 EXPLAINS: dict[str, frozenset[FaultKind]] = {
     "lost": frozenset(FaultKind) - {FaultKind.REDIS, FaultKind.CLOCK, FaultKind.STOP},
     "release": frozenset({FaultKind.STOP}),
-    "infrastructure": frozenset({FaultKind.POSTGRES, FaultKind.REDIS, FaultKind.PARTITION, FaultKind.CALL}),
+    "infrastructure": frozenset(
+        {
+            FaultKind.POSTGRES,
+            FaultKind.REDIS,
+            FaultKind.PARTITION,
+            FaultKind.CALL,
+            FaultKind.FREEZE,
+            FaultKind.BLOCK,
+            FaultKind.STALL,
+        }
+    ),
 }
-"""Which faults may be behind another attempt. Losing Redis, setting a clock or a deploy must never cost a lease."""
+"""Which faults may be behind another attempt. Losing Redis, setting a clock or a deploy must never cost a lease.
+
+The deadline of a job's own call passes while its process is frozen, or its loop held: woken, it may notice that before its lost lease.
+"""
 
 AGAIN = EXPLAINS["lost"] | {FaultKind.REDIS, FaultKind.STOP}
 """Which faults may be behind another run of a job without a record: Redis alone knows of it."""

@@ -46,7 +46,7 @@ REACHED = (
         "store.claim_restore",
         "store.transaction",
     ),
-    *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep", "queue.tell_health"),
+    *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep_and_claim", "queue.tell_health"),
     *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
