@@ -216,7 +216,7 @@ class Claimer:
         quiet_s = longest_s if wait_s is None else min(wait_s, longest_s)
         if not self._room_may_go:
             self._quiet_until = time.monotonic() + quiet_s
-            await asyncio.sleep(0)  # what was claimed goes first
+            await self._started()  # with nothing else to do, what would be sent now only delays it
         elif not brought:
             await self._until_stopped(shared.queue.sleep(self._queue, quiet_s))
 

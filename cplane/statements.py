@@ -144,23 +144,23 @@ NEWEST = Statement("""
 """)
 
 # CASE hides the state from the planner, which would otherwise read a partial index whole, as it does for a table that has just filled.
-# Rows are found by their key, and so locked, in its order. The last SELECT answers starts that are repeated: it sees the rows as they
-# were before the UPDATE, and is skipped when every record was started.
-START = Statement("""
-    WITH started AS (
-        UPDATE cplane.jobs
-        SET state = 'running', attempt = attempt + 1, lease_token = :token, worker = :worker, started_at = clock_timestamp(),
-            lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
-            progress_done = NULL, progress_total = NULL, progress_note = NULL
-        WHERE id = ANY(CAST(:ids AS uuid[]))
-              AND CASE WHEN state = 'queued' THEN NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds' END
-        RETURNING id, attempt, job, args::text AS args_json, failures, interruptions
-    )
-    SELECT * FROM started
-    UNION ALL
-    SELECT id, attempt, job, args::text, failures, interruptions FROM cplane.jobs
-    WHERE (SELECT count(*) FROM started) < cardinality(CAST(:ids AS uuid[]))
-          AND id = ANY(CAST(:ids AS uuid[])) AND CASE WHEN state = 'running' THEN lease_token = :token END
+# Rows are found by their key, and so locked, in its order.
+_STARTED = "id, attempt, job, args::text AS args_json, failures, interruptions"
+
+START = Statement(f"""
+    UPDATE cplane.jobs
+    SET state = 'running', attempt = attempt + 1, lease_token = :token, worker = :worker, started_at = clock_timestamp(),
+        lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
+        progress_done = NULL, progress_total = NULL, progress_note = NULL
+    WHERE id = ANY(CAST(:ids AS uuid[]))
+          AND CASE WHEN state = 'queued' THEN NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds' END
+    RETURNING {_STARTED}
+""")
+
+# Asked only when START did not answer for every record: a start that is repeated finds its own rows.
+STARTED = Statement(f"""
+    SELECT {_STARTED} FROM cplane.jobs
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND CASE WHEN state = 'running' THEN lease_token = :token END
 """)
 
 RENEW = Statement("""

@@ -270,10 +270,13 @@ class Store:
         Repeating it with the same token answers the same attempts, so a lost COMMIT reply is harmless.
         """
         values = {"worker": worker, "ids": list(ids), "token": token, "lease_s": lease_s}
+        rows = await self._database.fetch(statements.START, values)
+        if len(rows) < len(ids):
+            rows = await self._database.fetch(statements.STARTED, values)
         return [
             Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
-            for id_, attempt, job, args_json, failures, interruptions in await self._database.fetch(statements.START, values)
-        ]  # fmt: skip
+            for id_, attempt, job, args_json, failures, interruptions in rows
+        ]
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
         """Extend leases and note progress. Answers whether a cancel is wanted; who is missing has lost its lease."""

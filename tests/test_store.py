@@ -241,7 +241,13 @@ async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
         if filled:
             await store.submit([new() for _ in range(2000)])
         await connection.execute("ANALYZE cplane.jobs")
-        for statement in (statements.START, statements.RENEW, statements.FINISH_PLAIN, statements.FINISH):
+        for statement in (
+            statements.START,
+            statements.STARTED,
+            statements.RENEW,
+            statements.FINISH_PLAIN,
+            statements.FINISH,
+        ):
             await connection.execute(f"PREPARE move AS {statement.sql}")
             nothing = ", ".join(["NULL"] * len(statement.names))
             plan: list[str] = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE move({nothing})")]
