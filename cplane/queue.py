@@ -525,7 +525,7 @@ class Queue:
         return _Asked(queue, order_of(number), room, lease_s, f"{self._prefix}-{number}")
 
     def _nudge_key(self, queue: str) -> str:
-        return f"{wake_key(queue)}:{self._prefix}"
+        return f"cplane:nudge:{self._prefix}:{queue}"
 
     async def _answers(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
         return cast("list[int]", await self._call(script, keys, *args))

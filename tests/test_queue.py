@@ -468,7 +468,7 @@ async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> Non
 
 async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_does_not_stay(queue: Queue, redis: Any) -> None:
     await queue.nudge("default")
-    (key,) = await redis.keys("cplane:wake:*")
+    (key,) = await redis.keys("cplane:nudge:*")
     assert 0 < await redis.pttl(key) <= 2000
     async with asyncio.timeout(2):
         await queue.sleep_and_claim("default", 3, 1, LEASE_S)
