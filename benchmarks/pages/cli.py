@@ -4,9 +4,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +26,18 @@ RUN_S = 600.0
 FILE_WIDTH = 160
 
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured, in turn.")]
-Visits = Annotated[int, typer.Option("--visits", min=8, help="Visits of one measurement at saturation.")]
+Visits = Annotated[
+    int,
+    typer.Option("--visits", min=8, help="Visits of one measurement at saturation, half of them in each of two turns."),
+]
 Idle = Annotated[int, typer.Option("--idle", min=4, help="Visits of one measurement of an idle system.")]
 Memory = Annotated[int, typer.Option("--memory", min=0, help="Pages over which memory is watched; 0: not at all.")]
 Deaths = Annotated[int, typer.Option("--deaths", min=0, help="Browsers that are killed under a job.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values as JSON.")]
+
+
+Program = Callable[..., Awaitable[dict[str, Any]]]
+"""Runs the program of a way, with options, and answers what it measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +85,15 @@ async def run(console: Console, report: Report, sizes: Sizes) -> None:
     await environments.ensure("crawlee")
     executable = str(find_executable().path)
     async with site() as url:
+        program = partial(timed, url, executable)
         for number in range(sizes.rounds):
             ways = WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]
+            console.print(f"[dim]round {number + 1} of {sizes.rounds}: at saturation[/]")
+            await measure_busy(console, report, ways, program, sizes.visits)
+            console.print(f"[dim]round {number + 1} of {sizes.rounds}: idle[/]")
             for way in ways:
-                console.print(f"[dim]round {number + 1} of {sizes.rounds}: {way.name}[/]")
-                await measure(report, way, url, executable, sizes)
+                console.print(f"[dim]  {way.name}[/]")
+                await measure_idle(report, way, program, sizes.idle)
             console.print(f"[dim]round {number + 1} of {sizes.rounds}: whole jobs[/]")
             await whole.measure(report, url, executable, jobs=sizes.visits, idle=sizes.idle, deaths=sizes.deaths)
         if sizes.memory:
@@ -92,15 +104,35 @@ async def run(console: Console, report: Report, sizes: Sizes) -> None:
             report.add(MEMORY, FRESH.name, float(ratio))
 
 
-async def measure(report: Report, way: Way, url: str, executable: str, sizes: Sizes) -> None:
-    """One way, at saturation and idle."""
-    visits = max(8, sizes.visits // 5) if way.slow else sizes.visits
-    common = [*way.command, "--url", url, "--executable", executable]
-    busy: dict[str, Any] = json.loads(await output([*common, "--visits", str(visits)]))
-    report.add(RATE, way.name, busy["per_s"])
-    idle: dict[str, Any] = json.loads(await output([*common, "--visits", str(sizes.idle), "--idle"]))
+async def measure_busy(console: Console, report: Report, ways: Sequence[Way], program: Program, visits: int) -> None:
+    """All ways at saturation, half of the visits in this order and half in the other: a machine that grows slower meanwhile does so for all."""
+    took_s = dict.fromkeys(ways, 0.0)
+    for way in (*ways, *reversed(ways)):
+        console.print(f"[dim]  {way.name}[/]")
+        half = _half(way, visits)
+        busy = await program(way, "--visits", str(half))
+        took_s[way] += half / busy["per_s"]
+    for way in ways:
+        report.add(RATE, way.name, 2 * _half(way, visits) / took_s[way])
+
+
+def _half(way: Way, visits: int) -> int:
+    return max(8, visits // (10 if way.slow else 2))
+
+
+async def measure_idle(report: Report, way: Way, program: Program, visits: int) -> None:
+    """One way, one visit after the other."""
+    idle = await program(way, "--visits", str(visits), "--idle")
     report.add(VISIT, way.name, median(idle["visit_ms"]))
     report.add(ACQUIRE, way.name, median(idle["acquire_ms"]))
+
+
+async def timed(url: str, executable: str, way: Way, *options: str) -> dict[str, Any]:
+    """What the program of one way measured."""
+    answer: dict[str, Any] = json.loads(
+        await output([*way.command, "--url", url, "--executable", executable, *options])
+    )
+    return answer
 
 
 @asynccontextmanager
