@@ -24,20 +24,12 @@ EXPLAINS: dict[str, frozenset[FaultKind]] = {
     "lost": frozenset(FaultKind) - {FaultKind.REDIS, FaultKind.CLOCK, FaultKind.STOP},
     "release": frozenset({FaultKind.STOP}),
     "infrastructure": frozenset(
-        {
-            FaultKind.POSTGRES,
-            FaultKind.REDIS,
-            FaultKind.PARTITION,
-            FaultKind.CALL,
-            FaultKind.FREEZE,
-            FaultKind.BLOCK,
-            FaultKind.STALL,
-        }
+        {FaultKind.POSTGRES, FaultKind.REDIS, FaultKind.PARTITION, FaultKind.CALL, FaultKind.FREEZE}
     ),
 }
 """Which faults may be behind another attempt. Losing Redis, setting a clock or a deploy must never cost a lease.
 
-The deadline of a job's own call passes while its process is frozen, or its loop held: woken, it may notice that before its lost lease.
+The deadline of a job's own call passes while its process is frozen: woken, it may notice that before its lost lease.
 """
 
 AGAIN = EXPLAINS["lost"] | {FaultKind.REDIS, FaultKind.STOP}

@@ -46,7 +46,15 @@ REACHED = (
         "store.claim_restore",
         "store.transaction",
     ),
-    *("queue.claim", "queue.enqueue", "queue.renew", "queue.finish", "queue.sleep_and_claim", "queue.tell_health"),
+    *(
+        "queue.claim",
+        "queue.enqueue",
+        "queue.renew",
+        "queue.finish",
+        "queue.sleep",
+        "queue.tell_health",
+        "queue.sleep_and_claim",
+    ),
     *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
@@ -92,7 +100,7 @@ async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) 
     """One run with one broken call; answers whether the worker came there."""
     async with scenario(arena, nursery, folder, lease_s=LEASE_S) as run:
         await prepare(run, behind=point.verb == "store.claim_restore")
-        run.fork_worker(Plan(point=point))
+        run.fork_worker(Plan(point=point, without=("claims in sleep",) if point.verb == "queue.sleep" else ()))
         reached = await until(REACH_S if point.verb in REACHED else LOOK_S, run.reached)
         await run.start_worker()
         await run.judge()

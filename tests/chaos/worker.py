@@ -20,6 +20,7 @@ import msgspec
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cplane.claimer import Claimer
 from cplane.queue import Queue, Renewal
 from cplane.reconciler import Reconciler
 from cplane.states import State
@@ -37,7 +38,7 @@ LATE_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is wrong with a worker. `clock_s`: how far SIGUSR1 sets its clock. `without`: fence, reconciler, renewal."""
+    """What is wrong with a worker. `clock_s`: how far SIGUSR1 sets its clock. `without`: keys of WITHOUT."""
 
     point: Point | None = None
     rates: Rates | None = None
@@ -182,10 +183,18 @@ def without_renewal() -> Generator[None]:
         yield
 
 
+@contextmanager
+def without_claims_in_sleep() -> Generator[None]:
+    """A queue sleeps first and claims then, as one does whose jobs want pages."""
+    with _instead(Claimer, "_room_may_go", property(lambda _: True)):
+        yield
+
+
 WITHOUT: dict[str, Callable[[], Any]] = {
     "fence": without_fence,
     "reconciler": without_reconciler,
     "renewal": without_renewal,
+    "claims in sleep": without_claims_in_sleep,
 }
 
 
