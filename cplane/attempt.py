@@ -414,13 +414,10 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
     attempt.transaction = transaction = JobTransaction(tools.store)
     if job.needs_page:
         try:
-            options = PageOptions.read(job.page_options(arguments))
+            options = _traced(attempt, PageOptions.read(job.page_options(arguments)))
             attempt.session = await _hold_session(attempt, options)
             state = attempt.session.storage_state if attempt.session is not None else None
             attempt.lease = await tools.pool().acquire_page(options, scope=job.name, storage_state=state)
-            if tools.suspects.traced(options.trace, job.name, attempt.number):
-                attempt.keeps_trace = tools.suspects.wants(options.trace) == "on"
-                await attempt.lease.trace()
         finally:
             attempt.waits_for_page = False
         attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
@@ -431,6 +428,14 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
         browser_context=attempt.lease and attempt.lease.context,
         session=await transaction.begin() if job.signature.wants("session") else None,
     )
+
+
+def _traced(attempt: Attempt, options: PageOptions) -> PageOptions:
+    """The options with what is to be recorded of this run; of a job that keeps no files, nothing."""
+    suspects = attempt.tools.suspects
+    attempt.keeps_trace = suspects.wants(options.trace) == "on"
+    trace = "off" if attempt.record_id is None else suspects.trace(options.trace, attempt.job.name, attempt.number)
+    return options.model_copy(update={"trace": trace})
 
 
 async def _hold_session(attempt: Attempt, options: PageOptions) -> Held | None:

@@ -3,28 +3,25 @@
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Literal
 from uuid import UUID
 
 import structlog
 
 from cplane.artifacts import ArtifactStore
-from cplane.browser import File, PageLease, collect, collect_trace
+from cplane.browser import File, PageLease, Trace, collect, collect_trace
 from cplane.errors import ArtifactsUnavailable, DatabaseUnavailable
 from cplane.store import Store
 
 BUDGET_S = 5.0
 """From the end of a failed job until its outcome is recorded, whatever the page and the store do."""
 SUSPECT_S = 600.0
-"""So long after a failure the jobs of its name are traced."""
-
-Trace = Literal["off", "on-failure", "on"]
+"""So long after a failure the jobs of its name are traced with snapshots."""
 
 log = structlog.get_logger("cplane")
 
 
 class Suspects:
-    """Names of jobs that failed lately. To trace a job costs up to a quarter of its page's processor time: it is done where it is worth that."""
+    """Names of jobs that failed lately. A trace with snapshots costs a sixth more processor time than none: it is made where it is worth that."""
 
     def __init__(self, default: Trace) -> None:
         self._default: Trace = default
@@ -38,15 +35,11 @@ class Suspects:
         """What is to be traced, the default included."""
         return self._default if wanted is None else wanted
 
-    def traced(self, wanted: Trace | None, job: str, attempt: int) -> bool:
-        """Whether an attempt is to be traced: always, never, or when it is not the first, or a job of its name failed lately."""
-        match self.wants(wanted):
-            case "on":
-                return True
-            case "off":
-                return False
-            case _:
-                return attempt > 1 or self._until.get(job, 0.0) > time.monotonic()
+    def trace(self, wanted: Trace | None, job: str, attempt: int) -> Trace:
+        """What is recorded of an attempt: with snapshots (on) what is wanted so, is not the first, or whose like failed lately."""
+        wanted = self.wants(wanted)
+        suspected = attempt > 1 or self._until.get(job, 0.0) > time.monotonic()
+        return "on" if suspected and wanted == "on-failure" else wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ def _pool(settings: CplaneSettings, egress: EgressProxy | None) -> BrowserPool:
             memory_bytes=settings.browser_max_memory_mb << 20,
         ),
         egress=egress,
+        trace=settings.trace,
         wait_s=settings.browser_wait_s,
     )
 
@@ -114,7 +115,8 @@ def _wanted(jobs: Iterable[AnyJob]) -> Iterable[PageOptions]:
     for job in jobs:
         if job.needs_page and not callable(job.options.browser):
             try:
-                yield PageOptions.read(job.options.browser)
+                options = PageOptions.read(job.options.browser)
+                yield options if job.options.record else options.model_copy(update={"trace": "off"})
             except InvalidArguments as error:
                 log.error("a job has page options that do not fit; it will fail", job=job.name, reason=str(error))
 

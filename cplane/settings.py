@@ -69,7 +69,7 @@ class CplaneSettings(BaseSettings):
     browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
     trace: Literal["off", "on-failure", "on"] = Field(
         default="on-failure",
-        description="Playwright traces of browser jobs: on-failure records runs after a failure, on every run",
+        description="Playwright traces of browser jobs: kept of runs that fail (on-failure), of every run (on), of none (off)",
     )
     egress: Literal["public", "off"] = Field(
         default="public", description="public: pages reach public addresses only; off: whatever this machine reaches"

@@ -69,6 +69,12 @@ async def failures_shop(page: Page, ctx: Context, url: str) -> None:
     raise LookupError("no price, session=s3cr3t-value")
 
 
+@job
+async def failures_once(page: Page, url: str) -> None:
+    await page.goto(url)
+    raise LookupError("no price")
+
+
 @job(timeout=1)
 async def failures_spins(page: Page) -> None:
     await page.set_content("<title>Busy</title>")
@@ -79,6 +85,18 @@ async def failures_spins(page: Page) -> None:
 async def failures_traced(page: Page, url: str) -> str:
     await page.goto(url)
     return await page.title()
+
+
+@job
+async def failures_traces_itself(page: Page) -> None:
+    await page.context.tracing.start(snapshots=True)
+    await page.context.tracing.stop()
+
+
+@job(browser={"trace": "off"})
+async def failures_traces_itself_alone(page: Page) -> None:
+    await page.context.tracing.start(snapshots=True)
+    await page.context.tracing.stop()
 
 
 @job
@@ -97,6 +115,20 @@ async def files_of(plane: ControlPlane, record_id: UUID) -> dict[str, bytes]:
         async with plane.open_artifact(record_id, artifact.name) as (_, chunks):
             found[artifact.name] = b"".join([chunk async for chunk in chunks])
     return found
+
+
+def events(trace: bytes) -> list[dict[str, object]]:
+    """What Playwright recorded, a line each."""
+    with zipfile.ZipFile(io.BytesIO(trace)) as archive:
+        return [json.loads(line) for line in archive.read("trace.trace").splitlines()]
+
+
+def calls(trace: bytes) -> set[object]:
+    return {event.get("method") for event in events(trace) if event["type"] == "before"}
+
+
+def snapshots(trace: bytes) -> bool:
+    return any(event["type"] == "frame-snapshot" for event in events(trace))
 
 
 def unpacked(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -120,8 +152,11 @@ async def test_every_attempt_of_a_failed_job_leaves_its_evidence(
         files = await files_of(plane, handle.id)  # they are there when the result is
     assert set(files) == {
         *(f"failure-{number}.{kind}" for number in (1, 2) for kind in ("json", "png", "html")),
-        "trace-2.zip",
+        *(f"trace-{number}.zip" for number in (1, 2)),
     }
+    assert not snapshots(files["trace-1.zip"])  # they cost more: they are for runs that follow a failure
+    assert snapshots(files["trace-2.zip"])
+    assert {"goto", "fill"} <= calls(files["trace-1.zip"])
     told = json.loads(files["failure-1.json"])
     assert told["error"].startswith("LookupError: no price")
     assert (told["url"], told["title"]) == (shop, "Broken shop")
@@ -211,12 +246,30 @@ async def test_traces_are_kept_when_they_are_wanted_always_or_never(
         assert not [name for name in await files_of(plane, failed.id) if name.startswith("trace")]
 
 
-async def test_the_next_job_of_a_name_that_failed_is_traced_from_the_start(
-    settings: CplaneSettings, plane: ControlPlane
+@pytest.mark.usefixtures("unhurried")
+async def test_the_next_job_of_a_name_that_failed_is_traced_with_snapshots(
+    settings: CplaneSettings, plane: ControlPlane, shop: str
 ) -> None:
     async with running(settings, pages=True):
         for expected in (False, True):
-            handle = await failures_early.submit()
+            handle = await failures_once.submit(url=shop)
             with pytest.raises(JobFailed):
                 await handle.result(timeout=DEADLINE_S)
-            assert ("trace-1.zip" in await files_of(plane, handle.id)) is expected
+            assert snapshots((await files_of(plane, handle.id))["trace-1.zip"]) is expected
+
+
+async def test_a_job_that_succeeds_leaves_no_trace(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings, pages=True):
+        handle = await failures_fine.submit()
+        assert await handle.result(timeout=DEADLINE_S) == 1
+        assert await files_of(plane, handle.id) == {}
+
+
+async def test_a_job_that_records_a_trace_of_its_own_is_told_how(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(settings, pages=True):
+        refused = await failures_traces_itself.submit()
+        with pytest.raises(JobFailed, match="already started") as failed:
+            await refused.result(timeout=DEADLINE_S)
+        assert "hint: cplane records a trace of this page already" in failed.value.traceback
+        allowed = await failures_traces_itself_alone.submit()
+        await allowed.result(timeout=DEADLINE_S)

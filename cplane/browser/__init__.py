@@ -6,7 +6,7 @@ from cplane.browser.install import install
 from cplane.browser.instance import Limits, probe
 from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
-from cplane.browser.options import Authenticate, Isolation, PageOptions, Proxy, Viewport
+from cplane.browser.options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
 from cplane.browser.pool import BrowserPool, PoolStats
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "PoolStats",
     "Proxy",
     "Source",
+    "Trace",
     "Viewport",
     "collect",
     "collect_trace",

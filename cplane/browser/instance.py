@@ -158,12 +158,12 @@ class Instance:
             self._open.discard(lease)
             self._rest()
             await lease.resources.aclose()
-            if lease.trace_name is not None:
-                await self._clear(lease.trace_name)
+            if (trace := lease.trace_name) is not None:
+                await self._clear(trace, resources=lease.trace_resources)
 
-    async def _clear(self, trace: str) -> None:
+    async def _clear(self, trace: str, *, resources: bool) -> None:
         """Remove the files of a trace, which Playwright keeps as long as the browser runs; with the last one, what they share."""
-        if not any(other.trace_name for other in self._open):
+        if resources and not any(other.trace_resources for other in self._open):
             with contextlib.suppress(OSError):  # at once: the next trace makes the folder anew
                 (self.artifacts / RESOURCES).rename(self.artifacts / f"{trace}-{RESOURCES}")
         await asyncio.to_thread(_remove, self.artifacts, trace)

@@ -25,6 +25,10 @@ NOT_CONNECTED = (
     "Socks",
 )
 """How Chromium, Firefox, WebKit and Playwright's own requests say that a SOCKS proxy did not connect them."""
+ALREADY = "Tracing has been already started"
+TRACED_HINT = (
+    "hint: cplane records a trace of this page already; a job that wants its own says browser={'trace': 'off'}"
+)
 STATE_S = 10.0
 TRACE_S = 5.0
 DOUBT_S = 2.0
@@ -67,6 +71,8 @@ class PageLease:
         """Whether a trace is being recorded."""
         self.trace_name: str | None = None
         """How the files of its trace begin, from before they are made; None: there are none."""
+        self.trace_resources = False
+        """Whether its trace has files that it may share with other traces of the browser."""
         self.ended_well = False
         """Whether the job ended without an error: then a page that is shared goes to the next at once, and is asked meanwhile."""
         self._shared = shared
@@ -118,6 +124,8 @@ class PageLease:
 
         A call under way when a browser or a renderer dies fails a moment before anyone knows why.
         """
+        if self.traced and any(ALREADY in link.message for link in _chain(error) if isinstance(link, PlaywrightError)):
+            error.add_note(TRACED_HINT)
         doubt_s = max(map(_doubt_s, _chain(error)))
         if not self.broken.done() and doubt_s:
             self._doubt()
@@ -140,17 +148,22 @@ class PageLease:
         """Let the next job have a page before this one is closed; False: so many pages wait for that already that it must wait."""
         return self._free_slot is not None and self._free_slot(self)
 
-    async def trace(self) -> None:
+    async def trace(self, *, snapshots: bool) -> None:
         """Record what happens from now on, as Playwright's trace viewer shows it. What fails is told; the job goes on without.
 
         A context that is shared is not traced: its trace would show the jobs of others.
+
+        Args:
+            snapshots: with the page before and after each call, and with its requests; that costs three times as much.
         """
         if self._shared or self.traced:
             return
-        self.trace_name = uuid4().hex
+        self.trace_name, self.trace_resources = uuid4().hex, snapshots
         try:
             async with asyncio.timeout(TRACE_S):
-                await self.context.tracing.start(name=self.trace_name, snapshots=True, screenshots=False, sources=False)
+                await self.context.tracing.start(
+                    name=self.trace_name, snapshots=snapshots, screenshots=False, sources=False
+                )
             self.traced = True
         except (PlaywrightError, TimeoutError) as error:
             log.warning("the page is not traced", reason=str(error).partition("\n")[0])

@@ -48,6 +48,7 @@ class Proxy(Strict):
 
 
 Isolation = Literal["fresh", "session", "shared"]
+Trace = Literal["off", "on-failure", "on"]
 
 
 class PageOptions(Strict):
@@ -63,9 +64,9 @@ class PageOptions(Strict):
         default=None,
         description="any: reach every address, whatever CPLANE_EGRESS says; for jobs that take no address from outside",
     )
-    trace: Literal["off", "on-failure", "on"] | None = Field(
+    trace: Trace | None = Field(
         default=None,
-        description="Playwright's trace of what the job does: on-failure (default) records runs after a failure, on every run",
+        description="Playwright's trace of what the job does: kept of runs that fail (on-failure, the default), of every run (on), of none (off)",
     )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)
@@ -103,7 +104,8 @@ class PageOptions(Strict):
     @property
     def key(self) -> str:
         """Pages of equal keys can stand in for each other. It may hold secrets."""
-        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", "trace"})
+        untraced = self.trace in {None, "off"} or self.mode == "shared"
+        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", *(["trace"] * untraced)})
 
     @classmethod
     def read(cls, given: Mapping[str, object]) -> Self:

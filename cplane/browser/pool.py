@@ -16,7 +16,7 @@ from cplane.browser.fleet import Fleet
 from cplane.browser.instance import CLOSE_S, Instance, Limits
 from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
-from cplane.browser.options import PageOptions
+from cplane.browser.options import PageOptions, Trace
 from cplane.browser.shared import SharedContext
 from cplane.browser.sharing import Sharing
 from cplane.browser.slots import Slots
@@ -81,6 +81,7 @@ class BrowserPool:
         source: how browsers are had, when there is more to say than their binary.
         limits: when a browser is replaced.
         egress: what holds pages to the addresses they may reach; default: nothing does. It is open as long as the pool is.
+        trace: what is recorded of pages whose options do not say: on, with snapshots of the page; on-failure, without; off, nothing.
         wait_s: seconds `acquire_page` waits for a page at most.
     """
 
@@ -95,6 +96,7 @@ class BrowserPool:
         source: BrowserSource | None = None,
         limits: Limits | None = None,
         egress: EgressProxy | None = None,
+        trace: Trace = "off",
         wait_s: float = 30.0,
     ) -> None:
         if max_pages < 1 or wait_s <= 0:
@@ -111,9 +113,10 @@ class BrowserPool:
             parted=self._part,
         )
         self._egress = egress
+        self._trace: Trace = trace
         self._slots = Slots(max_pages)
         self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
-        self._stock.expect(PageOptions())
+        self._stock.expect(self._settled(PageOptions()))
         self._sharing = Sharing(
             partial(self._open_page, shared=True),
             owner=self._fleet.owner,
@@ -181,7 +184,7 @@ class BrowserPool:
     def expect(self, options: PageOptions) -> None:
         """Pages with these options will be asked for: keep some ready."""
         if options.mode == "fresh":
-            self._stock.expect(options)
+            self._stock.expect(self._settled(options))
             self._changed()
 
     def stats(self) -> PoolStats:
@@ -230,7 +233,7 @@ class BrowserPool:
             storage_state: cookies and storage the context begins with, as Playwright's `context.storage_state()` answers them.
         """
         self._check_open()
-        options = options or PageOptions()
+        options = self._settled(options or PageOptions())
         deadline = asyncio.get_running_loop().time() + self.wait_s
         try:
             async with asyncio.timeout_at(deadline):
@@ -323,7 +326,7 @@ class BrowserPool:
             arguments["proxy"] = {"server": gate.server, "bypass": "<-loopback>"}  # loopback goes by the gate too
         give_back = partial(self._take_back, instance)
         try:
-            return await instance.open(
+            lease = await instance.open(
                 options,
                 give_back,
                 resources=resources,
@@ -332,8 +335,10 @@ class BrowserPool:
                 free_slot=self._free_slot,
                 shared=shared,
             )
+            await _record(lease, options)
         finally:
             self._changed()
+        return lease
 
     async def _gate(self, options: PageOptions, resources: AsyncExitStack) -> Gate | None:
         """The way out for one context; a proxy that the options name stands behind it."""
@@ -479,6 +484,12 @@ class BrowserPool:
             await asyncio.wait(rest, timeout=CLOSE_S)
         await end(rest)
 
+    def _settled(self, options: PageOptions) -> PageOptions:
+        """Options that say whether a trace is recorded."""
+        if options.trace is not None or self._trace == "off":
+            return options
+        return options.model_copy(update={"trace": self._trace})
+
     def _check_open(self) -> None:
         if not self._open:
             raise _closed()
@@ -521,6 +532,17 @@ def _source(source: BrowserSource, egress: EgressProxy | None) -> BrowserSource:
         if source.remote or source.engine is not Engine.CHROMIUM
         else replace(source, args=(*NO_UDP, *source.args))
     )
+
+
+async def _record(lease: PageLease, options: PageOptions) -> None:
+    """A trace begins before anybody has the page: whoever gets it waits for nothing."""
+    if options.trace in {None, "off"}:
+        return
+    try:
+        await lease.trace(snapshots=options.trace == "on")
+    except BaseException:
+        lease.release()
+        raise
 
 
 def _closed() -> BrowserGone:

@@ -34,3 +34,11 @@ def test_passwords_are_not_shown() -> None:
         }
     )
     assert "secret" not in repr(options)
+
+
+def test_pages_that_are_recorded_differently_do_not_stand_in_for_each_other() -> None:
+    plain, off, light, full = (PageOptions(trace=trace) for trace in (None, "off", "on-failure", "on"))
+    assert plain.key == off.key
+    assert len({off.key, light.key, full.key}) == 3
+    shared = {PageOptions(isolation="shared", trace=trace).key for trace in (None, "off", "on-failure", "on")}
+    assert shared == {plain.key}  # a shared context is not recorded, whatever is wanted

@@ -1,14 +1,17 @@
 """Traces leave nothing behind: no file of theirs outlives its page, and the driver is told to stop."""
 
 import asyncio
+import io
+import json
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from cplane.browser import BrowserPool
+from cplane.browser import BrowserPool, PageOptions
 from cplane.browser.evidence import collect_trace
-from tests.browser.pools import running, settled
+from tests.browser.pools import running, settled, until
 
 
 def files(folder: Path) -> list[Path]:
@@ -24,7 +27,7 @@ async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, m
 
         async def visit(*, kept: bool) -> None:
             lease = await pool.acquire_page()
-            await lease.trace()
+            await lease.trace(snapshots=True)
             assert lease.traced
             await lease.page.goto(site)
             if kept:
@@ -35,7 +38,7 @@ async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, m
         held = (
             await pool.acquire_page()
         )  # the files of others go while one is traced; what they share goes with the last
-        await held.trace()
+        await held.trace(snapshots=True)
         await held.page.goto(site)
         for _ in range(4):
             await asyncio.gather(visit(kept=True), visit(kept=False), visit(kept=False))
@@ -47,3 +50,36 @@ async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, m
         assert files(artifacts) == before
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [*tmp_path.glob("playwright-*")]
+
+
+async def test_a_page_that_is_ready_is_recorded_already(site: str) -> None:
+    async with BrowserPool(2, warm=1, trace="on-failure") as pool:
+        await until(lambda: pool.stats().warm)
+        lease = await pool.acquire_page()
+        assert pool.stats().lent_warm == 1
+        assert lease.traced
+        await lease.page.goto(site)
+        (file,) = await collect_trace(lease, 1)
+        with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
+            recorded = [json.loads(line) for line in archive.read("trace.trace").splitlines()]
+        assert [event["params"]["url"] for event in recorded if event.get("method") == "goto"] == [site]
+        assert not any("snapshot" in event["type"] for event in recorded)
+        lease.release()
+        unrecorded = await pool.acquire_page(PageOptions(trace="off"))
+        assert not unrecorded.traced
+        unrecorded.release()
+        await settled(pool)
+
+
+async def test_what_traces_share_goes_though_pages_that_are_ready_are_recorded(site: str) -> None:
+    async with BrowserPool(2, warm=1, trace="on-failure") as pool:
+        artifacts = (await running(pool)).artifacts
+        await until(lambda: pool.stats().warm)
+        lease = await pool.acquire_page(PageOptions(trace="on"))
+        await lease.page.goto(site)
+        assert await collect_trace(lease, 1)
+        assert files(artifacts / "resources")
+        lease.release()
+        await lease.wait_closed()
+        assert not files(artifacts / "resources")
+        assert pool.stats().warm
