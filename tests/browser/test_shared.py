@@ -12,11 +12,18 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
 from cplane.browser import BrowserPool, Limits, PageOptions
+from cplane.browser.shared import ANSWER_S, SharedContext
 from cplane.browser.sharing import MOST_SHARED
 from cplane.errors import BrowserGone, PageCrashed
 from tests.browser.pools import FOREVER, contexts, running, settled, until
 
 SHARED = PageOptions(isolation="shared")
+
+
+@pytest.fixture(autouse=True)
+def idle_pages_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no page is emptied, and another opened meanwhile, between two jobs of a test."""
+    monkeypatch.setattr("cplane.browser.shared.IDLE_S", 3600.0)
 
 
 async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: BrowserPool, site: str) -> None:
@@ -56,12 +63,23 @@ async def spun(pool: BrowserPool, site: str, *, fails: bool = False) -> Page:
     return lease.page
 
 
-async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answers(site: str) -> None:
+async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answers(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = SharedContext._answers  # pyright: ignore[reportPrivateUsage]  its time is the test's to say
+    lent = asyncio.Event()
+
+    async def answers_later(context: SharedContext, page: Page, within_s: float = ANSWER_S) -> bool:
+        await lent.wait()
+        return await answers(context, page, within_s)
+
+    monkeypatch.setattr(SharedContext, "_answers", answers_later)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site, fails=True)
         async with pool.page(SHARED, scope="a") as page:  # at once: the page that is asked holds no slot
             assert page is not spinning
             assert not spinning.is_closed()
+            lent.set()
             await page.goto("data:text/html,hello")
         await settled(pool)
         assert spinning.is_closed()
@@ -85,7 +103,10 @@ async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> No
         assert pool.stats().launches == 1
 
 
-async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(site: str) -> None:
+async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cplane.browser.shared.IDLE_S", 0.1)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         await settled(pool)
