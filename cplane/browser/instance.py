@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from cplane.browser.launch import BrowserSource, Launched, first_line, running_p
 from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
 from cplane.browser.options import PageOptions
-from cplane.browser.process import resident_bytes
+from cplane.browser.process import family, resident_bytes
 from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
 
@@ -270,13 +270,19 @@ class Instance:
         age_s = asyncio.get_running_loop().time() - self._born
         if age_s >= self._limits.age_s:
             self._wear(f"it has run for {age_s:.0f} s")
-        if self._session is None or self.process is None or self.worn.done():
+        if self.process is None or self.worn.done():
             return
         with contextlib.suppress(TimeoutError, PlaywrightError):
             async with asyncio.timeout(ANSWER_S):
-                used = resident_bytes(await running_pids(self._session))
+                used = resident_bytes(await self._pids(self.process.pid))
             if used >= self._limits.memory_bytes:
                 self._wear(f"it uses {used >> 20} MiB")
+
+    async def _pids(self, main: int) -> Iterable[int]:
+        """Its processes."""
+        if self._session is None:
+            return await asyncio.to_thread(family, main)
+        return await running_pids(self._session)
 
     def _wear(self, reason: str) -> None:
         if not self.worn.done():
@@ -296,12 +302,12 @@ class Instance:
         return not self.gone.done()
 
     async def _ask(self) -> None:
-        """The simplest question: to Chromium its version; to others, who take no questions, for a context."""
+        """The simplest question: to Chromium for its version; to others, who take no questions, for a context."""
         if self._session is not None:
             await self._session.send("Browser.getVersion")  # pyright: ignore[reportUnknownMemberType]
         elif not self.browser.is_connected():
             self._lose("the browser process ended")
-        elif not self._open:
+        else:
             await (await self.browser.new_context()).close()
 
     def _disconnected(self, _: Browser) -> None:

@@ -6,15 +6,17 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict, cast
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from playwright.async_api import Browser, BrowserType, CDPSession, Playwright
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.driver import Driver
-from cplane.browser.executable import Executable, find_executable
+from cplane.browser.executable import Executable, browsers_folder, driver_package, find_executable
 from cplane.browser.ledger import Ledger
 from cplane.browser.process import Process
 from cplane.egress.rules import literal
@@ -25,6 +27,18 @@ LOG_PREFIX = re.compile(r"^\[[^\]]*\] *")
 """Process, time and place in the source that Chromium writes before each sentence."""
 
 DISABLE_FEATURES = "--disable-features="
+MARK = "CPLANE_BROWSER_ID"
+"""In the environment of a browser, to find its process; Chromium is asked for it."""
+STOCK_FIREFOX = "moz-firefox"
+"""Playwright's channel for a Firefox that is not its own; it is driven over WebDriver BiDi."""
+NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
+PROXIED: dict[str, str | float | bool] = {
+    "network.proxy.allow_hijacking_localhost": True,
+    "network.http.http3.enable": False,
+    "media.peerconnection.ice.proxy_only": True,
+    "network.dns.disablePrefetch": True,
+}
+"""Firefox's preferences for the same: loopback goes by the proxy, too, and nothing past it."""
 
 
 class Engine(StrEnum):
@@ -56,12 +70,13 @@ class BrowserSource:
     """How browsers are had.
 
     Args:
-        engine: chromium, firefox or webkit; the latter two only as Playwright downloads them.
-        executable: the binary; default: looked up.
+        engine: chromium, firefox or webkit; the latter only as Playwright downloads it.
+        executable: the binary; default: looked up. A Firefox that is not of Playwright's is driven over WebDriver BiDi.
         sandbox: Chromium's sandbox; default: on unless root.
         args: more arguments for the binary. `--disable-features` adds to Playwright's own list, of which it would else take the place.
         cdp_url: connect to a Chromium that runs elsewhere (http://host:9222, ws://…/devtools/browser/…) instead of launching one.
         server_url: connect to a server of Playwright's (`playwright run-server`, ws://…) of this engine instead of launching one.
+        proxied: everything goes by the proxy of its context or not at all: no QUIC, no UDP of WebRTC, no way around it for loopback.
     """
 
     engine: Engine = Engine.CHROMIUM
@@ -70,6 +85,7 @@ class BrowserSource:
     args: tuple[str, ...] = ()
     cdp_url: str | None = None
     server_url: str | None = None
+    proxied: bool = False
 
     @property
     def remote(self) -> bool:
@@ -105,13 +121,15 @@ class BrowserSource:
 
     async def _start(self, artifacts: Path) -> Launched:
         found = None if self.remote or self.engine is not Engine.CHROMIUM else find_executable(self.executable)
-        driver = Driver()
+        driver, mark = Driver(), uuid4().hex
         try:
             async with asyncio.timeout(LAUNCH_S):
                 playwright = await driver.start()
-                browser = await self._browser(playwright, found, artifacts)
+                browser = await self._browser(playwright, found, artifacts, mark)
                 session = await _session(browser) if self.engine is Engine.CHROMIUM else None
-                process = None if self.remote or session is None else await _find_process(session)
+                process = None if self.remote else await _find_process(session, mark)
+                if self._is_stock:
+                    await self._check_age(browser)
         except BaseException as error:
             await driver.stop()
             if isinstance(error, TimeoutError):
@@ -122,7 +140,7 @@ class BrowserSource:
         driver.process = process.child_of(os.getpid()) if process else None
         return Launched(driver, browser, session, process, profile_of(process) if process else None, artifacts)
 
-    async def _browser(self, playwright: Playwright, found: Executable | None, artifacts: Path) -> Browser:
+    async def _browser(self, playwright: Playwright, found: Executable | None, artifacts: Path, mark: str) -> Browser:
         kinds = {
             Engine.CHROMIUM: playwright.chromium,
             Engine.FIREFOX: playwright.firefox,
@@ -136,20 +154,24 @@ class BrowserSource:
         if found is None and self.executable is None and not await asyncio.to_thread(Path(kind.executable_path).exists):
             raise self._missing()  # Playwright would say so too, and leave a profile folder
         if found is None or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
-            return await self._launch(kind, found, self.args, artifacts)
-        plain = await self._launch(kind, found, (), artifacts)
+            return await self._launch(kind, found, self.args, artifacts, mark)
+        plain = await self._launch(kind, found, (), artifacts, mark)
         theirs = await _disabled_features(plain)
         await plain.close()
-        return await self._launch(kind, found, merge_features(self.args, theirs), artifacts)
+        return await self._launch(kind, found, merge_features(self.args, theirs), artifacts, mark)
 
     async def _launch(
-        self, kind: BrowserType, found: Executable | None, args: tuple[str, ...], artifacts: Path
+        self, kind: BrowserType, found: Executable | None, args: tuple[str, ...], artifacts: Path, mark: str
     ) -> Browser:
+        proxied = self.proxied and self.engine
         return await kind.launch(
             executable_path=found.path if found else self.executable,
+            channel=STOCK_FIREFOX if self._is_stock else None,
             headless=True,
             chromium_sandbox=sandboxed(self.sandbox) if found else None,
-            args=[*args],
+            args=[*(NO_UDP if proxied is Engine.CHROMIUM else ()), *args],
+            firefox_user_prefs=PROXIED if proxied is Engine.FIREFOX else None,
+            env={**os.environ, MARK: mark},
             artifacts_dir=artifacts,
             traces_dir=artifacts,  # else the client makes folders of its own
             timeout=LAUNCH_S * 1000,
@@ -158,6 +180,25 @@ class BrowserSource:
             handle_sigterm=False,
             handle_sighup=False,
         )
+
+    @property
+    def _is_stock(self) -> bool:
+        """Whether it is a Firefox that Playwright has not downloaded."""
+        if self.engine is not Engine.FIREFOX or self.executable is None or self.remote:
+            return False
+        package = driver_package()
+        return package is None or not self.executable.absolute().is_relative_to(browsers_folder(package))
+
+    async def _check_age(self, browser: Browser) -> None:
+        """Playwright needs commands of WebDriver BiDi that an older Firefox does not know; it learns that from the first context."""
+        try:
+            await (await browser.new_context()).close()
+        except PlaywrightError as error:
+            if "unknown command" not in str(error):
+                raise
+            await browser.close()
+            hint = "name a newer Firefox, or leave out CPLANE_BROWSER_EXECUTABLE and run `playwright install firefox`"
+            raise BrowserGone(f"{self.place} is Firefox {browser.version}, too old to be driven", hint=hint) from None
 
     def _missing(self) -> BrowserNotFound:
         hint = f"run `playwright install {self.engine}`"
@@ -198,7 +239,9 @@ def sandboxed(choice: bool | None) -> bool:
 
 def profile_of(process: Process) -> Path | None:
     """The temporary profile folder that Playwright made for a browser it launched; None when the user named one."""
-    folders = [arg.partition("=")[2] for arg in process.command if arg.startswith("--user-data-dir=")]
+    args = process.command
+    folders = [arg.partition("=")[2] for arg in args if arg.startswith("--user-data-dir=")]
+    folders += [folder for arg, folder in pairwise(args) if arg.lstrip("-") == "profile"]  # Firefox
     return Path(folders[-1]) if folders and "dev_profile-" in Path(folders[-1]).name else None
 
 
@@ -228,7 +271,9 @@ async def _session(browser: Browser) -> CDPSession | None:
     return None
 
 
-async def _find_process(session: CDPSession) -> Process | None:
+async def _find_process(session: CDPSession | None, mark: str = "") -> Process | None:
+    if session is None:
+        return await asyncio.to_thread(Process.marked, f"{MARK}={mark}") if mark else None
     try:
         pids = [pid for pid, kind in (await running_pids(session)).items() if kind == "browser"]
     except PlaywrightError:

@@ -14,7 +14,7 @@ from playwright.async_api import Page
 
 from cplane.browser.fleet import Fleet
 from cplane.browser.instance import CLOSE_S, Instance, Limits
-from cplane.browser.launch import BrowserSource, Engine
+from cplane.browser.launch import BrowserSource
 from cplane.browser.lease import PageLease
 from cplane.browser.options import PageOptions, Trace
 from cplane.browser.shared import SharedContext
@@ -31,7 +31,6 @@ OPEN_TRIES = 3
 """Browsers that may die one after the other while one page is opened."""
 REST_S = 0.2
 """For so long the processor is left to who has just got a page, before the next one is prepared."""
-NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
 
 log = structlog.get_logger("cplane")
 
@@ -527,11 +526,7 @@ def _source(source: BrowserSource, egress: EgressProxy | None) -> BrowserSource:
     if source.remote and not source.local:
         hint = "set CPLANE_EGRESS=off when that machine's own network holds pages back"
         raise UsageError(f"the browser at {source.place} cannot use the egress proxy of this machine", hint=hint)
-    return (
-        source
-        if source.remote or source.engine is not Engine.CHROMIUM
-        else replace(source, args=(*NO_UDP, *source.args))
-    )
+    return replace(source, proxied=True)
 
 
 async def _record(lease: PageLease, options: PageOptions) -> None:

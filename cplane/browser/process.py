@@ -26,6 +26,13 @@ class Process:
         stat = _stat(pid)
         return None if stat is None else cls(pid, stat.started)
 
+    @classmethod
+    def marked(cls, mark: str) -> "Process | None":
+        """The descendant of ours that was started with `mark` (NAME=value) in its environment, not one that it started in turn. Blocks."""
+        found = {pid for pid in family(os.getpid()) if mark.encode() in _environment(pid)}
+        first = next((pid for pid in found if (stat := _stat(pid)) is not None and stat.parent not in found), None)
+        return None if first is None else cls.find(first)
+
     def child_of(self, ancestor: int) -> "Process | None":
         """The child of `ancestor` that this process descends from, if it does."""
         process: Process | None = self
@@ -72,6 +79,28 @@ def resident_bytes(pids: Iterable[int]) -> int:
             continue
         total += (int(resident) - int(shared)) * mmap.PAGESIZE
     return total
+
+
+def family(ancestor: int) -> set[int]:
+    """A process and all that descend from it. Blocks."""
+    parents = {pid: stat.parent for pid in _pids() if (stat := _stat(pid)) is not None}
+    found, grown = {ancestor}, True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return found
+
+
+def _pids() -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return []
+
+
+def _environment(pid: int) -> list[bytes]:
+    with contextlib.suppress(OSError):  # of others nothing is told
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return []
 
 
 @dataclass(frozen=True, slots=True)

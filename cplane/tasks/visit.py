@@ -47,6 +47,16 @@ UNREACHABLE_WORDS = {
     "net::ERR_CONNECTION_RESET": "the connection was reset",
     "net::ERR_EMPTY_RESPONSE": "the server closed the connection without an answer",
 }
+CODE = re.compile(r"net::ERR_\w+|\b(?:NS|SEC|SSL|MOZILLA_PKIX)_ERROR_\w+")
+FIREFOX_CODES = {
+    "NS_ERROR_UNKNOWN_HOST": "net::ERR_NAME_NOT_RESOLVED",
+    "NS_ERROR_CONNECTION_REFUSED": "net::ERR_CONNECTION_REFUSED",
+    "NS_ERROR_NET_RESET": "net::ERR_CONNECTION_RESET",
+    "NS_ERROR_NET_TIMEOUT": "net::ERR_TIMED_OUT",
+    "NS_ERROR_REDIRECT_LOOP": "net::ERR_TOO_MANY_REDIRECTS",
+}
+"""Chromium's codes for Firefox's."""
+CERTIFICATE = ("net::ERR_CERT_", "net::ERR_SSL_", "SEC_ERROR_", "SSL_ERROR_", "MOZILLA_PKIX_ERROR_")
 LONGEST_PATTERN = 500
 LONGEST_MATCHED_URL = 2000
 
@@ -371,7 +381,7 @@ async def _load(page: Page, options: VisitOptions) -> Response | None:
         state = goto.get("wait_until", "load")
         raise LoadTimeout(f"{_name(options)} did not reach '{state}' within {within_s:g} s") from error
     except PlaywrightError as error:
-        raise _not_loaded(_name(options), error) from error
+        raise not_loaded(_name(options), error) from error
     raise VisitFailed("there is neither url nor html to visit")
 
 
@@ -395,18 +405,22 @@ def not_found(selector: str, error: PlaywrightError) -> VisitFailed:
     return VisitFailed(f"waiting for '{selector}' failed: {_reason(error)}")
 
 
-def _not_loaded(name: str, error: PlaywrightError) -> VisitFailed:
-    """The failure that Chromium's error code stands for."""
-    code = next(iter(re.findall(r"net::ERR_\w+", error.message)), "")
-    if "Download is starting" in error.message or code == "net::ERR_ABORTED":
+def not_loaded(name: str, error: PlaywrightError) -> VisitFailed:
+    """The failure that the browser's error code stands for."""
+    codes: list[str] = CODE.findall(error.message)
+    # what Firefox's NS_ERROR is wrapped around says more than it
+    code = min(codes, key=lambda code: code.startswith("NS_"), default="")
+    kind = FIREFOX_CODES.get(code, code)
+    if "Download is starting" in error.message or kind == "net::ERR_ABORTED":
         return DownloadRefused(f"{name} is a file to download and not a page; the job 'download' takes files")
-    if code.startswith(("net::ERR_CERT_", "net::ERR_SSL_")):
+    if kind.startswith(CERTIFICATE):
         return CertificateInvalid(f"{name} has a certificate that is not trusted: {code} (see ignore_https_errors)")
-    if code == "net::ERR_TOO_MANY_REDIRECTS":
+    if kind == "net::ERR_TOO_MANY_REDIRECTS":
         return TooManyRedirects(f"{name} redirects without end")
-    if code.startswith(UNREACHABLE):
-        return Unreachable(f"{name} did not load: {UNREACHABLE_WORDS.get(code, 'there is no connection')}: {code}")
-    return VisitFailed(f"{name} did not load: {_reason(error)}")
+    if kind.startswith(UNREACHABLE):
+        return Unreachable(f"{name} did not load: {UNREACHABLE_WORDS.get(kind, 'there is no connection')}: {code}")
+    reason = _reason(error)
+    return VisitFailed(f"{name} did not load: {reason if code in reason else f'{reason} ({code})'}")
 
 
 def _cookie(cookie: Cookie, options: VisitOptions) -> Any:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pytest
+from playwright.async_api import Error as PlaywrightError
 
 from cplane import Context
 from cplane.browser import BrowserPool, PageOptions
 from cplane.errors import InvalidArguments
 from cplane.tasks import content
 from cplane.tasks.content import Content
-from cplane.tasks.visit import VisitFailed
+from cplane.tasks.visit import CertificateInvalid, TooManyRedirects, Unreachable, VisitFailed, not_loaded
 
 
 class Run(Protocol):
@@ -195,3 +196,25 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
 def test_what_cannot_be_visited_is_refused_at_submit(arguments: Mapping[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidArguments, match=complaint):
         content.encode_json(dict(arguments))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "sentence"),
+    [
+        ("NS_ERROR_UNKNOWN_HOST", Unreachable, "there is no such host: NS_ERROR_UNKNOWN_HOST"),
+        ("NS_ERROR_REDIRECT_LOOP", TooManyRedirects, "redirects without end"),
+        (
+            "NS_ERROR_GENERATE_FAILURE(NS_ERROR_MODULE_SECURITY, MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT)",
+            CertificateInvalid,
+            "MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT",
+        ),
+        ("NS_ERROR_WONT_HANDLE_CONTENT", VisitFailed, "unknown error (NS_ERROR_WONT_HANDLE_CONTENT)"),
+    ],
+)
+def test_what_firefox_says_is_told_as_what_chromium_says(code: str, kind: type[VisitFailed], sentence: str) -> None:
+    message = (
+        f"Page.goto: Protocol error (browsingContext.navigate): unknown error\nMessage: Error: {code} at http://x/"
+    )
+    failed = not_loaded("http://x/", PlaywrightError(message))
+    assert type(failed) is kind
+    assert sentence in str(failed)

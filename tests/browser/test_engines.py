@@ -1,0 +1,49 @@
+"""What every engine must do, with the one that is everywhere; and how the process of one that cannot be asked is found."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cplane.browser import BrowserPool, BrowserSource, Engine
+from cplane.browser.process import Process, family
+from cplane.errors import BrowserGone
+from tests.browser.engines import CHECKS, Check
+from tests.browser.pools import until
+
+STARTS_ANOTHER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_chromium_does_what_every_engine_must(check: Check, site: str) -> None:
+    await check(BrowserSource(), site)
+
+
+async def test_a_process_is_found_by_its_mark_and_its_family_by_the_process() -> None:
+    mark = f"CPLANE_TEST_MARK={uuid4().hex}"
+    name, _, value = mark.partition("=")
+    environment = {**os.environ, name: value}
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STARTS_ANOTHER, env=environment, start_new_session=True
+    )
+    try:
+        await until(lambda: len(family(started.pid)) == 2)
+        found = Process.marked(mark)
+        assert found is not None
+        assert found.pid == started.pid
+        assert Process.marked(f"{name}={uuid4().hex}") is None
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        await started.wait()
+
+
+async def test_a_firefox_that_is_none_says_that_it_does_not_start(tmp_path: Path) -> None:
+    program = tmp_path / "firefox"
+    program.write_text("#!/bin/sh\necho 'no display today' >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(BrowserGone, match=r"firefox did not start: "):
+        await BrowserPool(source=BrowserSource(engine=Engine.FIREFOX, executable=program)).__aenter__()
