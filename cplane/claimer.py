@@ -6,18 +6,15 @@ that one runs while the other comes.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import msgspec
 import structlog
 
 from cplane.attempt import Attempt, Tools
-from cplane.endings import end, first
+from cplane.endings import first
 from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
@@ -27,18 +24,10 @@ from cplane.leases import Leases
 from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.politeness import PerHost, host_among, places_of, session_among
+from cplane.poller import Poller
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.store import Error, Finish, Started, Store
-
-SLOW_POLL_S = 3.0
-"""How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
-
-BURST_POLL_S = 0.05
-"""The same for a worker that is to leave as soon as nothing is left."""
-
-NUDGE_S = 1.0
-"""A worker that stops gives Redis so long to answer the claim that it slept on; a grant whose answer is lost ends with its lease."""
 
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""
@@ -53,8 +42,6 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
 log = structlog.get_logger("cplane")
-
-T = TypeVar("T")
 
 
 class Allowance:
@@ -126,9 +113,15 @@ class Claimer:
         self._unrecorded = 0
         self._left = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
-        self._stopped: asyncio.Task[bool] | None = None
-        self._quiet_until = 0.0
-        """Until then (monotonic seconds) nothing falls due that is not pushed meanwhile: the next claim waits for that."""
+        self._poller = Poller(
+            claims.queue,
+            queue,
+            lease_s=claims.lease_s,
+            stopping=claims.stopping,
+            burst=claims.burst,
+            # other queues want the same pages, a burst its allowance
+            looks_first=claims.burst or claims.jobs.needs_pages(queue),
+        )
 
     async def run(self) -> None:
         """Claim, start, repeat, until stopped; sleep while there is nothing. No outage ends it."""
@@ -143,8 +136,7 @@ class Claimer:
                 log.warning("jobs cannot be claimed; trying again", queue=self._queue, reason=str(error))
                 await first(asyncio.sleep(pause_s), self._shared.stopping.wait())
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        if self._stopped is not None:
-            await end([self._stopped])
+        await self._poller.close()
         try:
             await self._started()
         except (OutsideError, SchemaMismatch) as error:
@@ -190,7 +182,7 @@ class Claimer:
         sent, room = time.monotonic(), shared.allowance.take(room)
         granted = 0
         try:
-            claim = await self._ask(room)
+            claim = await self._poller.claim(room)
             granted = len(claim.grants)
         finally:
             shared.allowance.settle(room, granted)
@@ -207,64 +199,9 @@ class Claimer:
             await self._started()
             await shared.idle()
         if claim.wait_s != 0:
-            await self._rest(claim.wait_s, brought=brought)
-
-    async def _rest(self, wait_s: float | None, *, brought: bool) -> None:
-        """Nothing more is due for so long (None: nothing is scheduled), unless it is pushed. Who may have no room must not be woken."""
-        shared = self._shared
-        longest_s = BURST_POLL_S if shared.burst else SLOW_POLL_S
-        quiet_s = longest_s if wait_s is None else min(wait_s, longest_s)
-        if not self._room_may_go:
-            self._quiet_until = time.monotonic() + quiet_s
-            await self._started()  # with nothing else to do, what would be sent now only delays it
-        elif not brought:
-            await self._until_stopped(shared.queue.sleep(self._queue, quiet_s))
-
-    @property
-    def _room_may_go(self) -> bool:
-        """Whether the room for a claim must be looked at after the sleep: other queues want the same pages, a burst its allowance."""
-        return self._shared.burst or self._shared.jobs.needs_pages(self._queue)
-
-    async def _ask(self, room: int) -> Claim:
-        """What there is to claim; if there was nothing a moment ago, once something is pushed."""
-        shared = self._shared
-        quiet_s = self._quiet_until - time.monotonic()
-        self._quiet_until = 0.0
-        if quiet_s <= 0:
-            return await shared.queue.claim(self._queue, room, shared.lease_s)
-        sleep_s = min(quiet_s, shared.lease_s / 4)  # trust is counted from before the sleep
-        claiming = shared.queue.sleep_and_claim(self._queue, sleep_s, room, shared.lease_s)
-        claim = await self._until_stopped(claiming, partial(shared.queue.nudge, self._queue))
-        if claim is None:
-            return Claim([], [], [], 0)
-        if claim.grants and shared.stopping.is_set():  # they came because it was nudged: they stay where they are
-            await self._release(claim.grants)
-            return replace(claim, grants=[])
-        return claim
-
-    async def _until_stopped(
-        self, waiting: Coroutine[Any, Any, T], nudge: Callable[[], Awaitable[None]] | None = None
-    ) -> T | None:
-        """Wait for an answer of Redis; None: the worker stops, and none came, even though it was nudged.
-
-        The wait for the stop is kept from one to the next.
-        """
-        if self._stopped is None:
-            self._stopped = asyncio.create_task(
-                self._shared.stopping.wait(), name=f"stop claiming from {self._queue}"
-            )  # fmt: skip
-        sleeping = asyncio.create_task(waiting, name=f"sleep until {self._queue}")
-        try:
-            await asyncio.wait((sleeping, self._stopped), return_when=asyncio.FIRST_COMPLETED)
-            if nudge is not None and not sleeping.done():
-                with suppress(QueueUnavailable, TimeoutError):
-                    async with asyncio.timeout(NUDGE_S):
-                        await nudge()
-                        await asyncio.wait([sleeping])
-        finally:
-            if not sleeping.done():
-                await end([sleeping])
-        return None if sleeping.cancelled() else sleeping.result()
+            await self._poller.rest(claim.wait_s, brought=brought)
+            if not self._poller.looks_first:
+                await self._started()  # with nothing else to do, what would be sent now only delays it
 
     async def _started(self) -> None:
         """Wait until what was claimed before is started."""

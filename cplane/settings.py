@@ -43,7 +43,8 @@ class CplaneSettings(BaseSettings):
         default=(Path(".cplane") / "artifacts").absolute().as_uri(), description="file:///folder or s3://bucket/prefix"
     )
     browser_engine: Literal["chromium", "firefox", "webkit"] = Field(
-        default="chromium", description="the kind of browser; firefox and webkit as `playwright install` has them, or a new Firefox of your own"
+        default="chromium",
+        description="the kind of browser; firefox and webkit as `playwright install` has them, or a new Firefox of your own",
     )
     browser_executable: Path | None = Field(default=None, description="the browser's binary; default: looked up")
     browser_args: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -155,7 +155,7 @@ async def test_jobs_run_although_redis_is_wiped_again_and_again(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.EVERY_S", 0.1)
-    monkeypatch.setattr("cplane.claimer.SLOW_POLL_S", 0.05)  # a wake list that is wiped wakes nobody
+    monkeypatch.setattr("cplane.poller.SLOW_POLL_S", 0.05)  # a wake list that is wiped wakes nobody
     monkeypatch.setattr("cplane.waiters.CHECK_S", 0.1)
     async with running(settings):
         for wave in range(3):

@@ -103,7 +103,7 @@ FUNCTIONS = [
 @pytest.fixture(autouse=True)
 def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "gate", Gate())
-    monkeypatch.setattr("cplane.claimer.SLOW_POLL_S", 0.02)  # arq's clients wake nobody
+    monkeypatch.setattr("cplane.poller.SLOW_POLL_S", 0.02)  # arq's clients wake nobody
     seen.clear()
 
 

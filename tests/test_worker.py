@@ -23,7 +23,6 @@ from cplane import (
     Retry,
     RetryPolicy,
     State,
-    claimer,
     job,
 )
 from cplane.envelope import encode_envelope, record_envelope
@@ -359,7 +358,7 @@ async def test_a_sleeping_worker_stops_though_redis_is_silent(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Queue, "nudge", silent)
-    monkeypatch.setattr(claimer, "NUDGE_S", 0.05)
+    monkeypatch.setattr("cplane.poller.NUDGE_S", 0.05)
     async with running(settings) as worker:
         await blocked(raw(plane), 1)
         worker.stop()

@@ -20,7 +20,7 @@ import msgspec
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.claimer import Claimer
+from cplane.poller import Poller
 from cplane.queue import Queue, Renewal
 from cplane.reconciler import Reconciler
 from cplane.states import State
@@ -186,7 +186,7 @@ def without_renewal() -> Generator[None]:
 @contextmanager
 def without_claims_in_sleep() -> Generator[None]:
     """A queue sleeps first and claims then, as one does whose jobs want pages."""
-    with _instead(Claimer, "_room_may_go", property(lambda _: True)):
+    with _instead(Poller, "looks_first", property(lambda _: True)):
         yield
 
 
