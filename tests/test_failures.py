@@ -66,6 +66,7 @@ async def failures_shop(page: Page, ctx: Context, url: str) -> None:
     await page.goto(url)
     await page.wait_for_load_state("networkidle")
     await page.locator("input[type=password]").fill("hunter2")
+    await page.locator("input").first.fill("hunter2")  # a field whose name says nothing
     raise LookupError("no price, session=s3cr3t-value")
 
 

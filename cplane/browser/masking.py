@@ -31,6 +31,8 @@ VALUE = re.compile(r"""(\bvalue\s*=\s*)("[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECA
 HOLDERS = ("value", "__playwright_value_", "text")
 ENTERED = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".*?"|'.*?')\)""")
 """As Playwright's own log of a call tells it."""
+ENTERING = frozenset({"fill", "type", "press", "keyboardType", "keyboardInsertText", "keyboardPress"})
+"""Calls that enter text. Which field it goes to is not known by then, so none of it is shown; keys with a name, such as Enter, are."""
 
 
 def mask_url(url: str) -> str:
@@ -81,10 +83,19 @@ def mask_value(value: Any) -> Any:
 
 def _mask_object(value: dict[str, Any]) -> dict[str, Any]:
     """A header, a cookie, a field, a call: what it holds is masked when its name, its kind or its selector says that it is secret."""
+    if value.get("method") in ENTERING and isinstance(params := value.get("params"), dict):
+        entered = cast("dict[str, Any]", params)
+        shown = {key: _mask_entered(key, item) for key, item in entered.items()}
+        return {**mask_rest(value, "params"), "params": mask_value(shown)}
     said = [value.get(key) for key in ("name", "selector", "id", "autocomplete")]
     named = any(isinstance(text, str) and SECRET_NAME.search(text) for text in said)
     held = [key for key in HOLDERS if key in value] if named or value.get("type") in {"password", "hidden"} else []
     return {**mask_rest(value, *held), **dict.fromkeys(held, MASK)}
+
+
+def _mask_entered(key: str, item: Any) -> Any:
+    secret = key in {"value", "text"} or (key == "key" and isinstance(item, str) and len(item) == 1)
+    return MASK if secret else item
 
 
 def mask_rest(value: dict[str, Any], *but: str) -> dict[str, Any]:

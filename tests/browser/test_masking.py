@@ -86,3 +86,24 @@ def test_objects_of_a_trace_are_masked_by_the_names_of_their_members() -> None:
 )
 def test_anything_that_is_json_stays_json(value: object) -> None:
     json.dumps(mask_value(value))
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("fill", {"selector": "input", "value": "hunter2"}),
+        ("type", {"selector": "#field", "text": "hunter2", "delay": 10}),
+        ("keyboardType", {"text": "hunter2"}),
+        ("keyboardInsertText", {"text": "hunter2"}),
+    ],
+)
+def test_what_a_call_enters_is_masked_whatever_its_field_is_called(method: str, params: dict[str, Any]) -> None:
+    masked = mask_value({"type": "before", "method": method, "params": params})
+    assert "hunter2" not in json.dumps(masked)
+    assert masked["params"].keys() == params.keys()
+    assert masked["params"].get("selector") == params.get("selector")
+
+
+def test_keys_that_are_pressed_are_shown_by_their_names_only() -> None:
+    pressed = [{"method": "press", "params": {"selector": "input", "key": key}} for key in ("Enter", "x")]
+    assert [mask_value(call)["params"]["key"] for call in pressed] == ["Enter", "***"]
