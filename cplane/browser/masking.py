@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
@@ -10,6 +11,11 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 MASK = "***"
 LONGEST_TEXT = 2 * 1024 * 1024
 """Larger texts in a trace are left out of it."""
+PIECE = 16 * 1024
+"""A longer text is masked piece by piece: while an expression is matched, no other thread runs."""
+
+# Pages are hostile: every run of characters in these expressions is bounded, or ends where the next attempt begins, so that the time they take
+# grows as the text does.
 
 SECRET_NAME = re.compile(
     r"pass(wd|word|phrase|code)?\b|passw|pwd|secret|token|api[-_]?key|apikey|access[-_]?key|private[-_]?key|session|sess?id|csrf|xsrf|auth|"
@@ -19,17 +25,17 @@ SECRET_NAME = re.compile(
 """Names of headers, parameters, fields and elements whose values are not shown."""
 
 NAMED = re.compile(
-    r"""(?P<name>[\w.-]*(?:passw|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|session|csrf|xsrf|authorization|cookie|credential|signature)[\w.-]*)"""
+    r"""(?P<name>(?:passw|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|session|csrf|xsrf|authorization|cookie|credential|signature)[\w.-]{0,64})"""
     r"""(?P<between>\\?["']?\s*[:=]\s*\\?["']?)(?P<value>(?:(?:Bearer|Basic|Digest)\s+)?[^\s"'&;,<>\\{}\[\]]{2,})""",
     re.IGNORECASE,
 )
 SCHEMES = re.compile(r"\b(Bearer|Basic|Digest)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
-JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]*)?")
-USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/@:]+:[^\s/@]+@", re.IGNORECASE)
-INPUT = re.compile(r"<input\b[^>]*>", re.IGNORECASE)
+JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,2048}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]*)?")
+USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@:]{1,256}:[^\s/@]{1,1024}@", re.IGNORECASE)
+INPUT = re.compile(r"<input\b[^>]{0,8192}>", re.IGNORECASE)
 VALUE = re.compile(r"""(\bvalue\s*=\s*)("[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECASE)
 HOLDERS = ("value", "__playwright_value_", "text")
-ENTERED = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".*?"|'.*?')\)""")
+ENTERED = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".{0,2048}?"|'.{0,2048}?')\)""")
 """As Playwright's own log of a call tells it."""
 ENTERING = frozenset({"fill", "type", "press", "keyboardType", "keyboardInsertText", "keyboardPress"})
 """Calls that enter text. Which field it goes to is not known by then, so none of it is shown; keys with a name, such as Enter, are."""
@@ -54,6 +60,22 @@ def mask_url(url: str) -> str:
 
 def mask_text(text: str) -> str:
     """A text without what looks like a token, like a secret's name with its value, or like what was entered into a field."""
+    return "".join(_mask_piece(piece) for piece in _pieces(text)) if len(text) > PIECE else _mask_piece(text)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Pieces of a long text, parted where no secret can be: before a tag, else after a character that ends a value."""
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        cut = text.rfind("<", start + 1, end)
+        if cut < 0:
+            cut = max(text.rfind(sign, start, end) for sign in ",\n;&") + 1
+        yield text[start : (start := cut if cut > start else end)]
+    yield text[start:]
+
+
+def _mask_piece(text: str) -> str:
     text = INPUT.sub(_mask_field, text)
     text = ENTERED.sub(rf'\1("{MASK}")', text)
     text = JWT.sub(MASK, text)

@@ -104,8 +104,10 @@ class BrowserPool:
             raise UsageError(f"{max_pages} pages need 1 to {max_pages} browsers and 0 or more warm pages")
         self.wait_s = wait_s
         self._limits = limits or Limits()
+        source = source or BrowserSource(executable=executable, sandbox=sandbox)
+        self._on_server = source.server_url is not None
         self._fleet = Fleet(
-            _source(source or BrowserSource(executable=executable, sandbox=sandbox), egress),
+            _source(source, egress),
             browsers,
             self._limits,
             changed=self._changed,
@@ -115,7 +117,7 @@ class BrowserPool:
         self._trace: Trace = trace
         self._slots = Slots(max_pages)
         self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
-        self._stock.expect(self._settled(PageOptions()))
+        self._stock.expect(self._decided(PageOptions()))
         self._sharing = Sharing(
             partial(self._open_page, shared=True),
             owner=self._fleet.owner,
@@ -183,7 +185,7 @@ class BrowserPool:
     def expect(self, options: PageOptions) -> None:
         """Pages with these options will be asked for: keep some ready."""
         if options.mode == "fresh":
-            self._stock.expect(self._settled(options))
+            self._stock.expect(self._decided(options))
             self._changed()
 
     def stats(self) -> PoolStats:
@@ -232,7 +234,7 @@ class BrowserPool:
             storage_state: cookies and storage the context begins with, as Playwright's `context.storage_state()` answers them.
         """
         self._check_open()
-        options = self._settled(options or PageOptions())
+        options = self._decided(options or PageOptions())
         deadline = asyncio.get_running_loop().time() + self.wait_s
         try:
             async with asyncio.timeout_at(deadline):
@@ -483,11 +485,12 @@ class BrowserPool:
             await asyncio.wait(rest, timeout=CLOSE_S)
         await end(rest)
 
-    def _settled(self, options: PageOptions) -> PageOptions:
-        """Options that say whether a trace is recorded."""
-        if options.trace is not None or self._trace == "off":
-            return options
-        return options.model_copy(update={"trace": self._trace})
+    def _decided(self, options: PageOptions) -> PageOptions:
+        """Options with what is recorded. A server of Playwright's keeps the files of all traces: there it is only what is likely to be needed."""
+        trace = options.trace or self._trace
+        if trace == "on-failure" and self._on_server:
+            trace = "off"
+        return options if trace == (options.trace or "off") else options.model_copy(update={"trace": trace})
 
     def _check_open(self) -> None:
         if not self._open:

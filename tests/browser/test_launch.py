@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright._impl._driver import compute_driver_executable
 
-from cplane.browser import BrowserPool, BrowserSource, Engine, find_executable
+from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, find_executable
 from cplane.browser.launch import merge_features
 from cplane.errors import BrowserGone, BrowserNotFound, PoolTimeout
 from tests.browser.pools import FOREVER, contexts, running, settled
@@ -99,6 +99,21 @@ async def test_pages_of_a_browser_that_runs_elsewhere_are_isolated(elsewhere: El
             await one.evaluate("document.cookie = 'a=1'")
             assert await other.evaluate("document.cookie") == ""
         await settled(pool)
+
+
+async def test_where_the_files_of_traces_cannot_be_removed_only_what_is_likely_to_be_needed_is_recorded(
+    elsewhere: Elsewhere,
+) -> None:
+    async with BrowserPool(1, warm=0, source=elsewhere.source, trace="on-failure") as pool:
+        for options, expected in (
+            (PageOptions(), elsewhere.source.server_url is None),
+            (PageOptions(trace="on-failure"), elsewhere.source.server_url is None),
+            (PageOptions(trace="on"), True),
+        ):
+            lease = await pool.acquire_page(options)
+            assert lease.traced is expected
+            lease.release()
+            await lease.wait_closed()
 
 
 async def test_a_browser_elsewhere_that_dies_is_gone(elsewhere: Elsewhere) -> None:

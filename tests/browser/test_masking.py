@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cplane.browser.masking import mask_text, mask_url, mask_value
+from cplane.browser.masking import PIECE, mask_text, mask_url, mask_value
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk"
 WORDS = st.text(alphabet="abcdefghijkmnopqrstuvwxyz0123456789", min_size=6, max_size=20).map(lambda text: f"q9{text}")
@@ -107,3 +107,36 @@ def test_what_a_call_enters_is_masked_whatever_its_field_is_called(method: str, 
 def test_keys_that_are_pressed_are_shown_by_their_names_only() -> None:
     pressed = [{"method": "press", "params": {"selector": "input", "key": key}} for key in ("Enter", "x")]
     assert [mask_value(call)["params"]["key"] for call in pressed] == ["Enter", "***"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a",
+        "eyJ",
+        "-eyJaaaaa",
+        "a.",
+        "a:",
+        "http://a:",
+        "<input ",
+        "token",
+        "token ",
+        'fill("',
+        "Basic ",
+        "a.-_",
+        "password=",
+    ],
+)
+def test_the_time_it_takes_grows_as_the_text_does(part: str) -> None:
+    """A quadratic expression would take hours for these: whoever waits for it is the page's victim."""
+    text = part * (500_000 // len(part))
+    assert len(mask_text(text)) <= len(text) * 2
+
+
+@pytest.mark.parametrize("filler", ["<p>word</p>", '"name": "value", ', "words and words\n"])
+def test_secrets_of_a_long_text_are_masked_wherever_it_is_parted(filler: str) -> None:
+    secrets = ['<input type="password" value="hunter2">', '"password":"hunter2",', "token=hunter2&"]
+    for shift in range(0, 200, 23):
+        text = "x" * shift + "".join(filler * 37 + secrets[number % 3] for number in range(300))
+        assert len(text) > 4 * PIECE
+        assert "hunter2" not in mask_text(text)
