@@ -41,6 +41,7 @@ from cplane.errors import (
 )
 from cplane.handle import Handle
 from cplane.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
+from cplane.page_options import PageOptions
 from cplane.politeness import Declared, PerHost, host_of, limits, places_of
 from cplane.retry import RetryPolicy
 from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
@@ -635,6 +636,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     if not isinstance(browser, Mapping) and not callable(browser):
         hint = 'for example browser={"locale": "de-DE"}'
         raise InvalidJob(f"{where}: browser is a mapping of page options, not {browser!r}", hint=hint)
+    _check_browser(where, cast("BrowserOptions", browser))
     if not record and isinstance(browser, Mapping) and "session" in browser:
         raise InvalidJob(
             f"{where}: a job without a record cannot hold a browser session", hint="leave out record=False"
@@ -655,6 +657,16 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         check=cast("Check | None", check),
         per_host=_per_host(where, signature, given.get("per_host")),
     )
+
+
+def _check_browser(where: str, browser: BrowserOptions) -> None:
+    """Page options that every run has are looked at now; those that a function makes, when it has made them."""
+    if callable(browser):
+        return
+    try:
+        PageOptions.read(browser)
+    except InvalidArguments as error:
+        raise InvalidJob(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def _per_host(where: str, signature: Signature, value: object) -> Declared:

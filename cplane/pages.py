@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from cplane.browser import BrowserPool, BrowserSource, Engine, Limits, PageOptions
 from cplane.egress import EgressProxy, EgressRules
-from cplane.errors import BrowserError, BrowserNotFound, InvalidArguments
+from cplane.errors import BrowserError, BrowserNotFound
 from cplane.jobs import AnyJob
 from cplane.settings import CplaneSettings
 
@@ -114,11 +114,8 @@ def _wanted(jobs: Iterable[AnyJob]) -> Iterable[PageOptions]:
     """The page options that jobs always have."""
     for job in jobs:
         if job.needs_page and not callable(job.options.browser):
-            try:
-                options = PageOptions.read(job.options.browser)
-                yield options if job.options.record else options.model_copy(update={"trace": "off"})
-            except InvalidArguments as error:
-                log.error("a job has page options that do not fit; it will fail", job=job.name, reason=str(error))
+            options = PageOptions.read(job.options.browser)
+            yield options if job.options.record else options.model_copy(update={"trace": "off"})
 
 
 def _secret(value: SecretStr | None) -> str | None:

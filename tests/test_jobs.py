@@ -108,6 +108,11 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
         ({"name": "a" * 201}, "is not a job name"),
         ({"name": ""}, "'' is not a job name"),
         ({"name": 7}, "'7' is not a job name"),
+        (
+            {"browser": {"trace": "maybe"}},
+            "the browser options do not fit: trace: Input should be 'off', 'on-failure' or 'on'",
+        ),
+        ({"browser": {"colour": "red"}}, "the browser options do not fit: colour: Extra inputs are not permitted"),
         ({"queue": "two words"}, "'two words' is not a queue name"),
         ({"queue": "q" * 101}, "is not a queue name"),
         ({"queue": ""}, "'' is not a queue name"),

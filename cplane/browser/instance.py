@@ -16,10 +16,10 @@ from playwright.async_api import Error as PlaywrightError
 from cplane.browser.launch import BrowserSource, Launched, first_line, running_pids
 from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
-from cplane.browser.options import PageOptions
 from cplane.browser.process import family, resident_bytes
 from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
+from cplane.page_options import PageOptions
 
 OPEN_S = 15.0
 CLOSE_S = 5.0

@@ -120,7 +120,7 @@ class BrowserSource:
             return launched
 
     async def _start(self, artifacts: Path) -> Launched:
-        found = None if self.remote or self.engine is not Engine.CHROMIUM else find_executable(self.executable)
+        found = self._find()
         driver, mark = Driver(), uuid4().hex
         try:
             async with asyncio.timeout(LAUNCH_S):
@@ -128,7 +128,7 @@ class BrowserSource:
                 browser = await self._browser(playwright, found, artifacts, mark)
                 session = await _session(browser) if self.engine is Engine.CHROMIUM else None
                 process = None if self.remote else await _find_process(session, mark)
-                if self._is_stock:
+                if self._is_stock(found):
                     await self._check_age(browser)
         except BaseException as error:
             await driver.stop()
@@ -151,9 +151,9 @@ class BrowserSource:
             return await kind.connect_over_cdp(self.cdp_url, artifacts_dir=artifacts, timeout=LAUNCH_S * 1000)
         if self.server_url:
             return await kind.connect(self.server_url, timeout=LAUNCH_S * 1000)
-        if found is None and self.executable is None and not await asyncio.to_thread(Path(kind.executable_path).exists):
+        if found is None and not await asyncio.to_thread(Path(kind.executable_path).exists):
             raise self._missing()  # Playwright would say so too, and leave a profile folder
-        if found is None or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
+        if self.engine is not Engine.CHROMIUM or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
             return await self._launch(kind, found, self.args, artifacts, mark)
         plain = await self._launch(kind, found, (), artifacts, mark)
         theirs = await _disabled_features(plain)
@@ -165,10 +165,10 @@ class BrowserSource:
     ) -> Browser:
         proxied = self.proxied and self.engine
         return await kind.launch(
-            executable_path=found.path if found else self.executable,
-            channel=STOCK_FIREFOX if self._is_stock else None,
+            executable_path=found.path if found else None,
+            channel=STOCK_FIREFOX if self._is_stock(found) else None,
             headless=True,
-            chromium_sandbox=sandboxed(self.sandbox) if found else None,
+            chromium_sandbox=sandboxed(self.sandbox) if self.engine is Engine.CHROMIUM else None,
             args=[*(NO_UDP if proxied is Engine.CHROMIUM else ()), *args],
             firefox_user_prefs=PROXIED if proxied is Engine.FIREFOX else None,
             env={**os.environ, MARK: mark},
@@ -181,13 +181,18 @@ class BrowserSource:
             handle_sighup=False,
         )
 
-    @property
-    def _is_stock(self) -> bool:
+    def _find(self) -> Executable | None:
+        """The binary; None: it runs elsewhere, or is the one of this engine that Playwright has downloaded."""
+        if self.remote or (self.engine is not Engine.CHROMIUM and self.executable is None):
+            return None
+        return find_executable(self.executable)
+
+    def _is_stock(self, found: Executable | None) -> bool:
         """Whether it is a Firefox that Playwright has not downloaded."""
-        if self.engine is not Engine.FIREFOX or self.executable is None or self.remote:
+        if self.engine is not Engine.FIREFOX or found is None:
             return False
         package = driver_package()
-        return package is None or not self.executable.absolute().is_relative_to(browsers_folder(package))
+        return package is None or not found.path.absolute().is_relative_to(browsers_folder(package))
 
     async def _check_age(self, browser: Browser) -> None:
         """Playwright needs commands of WebDriver BiDi that an older Firefox does not know; it learns that from the first context."""
@@ -215,7 +220,7 @@ class BrowserSource:
             return BrowserGone(
                 f"{self.place} cannot be used as a browser{hidden}", hint="is it running, and of the same version?"
             )
-        if found is not None:
+        if found is not None and self.engine is Engine.CHROMIUM:
             return _launch_error(found, error)
         if isinstance(error, BrowserError):
             return error

@@ -16,7 +16,6 @@ from cplane.browser.fleet import Fleet
 from cplane.browser.instance import CLOSE_S, Instance, Limits
 from cplane.browser.launch import BrowserSource
 from cplane.browser.lease import PageLease
-from cplane.browser.options import PageOptions, Trace
 from cplane.browser.shared import SharedContext
 from cplane.browser.sharing import Sharing
 from cplane.browser.slots import Slots
@@ -24,6 +23,7 @@ from cplane.browser.stock import Ready, Stock
 from cplane.egress import EgressProxy, Gate, Upstream
 from cplane.endings import end
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
+from cplane.page_options import PageOptions, Trace
 
 T = TypeVar("T")
 

@@ -108,7 +108,7 @@ async def _findings() -> AsyncIterator[Finding]:
         settings = load_settings()
     except InvalidSettings as error:
         yield _failed("settings", error)
-        yield await _browser(None)
+        yield await _browser(_without_servers())
         return
     yield Finding("settings", Verdict.OK, _shown_settings(settings))
     checks: dict[str, Check] = {
@@ -245,6 +245,16 @@ async def _artifacts(settings: "CplaneSettings") -> Finding:
 def _may_write(folder: Path) -> bool:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def _without_servers() -> "CplaneSettings | None":
+    """The settings when nothing but the servers' addresses is missing: the browser can be looked at all the same."""
+    from cplane.settings import load_settings
+
+    try:
+        return load_settings(database_url="postgresql://localhost/cplane", redis_url="redis://localhost")
+    except InvalidSettings:
+        return None
 
 
 async def _browser(settings: "CplaneSettings | None") -> Finding:

@@ -19,8 +19,7 @@ from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, View
 from cplane.browser.process import Process
 from cplane.egress import EgressProxy, EgressRules
 from cplane.errors import BrowserGone, CplaneError, EgressBlocked
-from tests.browser.conftest import find_descendants, serve
-from tests.browser.pools import FOREVER, running, settled, until
+from tests.browser.pools import FOREVER, find_descendants, running, serve, settled, until
 
 CHECK_S = 60.0
 

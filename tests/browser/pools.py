@@ -1,11 +1,15 @@
 """What tests of the pool ask of it."""
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from cplane.browser import BrowserPool
 from cplane.browser.instance import Instance
+from cplane.browser.process import Process, family
 
+PAGE = b"<!doctype html><title>Site</title><h1>Hello</h1>"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
 FOREVER = "new Promise(() => {})"
 
 
@@ -29,3 +33,20 @@ async def running(pool: BrowserPool) -> Instance:
 
 def contexts(browser: Instance) -> int:
     return len(browser.browser.contexts)
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWER % (len(PAGE), PAGE))
+        await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+def find_descendants() -> set[int]:
+    """The living processes that descend from this one."""
+    found = (Process.find(pid) for pid in family(os.getpid()) - {os.getpid()})
+    return {process.pid for process in found if process is not None and process.alive}

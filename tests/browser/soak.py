@@ -28,7 +28,7 @@ from cplane.dev import DevStack
 from cplane.migrations import upgrade
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import FINAL, State
-from tests.browser.conftest import find_descendants, serve
+from tests.browser.pools import find_descendants, serve
 from tests.workers import running
 
 FINAL_S = 180.0

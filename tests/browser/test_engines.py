@@ -11,7 +11,7 @@ import pytest
 
 from cplane.browser import BrowserPool, BrowserSource, Engine
 from cplane.browser.process import Process, family
-from cplane.errors import BrowserGone
+from cplane.errors import BrowserGone, BrowserNotFound
 from tests.browser.engines import CHECKS, Check
 from tests.browser.pools import until
 
@@ -47,3 +47,9 @@ async def test_a_firefox_that_is_none_says_that_it_does_not_start(tmp_path: Path
     program.chmod(0o755)
     with pytest.raises(BrowserGone, match=r"firefox did not start: "):
         await BrowserPool(source=BrowserSource(engine=Engine.FIREFOX, executable=program)).__aenter__()
+
+
+@pytest.mark.parametrize("engine", [*Engine])
+async def test_an_executable_that_is_no_program_is_named(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(BrowserNotFound, match=rf"{tmp_path}/none, which is not a program .*correct or unset it"):
+        await BrowserPool(source=BrowserSource(engine=engine, executable=tmp_path / "none")).__aenter__()

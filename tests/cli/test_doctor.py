@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ async def test_without_settings_the_browser_is_still_looked_at(cplane: "Cplane")
     assert ended.code == 1
     assert "✗ settings" in ended.stdout
     assert "Chromium" in ended.stdout
+
+
+async def test_without_settings_the_browser_that_is_looked_at_is_the_one_a_worker_would_take(
+    cplane: "Cplane", tmp_path: "Path"
+) -> None:
+    ended = await cplane("doctor", CPLANE_BROWSER_ENGINE="webkit", PLAYWRIGHT_BROWSERS_PATH=str(tmp_path))
+    assert ended.code == 1
+    assert "✗ browser    there is no webkit of Playwright's" in ended.stdout
+    assert "run `playwright install webkit`" in ended.stdout
 
 
 def detail(report: dict[str, Any], name: str) -> str:
