@@ -369,7 +369,7 @@ class Claimer:
 
     async def _release(self, grants: Iterable[Grant]) -> None:
         """Hand grants back to where they stood in the queue."""
-        await self._shared.queue.finish([Return(grant, Action.RELEASE, grant.due_ms) for grant in grants])
+        await self._shared.queue.finish([Return.release(grant) for grant in grants])
 
     async def _hand_back(self, unknown: Sequence[Started]) -> None:
         """A payload named a job we know, its record another that we do not: the record goes back, and Redis hears it below."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from cplane.endings import end
 from cplane.errors import QueueUnavailable
-from cplane.queue import Action, Claim, Queue, Return
+from cplane.queue import Claim, Queue, Return
 
 SLOW_POLL_S = 3.0
 """How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
@@ -66,7 +66,7 @@ class Poller:
         if claim is None:
             return Claim([], [], [], 0)
         if claim.grants and self._stopping.is_set():  # they came because it was nudged: they stay where they are
-            await self._queue.finish([Return(grant, Action.RELEASE, grant.due_ms) for grant in claim.grants])
+            await self._queue.finish([Return.release(grant) for grant in claim.grants])
             return replace(claim, grants=[])
         return claim
 

@@ -225,6 +225,11 @@ class Return(msgspec.Struct, frozen=True, gc=False):
     text: bytes = b""
     keep_ms: int = 0
 
+    @classmethod
+    def release(cls, grant: Grant) -> Self:
+        """Back to where it stood in the queue."""
+        return cls(grant, Action.RELEASE, grant.due_ms)
+
 
 class Returned(IntEnum):
     """What finish did."""

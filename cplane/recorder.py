@@ -141,7 +141,7 @@ class Recorder:
             kept = attempt.record_id is None
             return self._kept(ended, now) if kept else Return(attempt.grant, Action.DONE)
         if outcome.attempt_state is AttemptState.RELEASED and not outcome.delay_s:
-            return Return(attempt.grant, Action.RELEASE, attempt.grant.due_ms)
+            return Return.release(attempt.grant)
         return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
 
     def _kept(self, ended: Ended, now: int) -> Return:

@@ -173,12 +173,12 @@ async def check_all(source: BrowserSource) -> int:
 def main() -> int:
     """Parse the command line and check."""
     parser = argparse.ArgumentParser(prog="python -m tests.browser.engines", description=__doc__)
-    parser.add_argument("--engine", type=Engine, default=Engine.CHROMIUM, choices=[*Engine])
+    parser.add_argument("--engine", default="chromium", choices=[engine.value for engine in Engine])
     parser.add_argument("--executable", type=Path, help="the browser's binary; default: looked up")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        return min(1, asyncio.run(check_all(BrowserSource(engine=given.engine, executable=given.executable))))
+        return min(1, asyncio.run(check_all(BrowserSource(engine=Engine(given.engine), executable=given.executable))))
 
 
 if __name__ == "__main__":
