@@ -3,6 +3,8 @@
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+import msgspec
+
 from cplane.states import State
 
 R = TypeVar("R")
@@ -33,18 +35,13 @@ class ResultDecoder(Protocol[R_co]):
         ...
 
 
-class Handle(Generic[R]):
+class Handle(msgspec.Struct, Generic[R], frozen=True, eq=False, gc=False):
     """One submitted job. `id` is its record's id; `created` is False when an idempotency key led to an earlier record."""
 
-    __slots__ = ("_decoder", "_source", "created", "id")
-
-    def __init__(
-        self, record_id: UUID, source: ResultSource, decoder: ResultDecoder[R], *, created: bool = True
-    ) -> None:
-        self.id = record_id
-        self.created = created
-        self._source = source
-        self._decoder = decoder
+    id: UUID
+    _source: ResultSource
+    _decoder: ResultDecoder[R]
+    created: bool = True
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the job and return what it returned.

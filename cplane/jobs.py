@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import sys
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -137,7 +137,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def places(self, defaults: PerHost | None) -> str | None:
         """The places that the job takes, of a host and of a browser session, as text; None: none (`politeness.places_of`)."""
-        return places_of(self.job.session(self.args_json), self.job.host(self.args_json, defaults))
+        session, host = self.job.session(self.args_json), self.job.host(self.args_json, defaults)
+        return None if session is host is None else places_of(session, host)
 
 
 class Submitter(Protocol):
@@ -404,8 +405,7 @@ class Call(Generic[P, R]):
         under_way: deque[asyncio.Task[list[Handle[Any]]]] = deque()
         try:
             # while one chunk is validated, the one before is recorded and the one before that is scheduled
-            async for chunk in _chunks(calls, size=CHUNK):
-                submissions = [self.submission(self._job.encode((), call)) for call in chunk]
+            async for submissions in self._chunks(calls):
                 if len(under_way) == CHUNKS_UNDER_WAY:
                     handles += await under_way[0]
                     under_way.popleft()
@@ -419,6 +419,24 @@ class Call(Generic[P, R]):
             )  # what was begun is done before anybody hears of the error
             raise
         return handles
+
+    async def _chunks(
+        self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
+    ) -> AsyncIterator[list[Submission]]:
+        """The calls, validated as they are read: none is kept, and a large batch gives Python's garbage collector little to do."""
+        if not isinstance(calls, AsyncIterable):
+            left = iter(calls)
+            while chunk := [self.submission(self._job.encode((), call)) for call in islice(left, CHUNK)]:
+                yield chunk
+            return
+        gathered: list[Submission] = []
+        async for call in calls:
+            gathered.append(self.submission(self._job.encode((), call)))
+            if len(gathered) == CHUNK:
+                yield gathered
+                gathered = []
+        if gathered:
+            yield gathered
 
     def submission(self, args_json: bytes) -> Submission:
         """What goes to the control plane for these validated arguments."""
@@ -720,24 +738,6 @@ def _text_decoder(argument: str) -> "msgspec.json.Decoder[Any]":
     """Reads one argument of many, as `url`; None where it is absent."""
     only = msgspec.defstruct("Only", [("url", str | None, msgspec.field(default=None, name=argument))])
     return msgspec.json.Decoder(only)
-
-
-async def _chunks(
-    calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]], size: int
-) -> AsyncIterable[list[Mapping[str, object]]]:
-    if not isinstance(calls, AsyncIterable):
-        left = iter(calls)
-        while taken := list(islice(left, size)):
-            yield taken
-        return
-    chunk: list[Mapping[str, object]] = []
-    async for call in calls:
-        chunk.append(call)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
+from operator import attrgetter
 from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
@@ -549,16 +550,9 @@ _RETURNED = {returned.value: returned for returned in Returned}
 Item = TypeVar("Item")
 
 
-def _queue_of_push(push: Push) -> str:
-    return push.queue
-
-
-def _queue_of_grant(grant: Grant) -> str:
-    return grant.queue
-
-
-def _queue_of_return(back: Return) -> str:
-    return back.grant.queue
+_queue_of_push: Callable[[Push], str] = attrgetter("queue")
+_queue_of_grant: Callable[[Grant], str] = attrgetter("queue")
+_queue_of_return: Callable[[Return], str] = attrgetter("grant.queue")
 
 
 async def _each_queue(
@@ -567,11 +561,11 @@ async def _each_queue(
     send: Callable[[str, Sequence[Item]], Awaitable[list[int]]],
 ) -> list[int]:
     """One call for each queue that the items name; the answers in the items' order."""
+    if len(queues := set(map(queue_of_item, items))) == 1:  # nearly always
+        return await send(queues.pop(), items)
     places: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         places.setdefault(queue_of_item(item), []).append(place)
-    if len(places) == 1:
-        return await send(next(iter(places)), items)
     answers = [0] * len(items)
     for queue, taken in places.items():
         for place, answer in zip(taken, await send(queue, [items[place] for place in taken]), strict=True):

@@ -157,17 +157,14 @@ class TransientJobs:
         return TransientSource(self._queue, self._events, self._waiters, lane, submission.job)
 
 
-class TransientSource:
+class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Where the handle of a transient job finds it."""
 
-    __slots__ = ("_events", "_job", "_lane", "_queue", "_waiters")
-
-    def __init__(self, queue: Queue, events: Events, waiters: Waiters, lane: Lane, job: AnyJob) -> None:
-        self._queue = queue
-        self._events = events
-        self._waiters = waiters
-        self._lane = lane
-        self._job = job
+    _queue: Queue
+    _events: Events
+    _waiters: Waiters
+    _lane: Lane
+    _job: AnyJob
 
     async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
         """The JSON of the result, once it is there.
