@@ -88,13 +88,15 @@ class Servers:
             await postgres.execute("CHECKPOINT")
 
     async def settle(self) -> None:
-        """What filling them has left to be done is done now, not while something is measured: Redis's log, Postgres's statistics."""
+        """What filling them has left to be done is done now, not while something is measured: Redis's log, Postgres's statistics.
+
+        Redis rewrites its log whenever it has doubled. It does so now, else it would in the middle of some runs and not of others.
+        """
         async with self.redis() as redis:
-            while True:
-                info: dict[str, Any] = await redis.info("persistence")
-                if not info["aof_rewrite_in_progress"] and not info.get("aof_rewrite_scheduled"):
-                    break
-                await asyncio.sleep(0.02)
+            await _rewritten(redis)
+            if self._durable:
+                await redis.bgrewriteaof()
+                await _rewritten(redis)
         await self.execute("VACUUM ANALYZE")
         await self.execute("CHECKPOINT")
 
@@ -140,3 +142,12 @@ class Servers:
 
     def _url(self, database: str) -> str:
         return urlunsplit(urlsplit(self._admin_url)._replace(path=f"/{database}"))
+
+
+async def _rewritten(redis: Any) -> None:
+    """Until Redis does not rewrite its log."""
+    while True:
+        info: dict[str, Any] = await redis.info("persistence")
+        if not info["aof_rewrite_in_progress"] and not info.get("aof_rewrite_scheduled"):
+            return
+        await asyncio.sleep(0.02)
