@@ -425,18 +425,25 @@ class Call(Generic[P, R]):
     ) -> AsyncIterator[list[Submission]]:
         """The calls, validated as they are read: none is kept, and a large batch gives Python's garbage collector little to do."""
         if not isinstance(calls, AsyncIterable):
+            if not isinstance(calls, Iterable):
+                raise _not_mappings(calls)
             left = iter(calls)
-            while chunk := [self.submission(self._job.encode((), call)) for call in islice(left, CHUNK)]:
+            while chunk := [self._one_of_many(call) for call in islice(left, CHUNK)]:
                 yield chunk
             return
         gathered: list[Submission] = []
         async for call in calls:
-            gathered.append(self.submission(self._job.encode((), call)))
+            gathered.append(self._one_of_many(call))
             if len(gathered) == CHUNK:
                 yield gathered
                 gathered = []
         if gathered:
             yield gathered
+
+    def _one_of_many(self, call: object) -> Submission:
+        if not isinstance(call, Mapping):
+            raise _not_mappings(call)
+        return self.submission(self._job.encode((), cast("Mapping[str, object]", call)))
 
     def submission(self, args_json: bytes) -> Submission:
         """What goes to the control plane for these validated arguments."""
@@ -738,6 +745,13 @@ def _text_decoder(argument: str) -> "msgspec.json.Decoder[Any]":
     """Reads one argument of many, as `url`; None where it is absent."""
     only = msgspec.defstruct("Only", [("url", str | None, msgspec.field(default=None, name=argument))])
     return msgspec.json.Decoder(only)
+
+
+def _not_mappings(given: object) -> InvalidArguments:
+    return InvalidArguments(
+        f"submit_many takes a mapping of arguments for each job, not a value of type {type(given).__name__}",
+        hint='write submit_many([{"name": value}, …])',
+    )
 
 
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from playwright.async_api import BrowserContext, Page
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, Json, JsonValue, SecretStr, TypeAdapter, computed_field
 from typing_extensions import TypedDict
 
-from cplane import Context, RetryPolicy, job
+from cplane import Context, ControlPlane, RetryPolicy, job
 from cplane.errors import (
     InvalidArguments,
     InvalidJob,
@@ -807,6 +807,14 @@ async def test_one_key_cannot_stand_for_a_batch() -> None:
     made = job(noop)
     with pytest.raises(InvalidArguments, match="one key cannot stand for many jobs"):
         await made.using(key="k").submit_many([{}])
+
+
+@pytest.mark.parametrize("calls", [5, None, [3], [{}, 3], "ab"])
+async def test_a_batch_takes_mappings_alone(plane: ControlPlane, calls: typing.Any) -> None:
+    with pytest.raises(InvalidArguments, match="submit_many takes a mapping of arguments for each job") as caught:
+        await job(noop).submit_many(calls)
+    assert caught.value.hint
+    assert await plane.records() == []
 
 
 def test_a_secret_argument_is_refused_at_import() -> None:
