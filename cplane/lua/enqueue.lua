@@ -1,8 +1,8 @@
 -- Put ids into the schedule. Repeating it changes nothing, so a lost reply is answered by sending again.
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
--- ARGV[1] msgpack: for each id { lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it,
+-- ARGV[1] msgpack: for each id lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it,
 --   ms by which an id that is there already, and that nobody has leased, may be due later than that; negative: it stays as it is,
---   the hosts that it takes the time of or '': who waits in the line of one (line.lua) is as late as the line says }
+--   the hosts that it takes the time of or '': who waits in the line of one (line.lua) is as late as the line says
 -- ARGV[2] ms a payload lives after it is due
 -- answers for each id: 1 scheduled, 0 already there, -1 a kept result blocks it
 local now = redis.call('TIME')
@@ -26,8 +26,9 @@ local function in_line(hosts, member)
     if type(redis.pcall('ZSCORE', 'cplane:host:' .. host .. ':line', member)) == 'string' then return true end
   end
 end
-for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
-  local lane, id, payload, delay_ms, once, late_ms = push[1], push[2], push[3], push[4], push[5], push[6]
+local pushes, FIELDS = cmsgpack.unpack(ARGV[1]), 7
+for i = 1, #pushes / FIELDS do
+  local lane, id, payload, delay_ms, once, late_ms, hosts = unpack(pushes, (i - 1) * FIELDS + 1, i * FIELDS)
   local due_ms = math.max(1, math.floor(now_ms + delay_ms))
   local job_key, ttl_ms = 'arq:job:' .. id, math.max(0, math.floor(delay_ms)) + keep_ms
   if once and redis.call('EXISTS', 'arq:result:' .. id) == 1 then
@@ -36,7 +37,7 @@ for i, push in ipairs(cmsgpack.unpack(ARGV[1])) do
     schedule(i, lane, id, due_ms)
   elseif added[id] or redis.call('ZSCORE', KEYS[lane], id) or redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
     answers[i] = 0
-    local there_ms = late_ms >= 0 and not in_line(push[7] or '', KEYS[lane] .. ' ' .. id) and tonumber(redis.call('ZSCORE', KEYS[lane], id))
+    local there_ms = late_ms >= 0 and not in_line(hosts, KEYS[lane] .. ' ' .. id) and tonumber(redis.call('ZSCORE', KEYS[lane], id))
     if there_ms and there_ms > due_ms + late_ms and redis.call('EXISTS', 'arq:in-progress:' .. id) == 0 then
       redis.call('ZADD', KEYS[lane], string.format('%.0f', due_ms), id)
       wake = true

@@ -126,12 +126,16 @@ class Armed:
 
 
 class Dice:
-    """Calls go wrong at random, always in the same order for the same seed."""
+    """Calls go wrong at random, always in the same order for the same seed, until `heal`."""
 
     def __init__(self, rates: Rates, journal: Journal) -> None:
         self._rates = rates
         self._journal = journal
         self._random = random.Random(rates.seed)
+
+    def heal(self) -> None:
+        """From now on calls go well."""
+        self._rates = Rates(seed=self._rates.seed)
 
     async def before(self, verb: str, given: object) -> None:
         if self._random.random() < self._rates.delay:

@@ -96,6 +96,11 @@ class Scenario:
             async with asyncio.timeout(STOP_S):
                 await worker.ended()
 
+    def heal_calls(self) -> None:
+        """The calls of the workers that live go well from now on; all of them were given rates."""
+        for worker in self.workers:
+            worker.send(signal.SIGUSR2)
+
     @contextmanager
     def frozen(self, worker: ChaosWorker) -> Generator[None]:
         with self.fault(FaultKind.FREEZE, pid=worker.pid):

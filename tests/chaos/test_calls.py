@@ -14,6 +14,9 @@ from tests.chaos.worker import Plan
 CLIENT = frozenset({"store.submit", "store.cancel", "queue.enqueue", "events.publish"})
 """What the submitting side calls: it breaks too."""
 
+BROKEN_S = 30.0
+"""How long calls go on to break while jobs are left: a job whose every run meets one waits longer before each."""
+
 WAVE = 5
 """Submissions that are made at the same time go in one call."""
 
@@ -31,6 +34,8 @@ async def test_calls_may_fail_be_late_or_lie(run: Scenario, rate: float, jobs: i
         works = await run.submit_all([run.workload.call("chaos_works", seconds=4.0) for _ in range(3)])
         chosen = [record for record in (*ids[:5], *waiting, *works) if record is not None]
         await asyncio.gather(*(run.cancel(record) for record in chosen))
+    await run.settle(BROKEN_S)
+    run.heal_calls()
     history = await run.judge()
     broken = {
         (fault.pid == os.getpid(), fault.note.partition(".")[0]) for fault in history.faults if fault.kind == "call"

@@ -38,7 +38,10 @@ LATE_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is wrong with a worker. `clock_s`: how far SIGUSR1 sets its clock. `without`: keys of WITHOUT."""
+    """What is wrong with a worker.
+
+    `rates`: until SIGUSR2. `clock_s`: how far SIGUSR1 sets its clock. `without`: keys of WITHOUT.
+    """
 
     point: Point | None = None
     rates: Rates | None = None
@@ -67,7 +70,10 @@ def main() -> None:
     journal = here()
     faults: list[Faults] = [Watch(journal)]
     faults += [Armed(plan.point, journal)] if plan.point else []
-    faults += [Dice(plan.rates, journal)] if plan.rates else []
+    if plan.rates:
+        dice = Dice(plan.rates, journal)
+        faults.append(dice)
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: dice.heal())
     with ExitStack() as stack:
         for part in plan.without:
             stack.enter_context(WITHOUT[part]())

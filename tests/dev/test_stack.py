@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from cplane.dev import DevStack, binaries, identity
@@ -22,6 +23,7 @@ from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
 from cplane.dev.sockets import SocketFolder
 from cplane.errors import ServerStartError
+from cplane.redis import connect
 
 DEADLINE_S = 10.0
 
@@ -242,6 +244,19 @@ async def test_a_socket_path_that_is_too_long_is_refused_with_a_hint(tmp_path: P
             async with server:
                 pass
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("allocator", [None, "libanl.so.1"])
+async def test_redis_gets_its_memory_from_the_library_it_is_given(tmp_path: Path, allocator: str | None) -> None:
+    """Any library does: libanl comes with the C library, and nothing else of Redis wants it."""
+    with SocketFolder(tmp_path) as sockets:
+        async with (
+            EmbeddedRedis(tmp_path / "redis", sockets, allocator=allocator) as redis,
+            connect(SecretStr(redis.url)) as client,
+        ):
+            server: dict[str, int] = await client.info("server")  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
+            loaded = Path(f"/proc/{server['process_id']}/maps").read_text()
+    assert ("/libanl" in loaded) == (allocator is not None)
 
 
 def test_sockets_avoid_a_temporary_folder_with_a_long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

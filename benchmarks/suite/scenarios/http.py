@@ -20,6 +20,7 @@ NAME = "http"
 RATE, P50, P99 = "32 clients", "32 clients, p50", "32 clients, p99"
 CLIENTS = 32
 WARM = 300
+REQUESTS = 15_000
 OURS = "cplane web"
 THEIRS = "FastAPI reference"
 BODY = '{"job": "noop", "args": {"slot": 0}}'
@@ -44,13 +45,12 @@ async def run(bench: Bench) -> None:
 async def _measure(bench: Bench, name: str) -> None:
     ours = name == OURS
     await bench.servers.empty(await bench.template(RECORDED) if ours else None)
-    requests = bench.effort.sized(2000, 15_000)
     plan = {
         "method": "POST",
         "path": "/api/v1/jobs",
         "body": BODY,
         "connections": CLIENTS,
-        "requests": requests,
+        "requests": REQUESTS,
         "warm": WARM,
     }
     tally = Tally(1)

@@ -95,7 +95,7 @@ def _record_sizes(bench: Bench) -> tuple[int, ...]:
 
 
 def _measured(bench: Bench) -> int:
-    return 20_000 if bench.effort.full else bench.effort.sized(4000, 20_000)
+    return 60_000 if bench.effort.full else bench.effort.sized(4000, 20_000)
 
 
 async def _tried(bench: Bench, system: System, case: str, measure: Callable[[], Awaitable[None]]) -> None:
