@@ -83,7 +83,7 @@ async def _read(request: ApiRequest, limit: int) -> bytes:
             if size > limit:
                 _refuse(limit)
     except asyncio.CancelledError:
-        if not request.deadline.expired():
+        if not request.deadline.expired:
             raise
         raise RequestProblem(
             SLOW_BODY, f"the body did not come within {BODY_S:g} seconds", headers={"connection": "close"}

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from cplane.plane import ControlPlane
 from cplane.settings import CplaneSettings
+from cplane.web.deadline import Deadline
 from cplane.web.problems import INVALID_REQUEST, Fault, RequestProblem
 
 ANSWER_S = 5.5
@@ -41,12 +42,12 @@ class ApiRequest(Request):
         """Set when the server stops: nobody waits for a job any longer."""
         return cast("asyncio.Event", self.app.state.stopping)
 
-    deadline: asyncio.Timeout
+    deadline: Deadline
     """Entered around the handler; what it interrupts is answered with 503."""
 
     def allow(self, seconds: float) -> None:
         """Move the deadline to `seconds`, and the time of an answer, from now."""
-        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds + ANSWER_S)
+        self.deadline.allow(seconds + ANSWER_S)
 
     def header(self, name: str) -> str | None:
         """The first header of that name, which is given in small letters."""

@@ -1,6 +1,5 @@
 """Operations as data, and the resources they make: one path, its methods, a deadline over each answer."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cplane.web.deadline import Deadlines
 from cplane.web.problems import EXPECTED, METHOD, Kind, RequestProblem, handle
 from cplane.web.request import ANSWER_S, BODY_S, ApiRequest
 
@@ -49,6 +49,7 @@ class Resource:
     def __init__(self, handlers: Mapping[str, Handler], with_body: Collection[str] = ()) -> None:
         self._handlers = dict(handlers)
         self._with_body = frozenset(with_body)
+        self._deadlines = Deadlines()
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join([*self._handlers, "OPTIONS"])
@@ -56,9 +57,9 @@ class Resource:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the deadline covers the handler, not the sending of its answer. `read_body` moves it once a body is there."""
         request = ApiRequest(scope, receive, send)
-        request.deadline = asyncio.timeout(BODY_S if scope["method"] in self._with_body else ANSWER_S)
+        request.deadline = self._deadlines.after(BODY_S if scope["method"] in self._with_body else ANSWER_S)
         try:
-            async with request.deadline:
+            with request.deadline:
                 response = await self._answer(request)
         except EXPECTED as error:
             response = await handle(request, error)
