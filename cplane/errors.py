@@ -42,12 +42,17 @@
 A message says what is wrong; `hint` says what to do next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 
 class CplaneError(Exception):
     """The root: `str(error)` is one clear sentence, `error.hint` the next step or None."""
+
+    submitted: Mapping[int, Any] = MappingProxyType({})
+    """Raised by `submit_many`: the handles of those jobs of the batch that were submitted all the same, by place, from 0."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

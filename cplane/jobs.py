@@ -31,6 +31,7 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import ParamSpec, TypeVar
 
 from cplane.errors import (
+    CplaneError,
     InvalidArguments,
     InvalidJob,
     NoControlPlane,
@@ -152,6 +153,10 @@ class Submitter(Protocol):
         """Record and schedule a batch."""
         ...
 
+    def check_size(self, submission: Submission) -> None:
+        """Raise InvalidArguments if its arguments are too large."""
+        ...
+
 
 class Job(Generic[P, R, CallP, CallR]):
     """A function that can be submitted. Made by `@job`; calling it calls the function."""
@@ -189,7 +194,15 @@ class Job(Generic[P, R, CallP, CallR]):
     async def submit_many(
         self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> list[Handle[R]]:
-        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks."""
+        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks of 1,000.
+
+        A chunk is submitted whole or not at all. After an error no more is read; what was submitted by then stays so, and every
+        error of ours has it: `error.submitted` has the handles by their places.
+
+        Raises:
+            InvalidArguments: a call does not fit the job; the message begins with its place, as calls[1234].
+            DatabaseUnavailable: Postgres did not answer; whether the chunks without an answer were recorded is not known.
+        """
         return await self.using().submit_many(calls)
 
     def using(
@@ -401,49 +414,58 @@ class Call(Generic[P, R]):
                 "one key cannot stand for many jobs", hint="submit them one by one, each with its own key"
             )
         plane = current()
-        handles: list[Handle[R]] = []
+        submitted: list[Handle[R]] = []
         under_way: deque[asyncio.Task[list[Handle[Any]]]] = deque()
         try:
             # while one chunk is validated, the one before is recorded and the one before that is scheduled
-            async for submissions in self._chunks(calls):
+            async for submissions in self._chunks(plane, calls):
                 if len(under_way) == CHUNKS_UNDER_WAY:
-                    handles += await under_way[0]
+                    submitted += await under_way[0]
                     under_way.popleft()
                 under_way.append(asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}"))
                 await asyncio.sleep(0)
-            for submitting in under_way:
-                handles += await submitting
-        except BaseException:
-            await asyncio.gather(
-                *under_way, return_exceptions=True
-            )  # what was begun is done before anybody hears of the error
+            while under_way:
+                submitted += await under_way[0]
+                under_way.popleft()
+        except BaseException as error:
+            # what was begun is done before anybody hears of the error
+            ended = await asyncio.gather(*under_way, return_exceptions=True)
+            _tell_submitted(error, submitted, ended)
             raise
-        return handles
+        return submitted
 
     async def _chunks(
-        self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
+        self, plane: Submitter, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> AsyncIterator[list[Submission]]:
         """The calls, validated as they are read: none is kept, and a large batch gives Python's garbage collector little to do."""
         if not isinstance(calls, AsyncIterable):
             if not isinstance(calls, Iterable):
                 raise _not_mappings(calls)
-            left = iter(calls)
-            while chunk := [self._one_of_many(call) for call in islice(left, CHUNK)]:
+            left = enumerate(calls)
+            while chunk := [self._one_of_many(plane, place, call) for place, call in islice(left, CHUNK)]:
                 yield chunk
             return
         gathered: list[Submission] = []
+        read = 0
         async for call in calls:
-            gathered.append(self._one_of_many(call))
+            gathered.append(self._one_of_many(plane, read, call))
+            read += 1
             if len(gathered) == CHUNK:
                 yield gathered
                 gathered = []
         if gathered:
             yield gathered
 
-    def _one_of_many(self, call: object) -> Submission:
-        if not isinstance(call, Mapping):
-            raise _not_mappings(call)
-        return self.submission(self._job.encode((), cast("Mapping[str, object]", call)))
+    def _one_of_many(self, plane: Submitter, place: int, call: object) -> Submission:
+        try:
+            if not isinstance(call, Mapping):
+                raise _not_mappings(call)
+            submission = self.submission(self._job.encode((), cast("Mapping[str, object]", call)))
+            plane.check_size(submission)
+        except InvalidArguments as error:
+            problems = [Problem(f"/{place}{problem.path}", problem.message) for problem in error.problems]
+            raise InvalidArguments(f"calls[{place}]: {error.message}", problems, hint=error.hint) from None
+        return submission
 
     def submission(self, args_json: bytes) -> Submission:
         """What goes to the control plane for these validated arguments."""
@@ -752,6 +774,22 @@ def _not_mappings(given: object) -> InvalidArguments:
         f"submit_many takes a mapping of arguments for each job, not a value of type {type(given).__name__}",
         hint='write submit_many([{"name": value}, …])',
     )
+
+
+def _tell_submitted(
+    error: BaseException, submitted: Sequence[Handle[Any]], ended: Sequence[list[Handle[Any]] | BaseException]
+) -> None:
+    """Have the error of a batch say what was submitted: the first jobs, and those of whole chunks after them."""
+    by_place = dict(enumerate(submitted))
+    for number, handles in enumerate(ended):
+        if not isinstance(handles, BaseException):
+            by_place |= enumerate(handles, len(submitted) + number * CHUNK)
+    if isinstance(error, CplaneError):
+        error.submitted = by_place
+    if by_place:
+        error.add_note(
+            f"{len(by_place):,} jobs of the batch were submitted, and stay so: error.submitted has their handles"
+        )
 
 
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:

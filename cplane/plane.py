@@ -148,7 +148,7 @@ class ControlPlane:
 
     async def _submit(self, submission: Submission) -> Submitted:
         if not submission.job.options.record:
-            self._check_size(submission)
+            self.check_size(submission)
             return await self._transient.submit(submission)
         submitted = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
@@ -166,7 +166,7 @@ class ControlPlane:
             return []
         if not submissions[0].job.options.record:
             for submission in submissions:
-                self._check_size(submission)
+                self.check_size(submission)
             placed = await self._transient.submit_many(submissions)
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
@@ -228,7 +228,8 @@ class ControlPlane:
         """What the job was declared with. Raises UnknownJob."""
         return self.catalog.get(name).options
 
-    def _check_size(self, submission: Submission) -> None:
+    def check_size(self, submission: Submission) -> None:
+        """Raises InvalidArguments if the arguments are larger than a body may be."""
         if len(submission.args_json) > self.settings.max_body_bytes:
             raise InvalidArguments(
                 f"the arguments of '{submission.job.name}' are {len(submission.args_json)} bytes, the limit is {self.settings.max_body_bytes}",
@@ -236,7 +237,7 @@ class ControlPlane:
             )
 
     def _new_record(self, submission: Submission) -> NewRecord:
-        self._check_size(submission)
+        self.check_size(submission)
         return NewRecord(
             id=new_id(),
             job=submission.job.name,

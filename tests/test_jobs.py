@@ -27,12 +27,14 @@ from typing_extensions import TypedDict
 
 from cplane import Context, ControlPlane, RetryPolicy, job
 from cplane.errors import (
+    DatabaseUnavailable,
     InvalidArguments,
     InvalidJob,
     NoControlPlane,
     ResultNotSerializable,
     UnknownJob,
 )
+from cplane.handle import Handle
 from cplane.jobs import AnyJob, Resources, registry
 from cplane.states import Priority
 
@@ -815,6 +817,82 @@ async def test_a_batch_takes_mappings_alone(plane: ControlPlane, calls: typing.A
         await job(noop).submit_many(calls)
     assert caught.value.hint
     assert await plane.records() == []
+
+
+async def takes_a_number(x: int) -> int:
+    return x
+
+
+async def recorded_as(plane: ControlPlane, submitted: Mapping[int, Handle[int]]) -> dict[int, object]:
+    records = {record.id: record.args for record in await plane.records(limit=10_000)}
+    return {place: records[handle.id] for place, handle in submitted.items()}
+
+
+async def test_a_batch_says_which_call_is_wrong_and_what_was_submitted(plane: ControlPlane) -> None:
+    calls: list[dict[str, object]] = [{"x": number} for number in range(2500)]
+    calls[2300] = {"x": "many"}
+    with pytest.raises(InvalidArguments, match=r"^calls\[2300\]: .*x: Input should be a valid integer") as caught:
+        await job(takes_a_number).submit_many(calls)
+    assert [problem.path for problem in caught.value.problems] == ["/2300/x"]
+    assert await recorded_as(plane, caught.value.submitted) == {place: {"x": place} for place in range(2000)}
+    assert caught.value.__notes__ == [
+        "2,000 jobs of the batch were submitted, and stay so: error.submitted has their handles"
+    ]
+
+
+async def test_a_batch_says_which_call_is_too_large(plane: ControlPlane) -> None:
+    @job
+    async def takes_a_text(text: str) -> None: ...
+
+    large = "x" * plane.settings.max_body_bytes
+    with pytest.raises(
+        InvalidArguments, match=r"^calls\[1\]: the arguments of 'takes_a_text' are .* bytes, the limit is"
+    ):
+        await takes_a_text.submit_many([{"text": "small"}, {"text": large}])
+    assert await plane.records() == []
+
+
+async def test_a_batch_of_which_nothing_was_submitted_has_no_handles(plane: ControlPlane) -> None:
+    with pytest.raises(InvalidArguments, match=r"^calls\[0\]: ") as caught:
+        await job(takes_a_number).submit_many([{}])
+    assert caught.value.submitted == {}
+    assert not hasattr(caught.value, "__notes__")
+
+
+async def test_an_outage_within_a_batch_leaves_the_handles_of_the_other_chunks(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, chunks = plane.store.submit, 0
+
+    async def breaks(records: typing.Any, *more: typing.Any) -> typing.Any:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 2:
+            raise DatabaseUnavailable("gone")
+        return await submit(records, *more)
+
+    monkeypatch.setattr(plane.store, "submit", breaks)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await job(takes_a_number).submit_many({"x": number} for number in range(6000))
+    places = set(caught.value.submitted)
+    assert {*range(1000)} <= places
+    assert not places & {*range(1000, 2000)}
+    assert await recorded_as(plane, caught.value.submitted) == {place: {"x": place} for place in places}
+    assert len(await plane.records(limit=10_000)) == len(places)
+
+
+async def test_an_error_of_the_calls_themselves_says_what_was_submitted(plane: ControlPlane) -> None:
+    async def read() -> AsyncIterator[dict[str, object]]:
+        for number in range(1500):
+            yield {"x": number}
+        raise OSError("the file ends here")
+
+    with pytest.raises(OSError, match="the file ends here") as caught:
+        await job(takes_a_number).submit_many(read())
+    assert caught.value.__notes__ == [
+        "1,000 jobs of the batch were submitted, and stay so: error.submitted has their handles"
+    ]
+    assert len(await plane.records(limit=10_000)) == 1000
 
 
 def test_a_secret_argument_is_refused_at_import() -> None:

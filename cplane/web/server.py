@@ -2,10 +2,11 @@
 
 import asyncio
 import errno
+import math
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -129,12 +130,49 @@ class Together:
         return getattr(self._transport, name)
 
 
+class IdleTimer:
+    """What a connection of uvicorn has for a loop: the timer it sets after each answer, and cancels when a request comes, is one that is kept.
+
+    When it rings it looks whether the connection has been idle for so long, and else rings again.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.create_task = loop.create_task
+        self._loop = loop
+        self._due = math.inf
+        self._close: Callable[[], object] | None = None
+        self._rings: asyncio.TimerHandle | None = None
+
+    def call_later(self, delay: float, close: Callable[[], object]) -> Self:
+        """Call `close` in so many seconds, if `cancel` is not called before."""
+        self._due = self._loop.time() + delay
+        self._close = close
+        if self._rings is None:
+            self._rings = self._loop.call_at(self._due, self._ring)
+        return self
+
+    def cancel(self) -> None:
+        """The connection is not idle."""
+        self._due = math.inf
+
+    def _ring(self) -> None:
+        self._rings = None
+        if self._close is not None and self._due <= self._loop.time():
+            self._close()
+        elif self._due < math.inf:
+            self._rings = self._loop.call_at(self._due, self._ring)
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, on a transport of ours."""
+    """uvicorn's own, on a transport and with a timer of ours."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loop = cast("asyncio.AbstractEventLoop", IdleTimer(self.loop))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        together: Any = Together(cast("asyncio.Transport", transport), self.loop)
+        together: Any = Together(cast("asyncio.Transport", transport), asyncio.get_running_loop())
         super().connection_made(together)
 
 

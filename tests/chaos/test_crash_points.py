@@ -54,11 +54,18 @@ REACHED = (
         "queue.sleep",
         "queue.tell_health",
         "queue.sleep_and_claim",
+        "queue.nudge",
     ),
     *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
 """Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
+
+LEAVING = frozenset({"queue.nudge"})
+"""Verbs that a worker calls when it is told to stop while it sleeps."""
+
+STOPPED = 3
+"""Workers that are told so: one of them may just not sleep."""
 
 PLACES = [(place, act) for act in (Act.EXIT, Act.FAIL, Act.DELAY) for place in ("before", "after")]
 
@@ -100,11 +107,24 @@ async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) 
     """One run with one broken call; answers whether the worker came there."""
     async with scenario(arena, nursery, folder, lease_s=LEASE_S) as run:
         await prepare(run, behind=point.verb == "store.claim_restore")
-        run.fork_worker(Plan(point=point, without=("claims in sleep",) if point.verb == "queue.sleep" else ()))
+        plan = Plan(point=point, without=("claims in sleep",) if point.verb == "queue.sleep" else ())
+        if point.verb in LEAVING:
+            await leave(run, plan)
+        else:
+            run.fork_worker(plan)
         reached = await until(REACH_S if point.verb in REACHED else LOOK_S, run.reached)
         await run.start_worker()
         await run.judge()
         return reached
+
+
+async def leave(run: Scenario, plan: Plan) -> None:
+    """Workers that have nothing left to do are told to stop, and while they do there is a job again."""
+    workers = [await run.start_worker(plan) for _ in range(STOPPED)]
+    await run.settle()
+    stopping = asyncio.gather(*(run.stop(worker) for worker in workers))
+    await run.submit(run.workload.call("chaos_ok"))
+    await stopping
 
 
 async def prepare(run: Scenario, *, behind: bool) -> None:

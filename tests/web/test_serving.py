@@ -5,7 +5,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import httpx2
@@ -16,7 +16,7 @@ from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
 from cplane.records import JobRecord
 from cplane.web import create_app, open_server, serve
-from cplane.web.server import TOGETHER_BYTES, Together
+from cplane.web.server import TOGETHER_BYTES, IdleTimer, Together
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand
@@ -229,3 +229,64 @@ async def test_what_is_written_in_one_turn_leaves_as_one() -> None:
     together.close()
     await asyncio.sleep(0)
     assert sent.calls[2:] == [b"last", "closed"]
+
+
+async def rung_after(seconds: float) -> None:
+    rung = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, rung.set)
+    await rung.wait()
+
+
+async def test_a_connection_rings_when_it_was_idle_for_so_long() -> None:
+    loop = asyncio.get_running_loop()
+    timer, rung = IdleTimer(loop), asyncio.Event()
+    timer.call_later(0.01, rung.set).cancel()  # a request came
+    later = loop.time() + 0.05
+    timer.call_later(0.05, rung.set)  # and was answered
+    await rung.wait()
+    assert loop.time() >= later
+
+
+async def test_a_connection_that_is_busy_or_gone_does_not_ring() -> None:
+    timer, rung = IdleTimer(asyncio.get_running_loop()), asyncio.Event()
+    timer.call_later(0.01, rung.set).cancel()
+    await rung_after(0.03)
+    assert not rung.is_set()
+    timer.call_later(0.01, rung.set)
+    await rung.wait()
+
+
+async def test_many_answers_of_a_connection_need_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers = asyncio.get_running_loop(), 0
+    call_at: Any = loop.call_at
+
+    def counted(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        nonlocal timers
+        timers += 1
+        return cast("asyncio.TimerHandle", call_at(*args, **kwargs))
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    timer = IdleTimer(loop)
+    for _ in range(100):
+        timer.call_later(60.0, pytest.fail).cancel()
+    assert timers == 1
+
+
+async def test_an_idle_connection_is_closed_and_one_in_use_is_not(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_later = IdleTimer.call_later
+
+    def soon(self: IdleTimer, _: float, close: Callable[[], object]) -> IdleTimer:
+        return call_later(self, 0.2, close)
+
+    monkeypatch.setattr(IdleTimer, "call_later", soon)
+    async with open_server(create_app(plane=plane), "127.0.0.1", 0) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        for _ in range(3):
+            writer.write(b"OPTIONS /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            await rung_after(0.1)
+        async with asyncio.timeout(10):
+            await reader.read()  # until the server closes
+        writer.close()
