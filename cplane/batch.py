@@ -41,9 +41,11 @@ class Batch(Generic[Item, Answer]):
         self._gathered = asyncio.Event()
         self._closing = False
         self._sender: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
-        self._sender = asyncio.create_task(self._run(), name=self._name)
+        self._loop = asyncio.get_running_loop()  # asked for each item it is a call of the system, before Python 3.12
+        self._sender = self._loop.create_task(self._run(), name=self._name)
         return self
 
     async def __aexit__(
@@ -66,7 +68,9 @@ class Batch(Generic[Item, Answer]):
 
     def put(self, item: Item) -> asyncio.Future[Answer]:
         """Send `item` with the next group; the future carries its answer."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            raise RuntimeError(f"{self._name} is not open")
+        future: asyncio.Future[Answer] = self._loop.create_future()
         self._add(item, future)
         return future
 

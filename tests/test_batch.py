@@ -149,3 +149,9 @@ async def test_what_follows_a_group_is_waited_for_while_the_next_is_sent() -> No
         asyncio.get_running_loop().call_later(0.01, go_on.set)
     assert last.result() == "4", "leaving waits for what follows"
     assert sorted(followed) == [([1], ["1"]), ([2, 3], ["2", "3"]), ([4], ["4"])]
+
+
+async def test_nothing_can_be_put_before_it_is_open() -> None:
+    batch = Batch(Sender(), name="schedule jobs")
+    with pytest.raises(RuntimeError, match="schedule jobs is not open"):
+        batch.put(1)

@@ -2,8 +2,12 @@
 
 import asyncio
 import math
+import time
 from types import TracebackType
 from typing import Self
+
+EARLY_S = 0.001
+"""Loops count in milliseconds: a timer may ring so much too early."""
 
 
 class Deadlines:
@@ -17,33 +21,32 @@ class Deadlines:
 
     def after(self, seconds: float) -> "Deadline":
         """A deadline so many seconds from now: for one `with` block."""
-        return Deadline(self, asyncio.get_running_loop().time() + seconds)
+        return Deadline(self, time.monotonic() + seconds)
 
     def open(self, deadline: "Deadline") -> None:
         """Watch over it from now on, or again after its time was changed."""
         self._open.add(deadline)
-        loop = asyncio.get_running_loop()
-        if deadline.due < self._due or loop is not self._loop:
-            self._set(loop, deadline.due)
+        if deadline.due < self._due or self._loop is None or self._loop.is_closed():
+            self._set(deadline.due)
 
     def close(self, deadline: "Deadline") -> None:
         """Its block has ended."""
         self._open.discard(deadline)
 
-    def _set(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+    def _set(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._loop, self._due = loop, due
-        self._timer = loop.call_at(due, self._expire, loop)
+        self._loop, self._due = asyncio.get_running_loop(), due
+        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._expire)
 
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+    def _expire(self) -> None:
+        now = time.monotonic() + EARLY_S
         for deadline in [deadline for deadline in self._open if deadline.due <= now]:
             self._open.discard(deadline)
             deadline.expire()
         self._timer, self._due = None, math.inf
         if self._open:
-            self._set(loop, min(deadline.due for deadline in self._open))
+            self._set(min(deadline.due for deadline in self._open))
 
 
 class Deadline:
@@ -75,7 +78,7 @@ class Deadline:
     def allow(self, seconds: float) -> None:
         """Let it end so many seconds from now, inside of its block; one that has expired stays so."""
         if not self._expired:
-            self.due = asyncio.get_running_loop().time() + seconds
+            self.due = time.monotonic() + seconds
             self._among.open(self)
 
     def expire(self) -> None:
