@@ -202,6 +202,7 @@ class Job(Generic[P, R, CallP, CallR]):
         Raises:
             InvalidArguments: a call does not fit the job; the message begins with its place, as calls[1234].
             DatabaseUnavailable: Postgres did not answer; whether the chunks without an answer were recorded is not known.
+            QueueUnavailable: the same, of Redis, for transient jobs.
         """
         return await self.using().submit_many(calls)
 
@@ -784,12 +785,13 @@ def _tell_submitted(
     for number, handles in enumerate(ended):
         if not isinstance(handles, BaseException):
             by_place |= enumerate(handles, len(submitted) + number * CHUNK)
+    if not by_place:
+        return
+    said = f"{len(by_place):,} jobs of the batch were submitted, and stay so"
     if isinstance(error, CplaneError):
         error.submitted = by_place
-    if by_place:
-        error.add_note(
-            f"{len(by_place):,} jobs of the batch were submitted, and stay so: error.submitted has their handles"
-        )
+        said += ": error.submitted has their handles"
+    error.add_note(said)
 
 
 def _source(fn: Callable[..., Any]) -> tuple[str, str]:

@@ -147,8 +147,8 @@ class ControlPlane:
         return self._handle(submission, await self._submit(submission))
 
     async def _submit(self, submission: Submission) -> Submitted:
+        self.check_size(submission)
         if not submission.job.options.record:
-            self.check_size(submission)
             return await self._transient.submit(submission)
         submitted = await self._record(self._new_record(submission))
         if isinstance(submitted, IdempotencyConflict):
@@ -156,17 +156,14 @@ class ControlPlane:
         return submitted
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
-        """Record a batch in one statement, then schedule it in one push.
+        """Record a batch, of which each has passed `check_size`, in one statement, then schedule it in one push.
 
         Raises:
-            InvalidArguments: some are too large; nothing was recorded.
             DatabaseUnavailable: Postgres did not answer.
         """
         if not submissions:
             return []
         if not submissions[0].job.options.record:
-            for submission in submissions:
-                self.check_size(submission)
             placed = await self._transient.submit_many(submissions)
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
@@ -237,7 +234,6 @@ class ControlPlane:
             )
 
     def _new_record(self, submission: Submission) -> NewRecord:
-        self.check_size(submission)
         return NewRecord(
             id=new_id(),
             job=submission.job.name,

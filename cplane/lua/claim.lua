@@ -15,7 +15,7 @@ local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARG
 local RECORD = '\166record\195' -- envelope.RECORD_END
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
 local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
-local call, ends = redis.call, string.format('%.1f', now_ms + lease_ms + 0.5) -- once: to print a number takes long
+local ends = string.format('%.1f', now_ms + lease_ms + 0.5) -- once: to print a number takes long
 
 -- an id whose keys are of a foreign kind leaves the queue whole; its payload, if it has one, is reported with it
 local function set_aside(place, id, payload, what)
@@ -52,7 +52,7 @@ local function grant(place, id, lease_key, payload, ended, due_ms)
   if not try then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
-  call('SET', lease_key, ARGV[3], 'PX', ARGV[2])
+  redis.call('SET', lease_key, ARGV[3], 'PX', ARGV[2])
   local to, at = #moves, #claimed
   moves[to + 1], moves[to + 2] = ends, id
   claimed[at + 1], claimed[at + 2], claimed[at + 3], claimed[at + 4], claimed[at + 5] = place, id, payload, try, due_ms

@@ -11,7 +11,7 @@ EARLY_S = 0.001
 
 
 class Deadlines:
-    """Those that are open in one loop. The timer stands at the first that was due when it was set; most are closed long before."""
+    """Those of all requests of an app. The timer stands at the first that was due when it was set; most are closed long before."""
 
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
@@ -52,12 +52,12 @@ class Deadlines:
 class Deadline:
     """What its `with` block still does when its time has come is cancelled, and the block raises TimeoutError; as `asyncio.timeout`."""
 
-    __slots__ = ("_among", "_before", "_expired", "_task", "due")
+    __slots__ = ("_among", "_before", "_task", "due", "expired")
 
     def __init__(self, among: Deadlines, due: float) -> None:
         self.due = due
+        self.expired = False  # whether its time came before its block ended
         self._among = among
-        self._expired = False
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -72,21 +72,16 @@ class Deadline:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._among.close(self)
-        if self._expired and self._task.uncancel() <= self._before and exc_type is asyncio.CancelledError:
+        if self.expired and self._task.uncancel() <= self._before and exc_type is asyncio.CancelledError:
             raise TimeoutError from exc
 
     def allow(self, seconds: float) -> None:
         """Let it end so many seconds from now, inside of its block; one that has expired stays so."""
-        if not self._expired:
+        if not self.expired:
             self.due = time.monotonic() + seconds
             self._among.open(self)
 
     def expire(self) -> None:
         """Cancel the block."""
-        self._expired = True
+        self.expired = True
         self._task.cancel()
-
-    @property
-    def expired(self) -> bool:
-        """Whether its time came before its block ended."""
-        return self._expired

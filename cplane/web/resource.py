@@ -46,10 +46,12 @@ class Operation:
 class Resource:
     """An ASGI app for one path. HEAD comes with GET; OPTIONS names the methods; another method is a problem that does, too."""
 
-    def __init__(self, handlers: Mapping[str, Handler], with_body: Collection[str] = ()) -> None:
+    def __init__(
+        self, handlers: Mapping[str, Handler], with_body: Collection[str] = (), deadlines: Deadlines | None = None
+    ) -> None:
         self._handlers = dict(handlers)
         self._with_body = frozenset(with_body)
-        self._deadlines = Deadlines()
+        self._deadlines = deadlines or Deadlines()
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
         self._allow = ", ".join([*self._handlers, "OPTIONS"])
@@ -89,6 +91,7 @@ class Direct:
 
 def resources(operations: Sequence[Operation]) -> dict[str, Resource]:
     """One resource for each path."""
+    deadlines = Deadlines()
     by_path: dict[str, list[Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, []).append(operation)
@@ -96,6 +99,7 @@ def resources(operations: Sequence[Operation]) -> dict[str, Resource]:
         path: Resource(
             {operation.method: operation.handler for operation in served},
             [operation.method for operation in served if operation.body is not None],
+            deadlines,
         )
         for path, served in by_path.items()
     }

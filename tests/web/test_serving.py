@@ -16,7 +16,7 @@ from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
 from cplane.records import JobRecord
 from cplane.web import create_app, open_server, serve
-from cplane.web.server import TOGETHER_BYTES, IdleTimer, Together
+from cplane.web.protocol import TOGETHER_BYTES, IdleTimer, Together
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand
