@@ -63,6 +63,9 @@ ASIDE_LOOKS = 20_000
 LARGE = 10_000
 """Arguments with a text, list or object of so many parts are validated in a thread: they would hold the loop."""
 
+EARLY = 4
+"""A group of so few is scheduled while it gets to disk, with one statement more: it came when there was little to do."""
+
 PUSH_PAUSE_S = 1.0
 """After Redis failed, pushes pause so long: callers do not queue up behind a dead server."""
 
@@ -122,7 +125,7 @@ class ControlPlane:
             )
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
             self._record = await opening.enter_async_context(
-                Batch(self.store.submit, name="record submitted jobs", then=self._schedule_recorded)
+                Batch(self._record_group, name="record submitted jobs", then=self._schedule_recorded)
             )
             jobs.enter(self)
             opening.callback(jobs.leave, self)
@@ -168,7 +171,7 @@ class ControlPlane:
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
         records = [self._new_record(submission) for submission in submissions]
-        answers = await self.store.submit(records)
+        answers = await self._record_group(records)
         await self._schedule_recorded(records, answers)
         for submission, submitted in zip(submissions, answers, strict=True):
             if isinstance(submitted, IdempotencyConflict):
@@ -252,14 +255,23 @@ class ControlPlane:
             return Handle(submitted.id, self._transient.source(submission), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
+    async def _record_group(self, records: Sequence[NewRecord]) -> list[Recorded]:
+        return await self.store.submit(records, early=_is_early(records))
+
     async def _schedule_recorded(self, records: Sequence[NewRecord], answers: Sequence[Recorded]) -> None:
-        """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same."""
+        """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same.
+
+        An early one gets to disk meanwhile. A worker's start, committed later, takes it there too: what is not on disk is not run.
+        """
         pushes = [
             Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host)
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
-        await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
+        scheduled = self._schedule.put(pushes)
+        if _is_early(records):
+            await self.store.flush()
+        await asyncio.wait([scheduled], timeout=PUSH_WAIT_S)
 
     async def _push(self, groups: list[list[Push]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
@@ -486,6 +498,11 @@ class ControlPlane:
 def _is_large(args: Mapping[str, JsonValue]) -> bool:
     """Whether validating takes so long that the loop should not wait for it."""
     return any(len(value) > LARGE for value in args.values() if isinstance(value, str | list | dict))
+
+
+def _is_early(records: Sequence[NewRecord]) -> bool:
+    """Whether a group is scheduled before it is on disk. One with a key is not: another call may be told of its record."""
+    return len(records) <= EARLY and all(record.key is None for record in records)
 
 
 def _request_hash(submission: Submission) -> bytes:

@@ -50,6 +50,18 @@ SUBMIT = Statement(f"""
     RETURNING id, {DUE_IN_MS}, created_at, run_at
 """)
 
+# The same, visible before it is on disk: nobody may be told of it until FLUSH has answered. Its setting ends with its transaction.
+SUBMIT_EARLY = Statement(f"""
+    WITH early AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host)
+    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, host), early
+    RETURNING id, {DUE_IN_MS}, created_at, run_at
+""")
+
+# What was committed before is on disk (and where `synchronous_commit` wants it) once a later commit is that is not early. It has to have
+# written something; this writes to the log alone.
+FLUSH = Statement("SELECT pg_logical_emit_message(true, 'cplane', '')")
+
 # To look for another of the same key costs each row something, also those without one
 SUBMIT_KEYED = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host, key, request_hash)

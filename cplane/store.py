@@ -145,8 +145,15 @@ class Store:
 
     # what clients do
 
-    async def submit(self, records: Sequence[NewRecord]) -> list[Submitted | IdempotencyConflict]:
-        """∅ → queued. Answers in order; a key that was used for something else answers the conflict."""
+    async def submit(
+        self, records: Sequence[NewRecord], *, early: bool = False
+    ) -> list[Submitted | IdempotencyConflict]:
+        """∅ → queued. Answers in order; a key that was used for something else answers the conflict.
+
+        Args:
+            records: what is submitted.
+            early: answer once workers can see the records, before they are on disk; `flush` must follow. Without keys only.
+        """
         values = {
             "ids": [record.id for record in records],
             **_same("job", "jobs", [record.job for record in records]),
@@ -167,8 +174,13 @@ class Store:
             if keys := [record.key for record in records if record.id not in rows and record.key is not None]:
                 earlier = {row["key"]: row for row in await self._database.fetch(statements.BY_KEY, {"keys": keys})}
         else:
-            rows = {row[0]: row for row in await self._database.fetch(statements.SUBMIT, values)}
+            statement = statements.SUBMIT_EARLY if early else statements.SUBMIT
+            rows = {row[0]: row for row in await self._database.fetch(statement, values)}
         return [_submitted(record, rows.get(record.id), earlier.get(record.key or "")) for record in records]
+
+    async def flush(self) -> None:
+        """Wait until everything that was committed so far would survive a crash of Postgres."""
+        await self._database.fetch(statements.FLUSH, {})
 
     async def get(self, record_id: UUID) -> JobRecord:
         """One record, whole.

@@ -864,12 +864,12 @@ async def test_an_outage_within_a_batch_leaves_the_handles_of_the_other_chunks(
 ) -> None:
     submit, chunks = plane.store.submit, 0
 
-    async def breaks(records: typing.Any, *more: typing.Any) -> typing.Any:
+    async def breaks(records: typing.Any, **more: typing.Any) -> typing.Any:
         nonlocal chunks
         chunks += 1
         if chunks == 2:
             raise DatabaseUnavailable("gone")
-        return await submit(records, *more)
+        return await submit(records, **more)
 
     monkeypatch.setattr(plane.store, "submit", breaks)
     with pytest.raises(DatabaseUnavailable) as caught:

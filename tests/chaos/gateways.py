@@ -30,6 +30,7 @@ CLIENT = frozenset(
     {
         *(
             "store.submit",
+            "store.flush",
             "store.get",
             "store.get_many",
             "store.find",

@@ -11,7 +11,7 @@ from tests.chaos.gateways import Rates
 from tests.chaos.scenario import Scenario
 from tests.chaos.worker import Plan
 
-CLIENT = frozenset({"store.submit", "store.cancel", "queue.enqueue", "events.publish"})
+CLIENT = frozenset({"store.submit", "store.flush", "store.cancel", "queue.enqueue", "events.publish"})
 """What the submitting side calls: it breaks too."""
 
 BROKEN_S = 30.0

@@ -139,3 +139,21 @@ async def test_nothing_is_lost_with_the_sessions_of_postgres(
         await run.submit_all(run.workload.mixed(5))
         await run.judge()
         assert all(worker.alive for worker in workers)
+
+
+async def test_what_was_answered_a_moment_ago_survives_a_crash_of_postgres(
+    own_arena: Arena, nursery: Nursery, tmp_path: Path
+) -> None:
+    """No worker runs, whose start would take it to disk."""
+    async with scenario(own_arena, nursery, tmp_path) as run:
+        for _ in range(5):
+            with run.fault(FaultKind.POSTGRES, "crash", after_s=AFTER_S):
+                assert await until(20, lambda: accepted(run))
+                await postgres_crashes(run)
+        await run.start_worker()
+        await run.judge()
+
+
+async def accepted(run: Scenario) -> bool:
+    """Whether a job was submitted: the first may meet connections that ended with the server."""
+    return await run.submit(run.workload.call("chaos_ok")) is not None
