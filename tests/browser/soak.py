@@ -31,6 +31,7 @@ from cplane.states import FINAL, State
 from tests.browser.pools import find_descendants, serve
 from tests.workers import running
 
+FAULTS = ("renderer", "spin", "browser", "hang", "driver", "hog")
 FINAL_S = 180.0
 PROFILES = "playwright_chromiumdev_profile-*"
 TRACES = "playwright-artifacts-*"
@@ -126,17 +127,17 @@ async def soak(
 
 
 async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, tell: Callable[[str], None]) -> None:
-    """One fault after the other until every visit is final; then what is left of the faults' own jobs ends."""
-    faults = itertools.cycle(["renderer", "spin", "browser", "hang", "driver", "hog"])
+    """One fault after the other until every visit is final, each of them at least once; then what is left of the faults' own jobs ends."""
+    faults = itertools.cycle(FAULTS)
     counts = await records(settings)
     deadline = time.monotonic() + FINAL_S + counts.total()
-    while left := sum(number for (_, state, _), number in counts.items() if state not in FINAL):
+    while (left := unfinished(counts)) or verdict.faults.total() < len(FAULTS):
         if time.monotonic() > deadline:
             verdict.violations.append(f"{left} jobs are not final")
             break
         await asyncio.sleep(every_s)
         visits = sum(number for (name, state, _), number in counts.items() if "visit" in name and state not in FINAL)
-        if visits or verdict.faults.total() < 6:
+        if visits or verdict.faults.total() < len(FAULTS):
             fault = next(faults)
             verdict.faults[fault] += 1
             await commit(fault)
@@ -146,6 +147,10 @@ async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, te
         verdict.states[f"{name} {state} {error}".strip()] += number
         if state not in EXPECTED[name]:
             verdict.violations.append(f"{number} times {name} {state}: {error}")
+
+
+def unfinished(counts: Counter[tuple[str, State, str]]) -> int:
+    return sum(number for (_, state, _), number in counts.items() if state not in FINAL)
 
 
 async def commit(fault: str) -> None:
