@@ -328,7 +328,15 @@ WORKER = "new Promise(done => { new SharedWorker('/shared.js').port.onmessage = 
 HEADERS = {"X-Left": "1"}
 
 CROSSINGS = [
-    Crossing("cookies", script("document.cookie = 'left=1'"), holds("document.cookie"), KEPT, SHARED, "state"),
+    # read again: only then has the browser what its page has set
+    Crossing(
+        "cookies",
+        script("document.cookie = 'left=1'; document.cookie"),
+        holds("document.cookie"),
+        KEPT,
+        SHARED,
+        "state",
+    ),
     Crossing("HTTP credentials", log_in, is_logged_in, SHARED, SHARED, "state"),
     Crossing("localStorage", script("localStorage.left = 1"), holds("localStorage.left"), KEPT, SHARED, "state"),
     Crossing("sessionStorage", script("sessionStorage.left = 1"), holds("sessionStorage.left"), SHARED, NEVER, "tab"),
