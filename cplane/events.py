@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 from redis.asyncio import Redis
 
-from cplane.redis import BLOCK_S, script_text, translated
+from cplane.redis import BLOCK_S, Script, translated
 from cplane.states import State
 
 EVENTS = "cplane:events"
@@ -43,15 +43,14 @@ class Events:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._publish = redis.register_script(script_text("publish"))
+        self._publish = Script(redis, "publish")
 
     async def publish(self, events: Sequence[Event | Step], stream: str = EVENTS) -> None:
         """Tell whoever listens: a batch of events is one entry."""
         if not events:
             return
         async with translated("publishing events"):
-            args: Any = [msgspec.msgpack.encode(events), int(KEEP_S * 1000)]
-            await cast("Awaitable[object]", self._publish(keys=[stream, _listening(stream)], args=args))
+            await self._publish([stream, _listening(stream)], msgspec.msgpack.encode(events), int(KEEP_S * 1000))
 
     async def position(self, stream: str = EVENTS) -> bytes:
         """Where the stream ends now: what is published later comes after it."""

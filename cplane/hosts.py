@@ -1,7 +1,7 @@
 """The hosts that jobs take the time of: places, turns and cooldowns, kept in Redis for all workers. See `lua/line.lua`."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from cplane.errors import MAX_COOL_DOWN_S
 from cplane.politeness import PerHost
 from cplane.queue import LANE, LANES, Grant, redis_name, wake_key
-from cplane.redis import script_text, translated
+from cplane.redis import Script, translated
 
 HOSTS = "cplane:hosts"
 
@@ -54,8 +54,8 @@ class Hosts:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._ask = redis.register_script(script_text("line") + script_text("hosts"))
-        self._cool = redis.register_script(script_text("cool"))
+        self._ask = Script(redis, "line", "hosts")
+        self._cool = Script(redis, "cool")
 
     async def ask(self, queue: str, asks: Sequence[Ask]) -> list[int]:
         """For leased ids of one queue: GRANTED, LEASE_GONE, or in how many ms the id is due again; it is not leased any more."""
@@ -68,13 +68,13 @@ class Hosts:
         ]  # fmt: skip
         keys = [*(redis_name(queue, lane) for lane in LANES), wake_key(queue)]
         async with translated("asking whether hosts have time"):
-            return cast("list[int]", await self._call(self._ask, keys, msgspec.msgpack.encode(batch), LOOK_MS))
+            return cast("list[int]", await self._ask(keys, msgspec.msgpack.encode(batch), LOOK_MS))
 
     async def cool_down(self, host: str, seconds: float) -> float:
         """Start no job of the host for so long, at most an hour; answers the seconds: those of an earlier call may be more."""
         wait_ms = int(min(max(0.0, seconds), MAX_COOL_DOWN_S) * 1000)
         async with translated("leaving a host alone"):
-            return int(await self._call(self._cool, [_key(host), HOSTS], host, wait_ms)) / 1000
+            return int(await self._cool([_key(host), HOSTS], host, wait_ms)) / 1000
 
     async def stands(self, limit: int = 100) -> list[HostStand]:
         """The hosts that are limited now: those that cool down, that somebody waits for, or whose places are all taken."""
@@ -96,9 +96,6 @@ class Hosts:
             for name, place in zip(names, range(0, len(found), 3), strict=True)
         ]
         return [stand for stand in stands if stand.waiting or stand.cooldown_s or stand.in_use]
-
-    async def _call(self, script: Any, keys: Sequence[str], *args: bytes | str | int) -> Any:
-        return await cast("Callable[..., Awaitable[Any]]", script)(keys=keys, args=args)
 
 
 def _stand(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, waiting: int) -> HostStand:

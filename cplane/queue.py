@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError
 
 from cplane.envelope import RECORD_END, record_envelope
 from cplane.jobs import DEFAULT_QUEUE
-from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, script_text, translated
+from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
 from cplane.states import Priority
 
 PAYLOAD_TTL_MS = 30 * 86_400_000
@@ -300,10 +300,9 @@ class Queue:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._scripts = {
-            name: redis.register_script(script_text(name))
-            for name in ("enqueue", "claim", "renew", "sweep", "stand", "abort", "epoch")
+            name: Script(redis, name) for name in ("enqueue", "claim", "renew", "sweep", "stand", "abort", "epoch")
         }
-        self._scripts["finish"] = redis.register_script(script_text("line") + script_text("finish"))
+        self._scripts["finish"] = Script(redis, "line", "finish")
         self._grants = count()
         self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
 
@@ -331,7 +330,7 @@ class Queue:
         """Lease at most `room` ids that are due."""
         asked = self._ask(queue, room, lease_s)
         async with translated("claiming jobs"):
-            return asked.read(await self._call("claim", asked.keys, *asked.arguments))
+            return asked.read(await self._scripts["claim"](asked.keys, *asked.arguments))
 
     async def sleep(self, queue: str, longest_s: float) -> bool:
         """Wait until something is pushed, at most `longest_s` seconds (and 3); answers whether a push woke us."""
@@ -355,7 +354,7 @@ class Queue:
                 pipe.evalsha(script.sha, len(asked.keys), *asked.keys, *asked.arguments)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
                 slept, answer = await pipe.execute(raise_on_error=False)
             if isinstance(answer, NoScriptError):
-                answer = await self._call("claim", asked.keys, *asked.arguments)
+                answer = await script(asked.keys, *asked.arguments)
             if isinstance(answer, Exception):
                 raise answer
             claim = asked.read(answer)
@@ -404,7 +403,7 @@ class Queue:
     async def sweep(self, queue: str, looks: int = LOOKS) -> Sweep:
         """Take lost ids and old aborts out of a queue, and say how it stands."""
         async with translated("sweeping a queue"):
-            answer: tuple[list[Any], int, int, int] = await self._call("sweep", _lanes(queue), looks, ABORT_TTL_MS)
+            answer: tuple[list[Any], int, int, int] = await self._scripts["sweep"](_lanes(queue), looks, ABORT_TTL_MS)
         missing, lag_ms, due, later = answer
         lost = [Id(queue, LANES[int(lane) - 1], _text(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
         return Sweep(lost, lag_ms / 1000, due, later)
@@ -471,7 +470,7 @@ class Queue:
     async def abort(self, queue: str, id: str, result: bytes, keep_s: float) -> Aborted:  # noqa: A002  the field's word
         """Cancel a transient job: at once, or by telling its worker. `result` is kept as its result when nobody runs it."""
         async with translated("cancelling a job"):
-            return Aborted(await self._call("abort", _lanes(queue), id, result, int(keep_s * 1000)))
+            return Aborted(await self._scripts["abort"](_lanes(queue), id, result, int(keep_s * 1000)))
 
     async def aborts(self) -> set[str]:
         """Ids whose abort is wanted (arq's `Job.abort`)."""
@@ -515,7 +514,7 @@ class Queue:
             if at_least is None:
                 value = cast("bytes | None", await self._redis.get(EPOCH))
                 return int(value) if value is not None and value.isdigit() else 0
-            return int(await self._call("epoch", [EPOCH], at_least))
+            return int(await self._scripts["epoch"]([EPOCH], at_least))
 
     async def eviction(self) -> str | None:
         """The policy by which Redis throws keys away when its memory is full; None: it never does, or does not tell."""
@@ -532,12 +531,7 @@ class Queue:
         return f"cplane:nudge:{self._prefix}:{queue}"
 
     async def _answers(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
-        return cast("list[int]", await self._call(script, keys, *args))
-
-    async def _call(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> Any:
-        """One script: redis-py's types say str, the answer is what the script's header says."""
-        call = cast("Callable[..., Awaitable[Any]]", self._scripts[script])
-        return await call(keys=keys, args=args)
+        return cast("list[int]", await self._scripts[script](keys, *args))
 
 
 # looking a number up is many times faster than asking the enum

@@ -44,18 +44,18 @@ _NEW_COLUMNS = """
     CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:hosts AS text[])
 """
 
-SUBMIT = Statement(f"""
+_SUBMIT = f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host)
     SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, host)
-    RETURNING id, {DUE_IN_MS}, created_at, run_at
-""")
+"""
+_SUBMITTED = f"RETURNING id, {DUE_IN_MS}, created_at, run_at"
+
+SUBMIT = Statement(f"{_SUBMIT} {_SUBMITTED}")
 
 # The same, visible before it is on disk: nobody may be told of it until FLUSH has answered. Its setting ends with its transaction.
 SUBMIT_EARLY = Statement(f"""
     WITH early AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
-    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host)
-    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, host), early
-    RETURNING id, {DUE_IN_MS}, created_at, run_at
+    {_SUBMIT}, early {_SUBMITTED}
 """)
 
 # What was committed before is on disk (and where `synchronous_commit` wants it) once a later commit is that is not early. It has to have
@@ -70,7 +70,7 @@ SUBMIT_KEYED = Statement(f"""
          AS new (id, job, queue, priority, args, delay_s, run_at, host, key, request_hash)
     ORDER BY key
     ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
-    RETURNING id, {DUE_IN_MS}, created_at, run_at
+    {_SUBMITTED}
 """)
 
 BY_KEY = Statement(f"""

@@ -587,6 +587,21 @@ async def test_scripts_that_redis_forgot_are_sent_again(queue: Queue, redis: Any
     assert await queue.renew([grant], LEASE_S) == [Renewal.RENEWED]
 
 
+async def test_scripts_that_somebody_empties_all_the_time_run_all_the_same(
+    queue: Queue, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evalsha = redis.evalsha
+
+    async def emptied(*args: Any) -> Any:
+        await redis.script_flush()
+        return await evalsha(*args)
+
+    monkeypatch.setattr(redis, "evalsha", emptied)
+    await queue.enqueue([push("a")])
+    grant = await claim_one(queue)
+    assert await queue.finish([Return(grant, Action.DONE)]) == [Returned.APPLIED]
+
+
 async def test_an_error_of_a_script_says_what_was_under_way(queue: Queue, redis: Any) -> None:
     await redis.set("arq:queue", "not a sorted set")
     with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
