@@ -20,7 +20,8 @@ class Batch(Generic[Item, Answer]):
     """A callable that sends its items in groups.
 
     `send` gets a list of items and answers one answer each, in order; if it raises, every caller of that group gets the error.
-    `then` gets the items and the answers, and callers wait for it too, but the next group is sent meanwhile.
+    One group is under way at a time. With `overlap` a second one goes as soon as it has half as many items as the one under way: where
+    callers come again once they are answered, they end up in three groups of one size, two under way while the third is served.
     A caller that is cancelled stops waiting; its item is sent all the same. Leaving the context sends what is left.
     """
 
@@ -30,13 +31,13 @@ class Batch(Generic[Item, Answer]):
         *,
         name: str,
         limit: int = 500,
-        then: Callable[[list[Item], Sequence[Answer]], Awaitable[None]] | None = None,
+        overlap: bool = False,
     ) -> None:
         self._send = send
-        self._then = then
-        self._following: set[asyncio.Task[None]] = set()
         self._name = name
         self._limit = limit
+        self._overlap = overlap
+        self._under_way: dict[asyncio.Task[None], int] = {}
         self._waiting: list[tuple[Item, asyncio.Future[Answer] | None]] = []
         self._gathered = asyncio.Event()
         self._closing = False
@@ -55,8 +56,8 @@ class Batch(Generic[Item, Answer]):
         self._gathered.set()
         if self._sender is not None:
             await asyncio.shield(self._sender)
-        if self._following:
-            await asyncio.wait(self._following)
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
     def __len__(self) -> int:
         """How many items wait to be sent."""
@@ -82,37 +83,43 @@ class Batch(Generic[Item, Answer]):
         if self._closing:
             raise RuntimeError(f"{self._name} is closed")
         self._waiting.append((item, future))
-        self._gathered.set()
+        if self._may_send():
+            self._gathered.set()
 
     async def _run(self) -> None:
         while not (self._closing and not self._waiting):
             await self._gathered.wait()
             self._gathered.clear()
-            while self._waiting:
+            while self._waiting and self._may_send():
                 group, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
-                await self._send_group(group)
+                if self._overlap:
+                    self._start(group)
+                else:
+                    await self._send_group(group)
+
+    def _may_send(self) -> bool:
+        """Whether what waits may go now; without `overlap` nothing is under way when this is asked."""
+        if not self._under_way:
+            return True
+        first, *more = self._under_way.values()
+        return not more and 2 * len(self._waiting) >= first
+
+    def _start(self, group: Group[Item, Answer]) -> None:
+        sending = asyncio.create_task(self._send_group(group), name=f"{self._name}, one group")
+        self._under_way[sending] = len(group)
+        sending.add_done_callback(self._ended)
+
+    def _ended(self, sending: asyncio.Task[None]) -> None:
+        del self._under_way[sending]
+        if self._waiting:
+            self._gathered.set()
 
     async def _send_group(self, group: Group[Item, Answer]) -> None:
-        items = [item for item, _ in group]
         try:
-            answers = await self._send(items)
+            answers = await self._send([item for item, _ in group])
             answered = list(zip(group, answers, strict=True))
         except Exception as error:
             self._fail(group, error)
-            return
-        if self._then is None:
-            _answer(answered)
-            return
-        follow = self._follow(self._then(items, answers), answered)
-        following = asyncio.create_task(follow, name=f"{self._name}, what follows")
-        self._following.add(following)
-        following.add_done_callback(self._following.discard)
-
-    async def _follow(self, then: Awaitable[None], answered: list[tuple[Entry[Item, Answer], Answer]]) -> None:
-        try:
-            await then
-        except Exception as error:
-            self._fail([entry for entry, _ in answered], error)
         else:
             _answer(answered)
 

@@ -125,7 +125,7 @@ class ControlPlane:
             )
             self._schedule = await opening.enter_async_context(Batch(self._push, name="schedule submitted jobs"))
             self._record = await opening.enter_async_context(
-                Batch(self._record_group, name="record submitted jobs", then=self._schedule_recorded)
+                Batch(self._accept_group, name="record submitted jobs", overlap=True)
             )
             jobs.enter(self)
             opening.callback(jobs.leave, self)
@@ -171,8 +171,7 @@ class ControlPlane:
             return [self._handle(submission, each) for submission, each in zip(submissions, placed, strict=True)]
         handles: list[Handle[Any]] = []
         records = [self._new_record(submission) for submission in submissions]
-        answers = await self._record_group(records)
-        await self._schedule_recorded(records, answers)
+        answers = await self._accept_group(records)
         for submission, submitted in zip(submissions, answers, strict=True):
             if isinstance(submitted, IdempotencyConflict):
                 raise submitted
@@ -255,23 +254,23 @@ class ControlPlane:
             return Handle(submitted.id, self._transient.source(submission), submission.job)
         return Handle(submitted.id, self, submission.job, created=submitted.created)
 
-    async def _record_group(self, records: Sequence[NewRecord]) -> list[Recorded]:
-        return await self.store.submit(records, early=_is_early(records))
-
-    async def _schedule_recorded(self, records: Sequence[NewRecord], answers: Sequence[Recorded]) -> None:
-        """Schedule a group that was recorded, in one push; nobody waits for it too long, and it happens all the same.
+    async def _accept_group(self, records: Sequence[NewRecord]) -> list[Recorded]:
+        """Record a group, then schedule it in one push; nobody waits for that too long, and it happens all the same.
 
         An early one gets to disk meanwhile. A worker's start, committed later, takes it there too: what is not on disk is not run.
         """
+        early = _is_early(records)
+        answers = await self.store.submit(records, early=early)
         pushes = [
             Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host)
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
         scheduled = self._schedule.put(pushes)
-        if _is_early(records):
+        if early:
             await self.store.flush()
         await asyncio.wait([scheduled], timeout=PUSH_WAIT_S)
+        return answers
 
     async def _push(self, groups: list[list[Push]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
@@ -497,7 +496,7 @@ class ControlPlane:
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:
     """Whether validating takes so long that the loop should not wait for it."""
-    return any(len(value) > LARGE for value in args.values() if isinstance(value, str | list | dict))
+    return any([isinstance(value, str | list | dict) and len(value) > LARGE for value in args.values()])  # noqa: C419  a generator costs more
 
 
 def _is_early(records: Sequence[NewRecord]) -> bool:

@@ -96,7 +96,7 @@ class Signature:
     def encode_json(self, name: str, values: Mapping[str, JsonValue]) -> bytes:
         """Validated JSON of arguments that were JSON."""
         try:
-            return self._dump(name, self.arguments.model_validate_json(to_json(values)))
+            return self._dump(name, self.arguments.__pydantic_validator__.validate_json(to_json(values)))
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
         except (PydanticSerializationError, UnicodeEncodeError) as error:

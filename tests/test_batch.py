@@ -122,33 +122,108 @@ async def test_nothing_to_send_sends_nothing() -> None:
     assert sender.groups == []
 
 
-async def test_what_follows_a_group_is_waited_for_while_the_next_is_sent() -> None:
-    sender, followed, go_on = Sender(), list[tuple[list[int], list[str]]](), asyncio.Event()
+class Gate:
+    """Sends each group when that one is let."""
 
-    async def follow(items: list[int], answers: Sequence[str]) -> None:
-        await go_on.wait()
-        followed.append((items, list(answers)))
-        if 3 in items:
-            raise LookupError("afterwards")
+    def __init__(self) -> None:
+        self.groups: dict[tuple[int, ...], asyncio.Future[None]] = {}
+        self.changed = asyncio.Event()
 
-    async with Batch(sender, name="b", then=follow) as batch:
-        first = batch.put(1)
-        await sender.sending.wait()
-        sender.sending.clear()
-        second, third = batch.put(2), batch.put(3)
-        await sender.sending.wait()
-        assert not first.done()
-        assert followed == []
-        go_on.set()
-        assert await first == "1"
-        for doomed in (second, third):
-            with pytest.raises(LookupError, match="afterwards"):
-                await doomed
-        go_on.clear()
+    async def __call__(self, items: list[int]) -> Sequence[str]:
+        let = self.groups[tuple(items)] = asyncio.get_running_loop().create_future()
+        self.changed.set()
+        await let
+        return [str(item) for item in items]
+
+    async def until(self, *groups: tuple[int, ...]) -> None:
+        """Wait until just these were begun."""
+        async with asyncio.timeout(20):
+            while len(self.groups) < len(groups):
+                self.changed.clear()
+                await self.changed.wait()
+        await turns()
+        assert tuple(self.groups) == groups
+
+    def let(self, *items: int) -> None:
+        self.groups[items].set_result(None)
+
+
+async def turns() -> None:
+    """Let everything happen that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_second_group_goes_beside_the_first_once_it_is_half_as_large_and_no_third() -> None:
+    gate = Gate()
+    async with Batch(gate, name="b", overlap=True) as batch:
+        first = [batch.put(number) for number in (1, 2, 3)]
+        await gate.until((1, 2, 3))
+        second = [batch.put(4)]
+        await turns()
+        assert tuple(gate.groups) == ((1, 2, 3),), "it is too small"
+        second.append(batch.put(5))
+        await gate.until((1, 2, 3), (4, 5))
+        third = [batch.put(number) for number in (6, 7, 8)]
+        await turns()
+        assert tuple(gate.groups) == ((1, 2, 3), (4, 5))
+        gate.let(4, 5)
+        assert await asyncio.gather(*second) == ["4", "5"]
+        assert not any(future.done() for future in first)
+        await gate.until((1, 2, 3), (4, 5), (6, 7, 8))
+        gate.let(1, 2, 3)
+        assert await asyncio.gather(*first) == ["1", "2", "3"]
+        gate.let(6, 7, 8)
+        assert await asyncio.gather(*third) == ["6", "7", "8"]
+
+
+async def test_what_is_too_small_goes_when_the_first_group_has_ended() -> None:
+    gate = Gate()
+    async with Batch(gate, name="b", overlap=True) as batch:
+        first = [batch.put(number) for number in (1, 2, 3)]
+        await gate.until((1, 2, 3))
         last = batch.put(4)
-        asyncio.get_running_loop().call_later(0.01, go_on.set)
-    assert last.result() == "4", "leaving waits for what follows"
-    assert sorted(followed) == [([1], ["1"]), ([2, 3], ["2", "3"]), ([4], ["4"])]
+        gate.let(1, 2, 3)
+        await gate.until((1, 2, 3), (4,))
+        gate.let(4)
+        assert await asyncio.gather(*first, last) == ["1", "2", "3", "4"]
+
+
+async def test_leaving_waits_for_both_groups_and_sends_what_is_left() -> None:
+    gate = Gate()
+
+    async def go_on() -> None:
+        for group in ((1,), (2,), (3, 4)):
+            while group not in gate.groups:
+                await asyncio.sleep(0)
+            gate.let(*group)
+            await turns()
+
+    async with Batch(gate, name="b", overlap=True) as batch:
+        futures = [batch.put(1)]
+        await gate.until((1,))
+        futures.append(batch.put(2))
+        await gate.until((1,), (2,))
+        futures += [batch.put(3), batch.put(4)]
+        going_on = asyncio.create_task(go_on())
+    assert [future.result() for future in futures] == ["1", "2", "3", "4"]
+    await going_on
+
+
+async def test_an_error_of_one_of_two_groups_is_not_the_others() -> None:
+    sender = Sender()
+    sender.open.clear()
+    async with Batch(sender, name="b", overlap=True) as batch:
+        fine = batch.put(1)
+        await sender.sending.wait()
+        doomed = batch.put(-2)
+        while len(sender.groups) < 2:
+            await asyncio.sleep(0)
+        sender.open.set()
+        assert await fine == "1"
+        with pytest.raises(ValueError, match="-2"):
+            await doomed
+        assert await batch(3) == "3"
 
 
 async def test_nothing_can_be_put_before_it_is_open() -> None:

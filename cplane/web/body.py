@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from starlette.requests import ClientDisconnect
@@ -103,9 +103,11 @@ def parse(body: bytes, model: type[BodyT]) -> BodyT:
     """The checked body from its bytes."""
     _check_text(body)
     try:
-        return model.model_validate_json(body)
+        checked: BodyT = model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
+    else:
+        return checked
     if faults[0]["type"] == "json_invalid":  # json took it; what is left is depth, and numbers of thousands of digits
         raise RequestProblem(
             NOT_JSON, f"the body cannot be read: {faults[0]['msg'].removeprefix('Invalid JSON: ')}", hint=DEPTH_HINT
@@ -156,7 +158,9 @@ def _each_once(members: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
 
 def _load(body: bytes, decoder: json.JSONDecoder) -> JsonValue:
     try:
-        return cast("JsonValue", decoder.decode(body.decode()))
+        text = body.decode()
+        value, end = decoder.raw_decode(text) if text.startswith("{") else (None, -1)
+        return value if end == len(text) else decoder.decode(text)  # white space around it, or more than JSON
     except RecursionError:
         raise RequestProblem(NOT_JSON, "the body is nested too deeply", hint=DEPTH_HINT) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ class Together:
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_closing = transport.is_closing  # not looked up below: it is asked for with each answer
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []

@@ -30,12 +30,14 @@ class ApiRequest(Request):
     @property
     def plane(self) -> ControlPlane:
         """The open control plane."""
-        return cast("ControlPlane", self.app.state.plane)
+        plane: ControlPlane = self.scope["app"].state.plane
+        return plane
 
     @property
     def settings(self) -> CplaneSettings:
         """The settings the app was made with."""
-        return cast("CplaneSettings", self.app.state.settings)
+        settings: CplaneSettings = self.scope["app"].state.settings
+        return settings
 
     @property
     def stopping(self) -> asyncio.Event:
@@ -49,13 +51,15 @@ class ApiRequest(Request):
         """Move the deadline to `seconds`, and the time of an answer, from now."""
         self.deadline.allow(seconds + ANSWER_S)
 
+    _first: dict[bytes, bytes] | None = None
+    """Of each header the first."""
+
     def header(self, name: str) -> str | None:
         """The first header of that name, which is given in small letters."""
-        wanted = name.encode()
-        for known, value in self.scope["headers"]:
-            if known == wanted:
-                return str(value, "latin-1")
-        return None
+        if self._first is None:
+            self._first = dict(reversed(self.scope["headers"]))
+        value = self._first.get(name.encode())
+        return None if value is None else str(value, "latin-1")
 
     def link(self, path: str) -> str:
         """A path of this app as the client has to ask for it."""

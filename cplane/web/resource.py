@@ -49,31 +49,29 @@ class Resource:
     def __init__(
         self, handlers: Mapping[str, Handler], with_body: Collection[str] = (), deadlines: Deadlines | None = None
     ) -> None:
-        self._handlers = dict(handlers)
+        self._handlers = {"OPTIONS": self._options, **handlers}
         self._with_body = frozenset(with_body)
         self._deadlines = deadlines or Deadlines()
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
-        self._allow = ", ".join([*self._handlers, "OPTIONS"])
+        self._allow = ", ".join([*(method for method in self._handlers if method != "OPTIONS"), "OPTIONS"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the deadline covers the handler, not the sending of its answer. `read_body` moves it once a body is there."""
-        request = ApiRequest(scope, receive, send)
-        request.deadline = self._deadlines.after(BODY_S if scope["method"] in self._with_body else ANSWER_S)
+        request, method = ApiRequest(scope, receive, send), scope["method"]
+        request.deadline = self._deadlines.after(BODY_S if method in self._with_body else ANSWER_S)
         try:
             with request.deadline:
-                response = await self._answer(request)
+                response = await self._handlers.get(method, self._refuse)(request)
         except EXPECTED as error:
             response = await handle(request, error)
         await response(scope, receive, send)
 
-    async def _answer(self, request: ApiRequest) -> Response:
-        if request.method == "OPTIONS":
-            return Response(status_code=204, headers={"allow": self._allow})
-        handler = self._handlers.get(request.method)
-        if handler is None:
-            raise RequestProblem(METHOD, f"use {self._allow}", headers={"allow": self._allow})
-        return await handler(request)
+    async def _options(self, _: ApiRequest) -> Response:
+        return Response(status_code=204, headers={"allow": self._allow})
+
+    async def _refuse(self, _: ApiRequest) -> Response:
+        raise RequestProblem(METHOD, f"use {self._allow}", headers={"allow": self._allow})
 
 
 class Direct:
