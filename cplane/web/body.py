@@ -121,7 +121,7 @@ def parse(body: bytes, model: type[BodyT]) -> BodyT:
 
 def _check_text(body: bytes) -> None:
     """What pydantic lets pass or cannot locate: constants that are not JSON, members given twice, NUL, lone surrogates."""
-    if not ESCAPED.search(body):
+    if b"\\u" not in body or not ESCAPED.search(body):
         try:
             _load(body, _strict)
         except _GivenTwiceError:

@@ -15,7 +15,9 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = (
+            None  # the one of the last timer: to be told it saves each request the asking
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
 
@@ -26,7 +28,7 @@ class Deadlines:
     def open(self, deadline: "Deadline") -> None:
         """Watch over it from now on, or again after its time was changed."""
         self._open.add(deadline)
-        if deadline.due < self._due or self._loop is None or self._loop.is_closed():
+        if deadline.due < self._due or self.loop is None or self.loop.is_closed():
             self._set(deadline.due)
 
     def close(self, deadline: "Deadline") -> None:
@@ -36,8 +38,8 @@ class Deadlines:
     def _set(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._loop, self._due = asyncio.get_running_loop(), due
-        self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._expire)
+        self.loop, self._due = asyncio.get_running_loop(), due
+        self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
         now = time.monotonic() + EARLY_S
@@ -60,7 +62,7 @@ class Deadline:
         self._among = among
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._among.loop) or asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline is one of a task")
         self._task = task

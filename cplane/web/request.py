@@ -30,13 +30,13 @@ class ApiRequest(Request):
     @property
     def plane(self) -> ControlPlane:
         """The open control plane."""
-        plane: ControlPlane = self.scope["app"].state.plane
+        plane: ControlPlane = self.scope["app"].state["plane"]
         return plane
 
     @property
     def settings(self) -> CplaneSettings:
         """The settings the app was made with."""
-        settings: CplaneSettings = self.scope["app"].state.settings
+        settings: CplaneSettings = self.scope["app"].state["settings"]
         return settings
 
     @property
