@@ -15,9 +15,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
-        self.loop: asyncio.AbstractEventLoop | None = (
-            None  # the one of the last timer: to be told it saves each request the asking
-        )
+        self.loop: asyncio.AbstractEventLoop | None = None  # that of the last timer
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
 
@@ -62,6 +60,7 @@ class Deadline:
         self._among = among
 
     def __enter__(self) -> Self:
+        # with the loop of the last timer it need not be asked which loop this is: before Python 3.12 that is a call of the system
         task = asyncio.current_task(self._among.loop) or asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline is one of a task")

@@ -49,12 +49,13 @@ class Resource:
     def __init__(
         self, handlers: Mapping[str, Handler], with_body: Collection[str] = (), deadlines: Deadlines | None = None
     ) -> None:
-        self._handlers = {"OPTIONS": self._options, **handlers}
+        self._handlers = dict(handlers)
         self._with_body = frozenset(with_body)
         self._deadlines = deadlines or Deadlines()
         if "GET" in self._handlers:
             self._handlers["HEAD"] = self._handlers["GET"]
-        self._allow = ", ".join([*(method for method in self._handlers if method != "OPTIONS"), "OPTIONS"])
+        self._handlers["OPTIONS"] = self._options
+        self._allow = ", ".join(self._handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; the deadline covers the handler, not the sending of its answer. `read_body` moves it once a body is there."""
