@@ -14,7 +14,6 @@ import msgspec
 import structlog
 
 from cplane.attempt import Attempt, Tools
-from cplane.endings import first
 from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
@@ -26,6 +25,7 @@ from cplane.pages import Pages
 from cplane.politeness import PerHost, host_among, places_of, session_among
 from cplane.poller import Poller
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
+from cplane.runtime.cancellation import first
 from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.store import Error, Finish, Started, Store
 

@@ -17,7 +17,6 @@ from pydantic_core import to_json
 
 from cplane import jobs, migrations
 from cplane.artifacts import ArtifactStore, open_artifacts
-from cplane.batch import Batch
 from cplane.catalog import load_jobs
 from cplane.database import Database
 from cplane.errors import (
@@ -40,12 +39,13 @@ from cplane.keyring import Keyring
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
+from cplane.runtime.batch import Batch
+from cplane.runtime.ids import new_id
 from cplane.sessions import Sessions
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import Priority, State
 from cplane.store import NewRecord, RecordFilter, Standing, Store, Submitted
 from cplane.transient import TransientJob, TransientJobs
-from cplane.uuid7 import new_id
 from cplane.waiters import Waiters
 
 PUSH_WAIT_S = 1.0

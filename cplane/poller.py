@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from cplane.endings import end
 from cplane.errors import QueueUnavailable
 from cplane.queue import Claim, Queue, Return
+from cplane.runtime.cancellation import end
 
 SLOW_POLL_S = 3.0
 """How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""

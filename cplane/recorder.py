@@ -11,7 +11,6 @@ import msgspec
 import structlog
 
 from cplane.attempt import AnyFence, Attempt, finish_of
-from cplane.batch import Batch
 from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import Events
@@ -19,6 +18,7 @@ from cplane.functions import PlainFunction
 from cplane.jobs import Options
 from cplane.outcome import Outcome
 from cplane.queue import Action, Queue, Return, redis_name
+from cplane.runtime.batch import Batch
 from cplane.states import AttemptState, State
 from cplane.store import Error, Store
 

@@ -12,13 +12,13 @@ from uuid import UUID
 
 import structlog
 
-from cplane.batch import Batch
-from cplane.endings import end
 from cplane.envelope import KeptResult, decode_result
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.events import Events
 from cplane.queue import Queue
 from cplane.records import JobRecord
+from cplane.runtime.batch import Batch
+from cplane.runtime.cancellation import end
 from cplane.store import Standing, Store
 
 CHECK_S = 5.0

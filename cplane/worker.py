@@ -22,16 +22,13 @@ from redis.exceptions import RedisError
 
 from cplane import migrations
 from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
-from cplane.batch import Batch
 from cplane.catalog import load_jobs
 from cplane.claimer import Allowance, Claimer, Claims
-from cplane.endings import end
 from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
 from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
-from cplane.garbage import collect_rarely
 from cplane.jobs import Job, Registry
 from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
@@ -41,6 +38,9 @@ from cplane.plane import ControlPlane
 from cplane.queue import queue_of
 from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Recorder
+from cplane.runtime.batch import Batch
+from cplane.runtime.cancellation import end
+from cplane.runtime.gc_tuning import collect_rarely
 from cplane.settings import CplaneSettings, load_settings
 from cplane.states import State
 from cplane.watchdog import Watchdog

@@ -8,7 +8,7 @@ import pytest
 
 from cplane.artifacts import ArtifactStore, open_artifacts
 from cplane.errors import ArtifactsUnavailable, InvalidSettings
-from cplane.uuid7 import new_id
+from cplane.runtime.ids import new_id
 
 ID = new_id()
 

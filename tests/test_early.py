@@ -12,9 +12,9 @@ from cplane import ControlPlane, job
 from cplane.database import Database
 from cplane.errors import DatabaseUnavailable
 from cplane.plane import EARLY
+from cplane.runtime.ids import new_id
 from cplane.statements import Statement
 from cplane.store import NewRecord, Store
-from cplane.uuid7 import new_id
 from tests.conftest import execute
 
 WAIT_S = 10.0

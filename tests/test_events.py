@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from cplane.errors import QueueUnavailable
 from cplane.events import CONTROL, EVENTS, LISTEN_S, Event, Events
 from cplane.redis import connect
+from cplane.runtime.ids import new_id
 from cplane.states import State
-from cplane.uuid7 import new_id
 
 DEADLINE_S = 20.0
 

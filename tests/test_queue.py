@@ -31,8 +31,8 @@ from cplane.queue import (
     redis_name,
 )
 from cplane.redis import connect
+from cplane.runtime.ids import new_id
 from cplane.states import Priority
-from cplane.uuid7 import new_id
 from tests.workers import DEADLINE_S, blocked
 
 LEASE_S = 30.0

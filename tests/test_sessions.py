@@ -24,11 +24,11 @@ from cplane.errors import (
     SessionTooLarge,
 )
 from cplane.keyring import Keyring, new_key
+from cplane.runtime.ids import new_id
 from cplane.sessions import Held, Sessions
 from cplane.states import AttemptState, Cause, State
 from cplane.storage_state import MAX_BYTES, empty
 from cplane.store import Finish, NewRecord, Started, Store
-from cplane.uuid7 import new_id
 
 OLD, NEW = new_key(), new_key()
 LEASE_S = 30.0

@@ -25,9 +25,9 @@ from cplane.database import MOVES as MOVE_SETTINGS
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
 from cplane.records import JobRecord
+from cplane.runtime.ids import new_id
 from cplane.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
 from cplane.store import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Store, Submitted
-from cplane.uuid7 import new_id
 
 LEASE_S = 30.0
 OVER_S = -1.0

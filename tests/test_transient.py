@@ -34,8 +34,8 @@ from cplane.errors import (
     RecordNotFound,
 )
 from cplane.queue import Grant, Push, Queue, Renewal, Return, Returned
+from cplane.runtime.ids import new_id
 from cplane.states import MAX_CRASHES
-from cplane.uuid7 import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)

@@ -30,8 +30,8 @@ from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArgumen
 from cplane.jobs import AnyJob, registry
 from cplane.queue import Push, Queue
 from cplane.records import AttemptRecord
+from cplane.runtime.ids import new_id
 from cplane.states import AttemptState, Cause
-from cplane.uuid7 import new_id
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)

@@ -10,7 +10,7 @@ from cplane.browser.instance import Instance, Limits
 from cplane.browser.launch import LAUNCH_S, BrowserSource
 from cplane.browser.lease import PageLease
 from cplane.browser.ledger import Ledger
-from cplane.endings import end
+from cplane.runtime.cancellation import end
 
 RELAUNCH_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a browser is launched again; the last one repeats."""

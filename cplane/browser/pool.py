@@ -21,9 +21,9 @@ from cplane.browser.sharing import Sharing
 from cplane.browser.slots import Slots
 from cplane.browser.stock import Ready, Stock
 from cplane.egress import EgressProxy, Gate, Upstream
-from cplane.endings import end
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
 from cplane.page_options import PageOptions, Trace
+from cplane.runtime.cancellation import end
 
 T = TypeVar("T")
 

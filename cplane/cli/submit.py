@@ -11,8 +11,8 @@ from cplane.cli.console import notes
 from cplane.cli.jobs import print_json, record_json
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
-from cplane.endings import end
 from cplane.errors import CplaneError, IllegalMove, JobCancelled, JobFailed
+from cplane.runtime.cancellation import end
 from cplane.states import Priority, State
 
 if TYPE_CHECKING:

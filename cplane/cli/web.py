@@ -21,8 +21,8 @@ def web(*, host: Host = "127.0.0.1", port: Port = 8000) -> None:
 
 
 async def _serve(host: str, port: int) -> None:
-    from cplane.garbage import collect_rarely
     from cplane.logs import configure_logs
+    from cplane.runtime.gc_tuning import collect_rarely
     from cplane.settings import load_settings
     from cplane.web import create_app, open_server
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cplane.demo.api import Api
 from cplane.demo.visits import Visit
-from cplane.endings import end
+from cplane.runtime.cancellation import end
 
 AT_ONCE = 16
 """Requests under way at the same time."""

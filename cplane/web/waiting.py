@@ -6,8 +6,8 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
-from cplane.endings import end
 from cplane.records import JobRecord
+from cplane.runtime.cancellation import end
 from cplane.transient import TransientJob
 from cplane.web.request import ApiRequest
 

@@ -31,9 +31,9 @@ from cplane.events import Events
 from cplane.queue import Action, Grant, Push, Queue, Return
 from cplane.reconciler import Reconciler
 from cplane.redis import connect
+from cplane.runtime.ids import new_id
 from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.store import Error, Finish, NewRecord, Renew, Started, Store
-from cplane.uuid7 import new_id
 
 LEASE_S = 600.0
 DELAY_S = 3600.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cplane.batch import Batch
+from cplane.runtime.batch import Batch
 
 
 class Sender:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cplane.endings import end
+from cplane.runtime.cancellation import end
 
 
 async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
