@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cplane.browser import BrowserPool as BrowserPool
     from cplane.browser import PageOptions as PageOptions
-    from cplane.context import Artifact as Artifact
-    from cplane.context import Context as Context
     from cplane.errors import CplaneError as CplaneError
     from cplane.errors import EgressBlocked as EgressBlocked
     from cplane.errors import HostUnreachable as HostUnreachable
@@ -21,38 +19,42 @@ if TYPE_CHECKING:
     from cplane.errors import JobTimeout as JobTimeout
     from cplane.errors import Retry as Retry
     from cplane.errors import TooManyRequests as TooManyRequests
-    from cplane.handle import Handle as Handle
-    from cplane.jobs import Job as Job
-    from cplane.jobs import job as job
+    from cplane.jobs import retry_after as retry_after
+    from cplane.jobs.context import Artifact as Artifact
+    from cplane.jobs.context import Context as Context
+    from cplane.jobs.decorator import Job as Job
+    from cplane.jobs.decorator import job as job
+    from cplane.jobs.handle import Handle as Handle
+    from cplane.jobs.per_host import PerHost as PerHost
+    from cplane.jobs.retry import RetryPolicy as RetryPolicy
+    from cplane.jobs.states import State as State
     from cplane.plane import ControlPlane as ControlPlane
-    from cplane.politeness import PerHost as PerHost
-    from cplane.retry import RetryPolicy as RetryPolicy
     from cplane.settings import CplaneSettings as CplaneSettings
-    from cplane.states import State as State
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Artifact": "cplane.context",
+    "Artifact": "cplane.jobs.context",
     "BrowserPool": "cplane.browser",
-    "Context": "cplane.context",
+    "Context": "cplane.jobs.context",
     "ControlPlane": "cplane.plane",
     "CplaneError": "cplane.errors",
     "CplaneSettings": "cplane.settings",
     "EgressBlocked": "cplane.errors",
-    "Handle": "cplane.handle",
+    "Handle": "cplane.jobs.handle",
     "HostUnreachable": "cplane.errors",
-    "Job": "cplane.jobs",
+    "Job": "cplane.jobs.decorator",
     "JobCancelled": "cplane.errors",
     "JobFailed": "cplane.errors",
     "JobTimeout": "cplane.errors",
     "PageOptions": "cplane.browser",
-    "PerHost": "cplane.politeness",
+    "PerHost": "cplane.jobs.per_host",
     "Retry": "cplane.errors",
-    "RetryPolicy": "cplane.retry",
-    "State": "cplane.states",
+    "RetryPolicy": "cplane.jobs.retry",
+    "State": "cplane.jobs.states",
     "TooManyRequests": "cplane.errors",
-    "job": "cplane.jobs",
+    "job": "cplane.jobs.decorator",
+    "retry_after": "cplane.jobs",
 }
 
 __all__ = [
@@ -76,12 +78,14 @@ __all__ = [
     "State",
     "TooManyRequests",
     "job",
+    "retry_after",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'cplane' has no attribute '{name}'")
-    value = getattr(import_module(_HOMES[name]), name)
+    home = _HOMES[name]
+    value = import_module(f"{home}.{name}") if name == "retry_after" else getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -15,8 +15,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from cplane.context import Artifact
 from cplane.errors import ArtifactsUnavailable, InvalidSettings
+from cplane.jobs.context import Artifact
 
 if TYPE_CHECKING:
     from obstore import GetResult

@@ -13,10 +13,8 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import msgspec
 import structlog
 
-from cplane import retry_after
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
-from cplane.context import Artifact, Context, Progress
 from cplane.envelope import Envelope
 from cplane.errors import (
     BrowserGone,
@@ -32,12 +30,14 @@ from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.hosts import Hosts
-from cplane.jobs import AnyJob, Resources
+from cplane.jobs import retry_after
+from cplane.jobs.context import Artifact, Context, Progress
+from cplane.jobs.decorator import AnyJob, Resources
+from cplane.jobs.per_host import host_among
+from cplane.jobs.states import AttemptState, Cause, State
 from cplane.outcome import Outcome, cooldown_s, decide
-from cplane.politeness import host_among
 from cplane.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
-from cplane.states import AttemptState, Cause, State
 from cplane.store import Fence, Finish, Started, Store
 from cplane.transaction import JobTransaction
 

@@ -18,15 +18,15 @@ from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
 from cplane.hosts import GRANTED, Ask, Hosts
-from cplane.jobs import AnyJob, Registry
+from cplane.jobs.decorator import AnyJob, Registry
+from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
+from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.leases import Leases
 from cplane.outcome import Outcome
 from cplane.pages import Pages
-from cplane.politeness import PerHost, host_among, places_of, session_among
 from cplane.poller import Poller
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.runtime.cancellation import first
-from cplane.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.store import Error, Finish, Started, Store
 
 UNKNOWN_JOB_S = 15.0

@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 from redis.asyncio import Redis
 
+from cplane.jobs.states import State
 from cplane.redis import BLOCK_S, Script, translated
-from cplane.states import State
 
 EVENTS = "cplane:events"
 """Every move of a record and its progress."""

@@ -7,7 +7,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from cplane.errors import MAX_COOL_DOWN_S
-from cplane.politeness import PerHost
+from cplane.jobs.per_host import PerHost
 from cplane.queue import LANE, LANES, Grant, redis_name, wake_key
 from cplane.redis import Script, translated
 

@@ -24,8 +24,8 @@ from cplane.errors import (
     TooManyRequests,
 )
 from cplane.functions import PlainFunction
-from cplane.jobs import AnyJob
-from cplane.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
+from cplane.jobs.decorator import AnyJob
+from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.store import Error
 
 FIRST_COOLDOWN_S = 10

@@ -15,9 +15,8 @@ import structlog
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from cplane import jobs, migrations
+from cplane import migrations
 from cplane.artifacts import ArtifactStore, open_artifacts
-from cplane.catalog import load_jobs
 from cplane.database import Database
 from cplane.errors import (
     CplaneError,
@@ -32,9 +31,12 @@ from cplane.errors import (
     RecordNotFound,
 )
 from cplane.events import CONTROL, EVENTS, Event, Events
-from cplane.handle import Handle
 from cplane.hosts import Hosts, HostStand
-from cplane.jobs import Options, Registry, Submission
+from cplane.jobs import decorator as jobs
+from cplane.jobs.catalog import load_jobs
+from cplane.jobs.decorator import Options, Registry, Submission
+from cplane.jobs.handle import Handle
+from cplane.jobs.states import Priority, State
 from cplane.keyring import Keyring
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
@@ -43,7 +45,6 @@ from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 from cplane.sessions import Sessions
 from cplane.settings import CplaneSettings, load_settings
-from cplane.states import Priority, State
 from cplane.store import NewRecord, RecordFilter, Standing, Store, Submitted
 from cplane.transient import TransientJob, TransientJobs
 from cplane.waiters import Waiters

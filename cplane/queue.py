@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from cplane.envelope import RECORD_END, record_envelope
-from cplane.jobs import DEFAULT_QUEUE
+from cplane.jobs.decorator import DEFAULT_QUEUE
+from cplane.jobs.states import Priority
 from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
-from cplane.states import Priority
 
 PAYLOAD_TTL_MS = 30 * 86_400_000
 """A payload outlives every outage we can think of; one that is gone is rebuilt from its record."""

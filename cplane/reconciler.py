@@ -6,8 +6,8 @@ from uuid import UUID
 import structlog
 
 from cplane.events import Event, Events
+from cplane.jobs.states import State
 from cplane.queue import Id, Push, Pushed, Queue
-from cplane.states import State
 from cplane.store import Standing, Store
 
 EVERY_S = 5.0

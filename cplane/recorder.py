@@ -15,11 +15,11 @@ from cplane.envelope import ErrorText, KeptResult, encode, encode_envelope, now_
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import Events
 from cplane.functions import PlainFunction
-from cplane.jobs import Options
+from cplane.jobs.decorator import Options
+from cplane.jobs.states import AttemptState, State
 from cplane.outcome import Outcome
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.runtime.batch import Batch
-from cplane.states import AttemptState, State
 from cplane.store import Error, Store
 
 FIRST_PAUSE_S = 0.1

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlmodel import Field, SQLModel
 
-from cplane.states import AttemptState, Cause, Priority, State
+from cplane.jobs.states import AttemptState, Cause, Priority, State
 
 SCHEMA = "cplane"
 """A Postgres schema of our own: an application's tables in the same database never collide with ours."""

@@ -13,9 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from cplane.egress.rules import Entry, literal
 from cplane.errors import InvalidSettings
+from cplane.jobs.names import QUEUE_NAME
+from cplane.jobs.per_host import PerHost
 from cplane.keyring import read_keys
-from cplane.names import QUEUE_NAME
-from cplane.politeness import PerHost
 
 STACK_FILE = Path(".cplane") / "stack.json"
 """Where `cplane dev` leaves its addresses, below the folder it runs in."""

@@ -19,12 +19,12 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane import statements
-from cplane.context import Artifact, Progress
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
+from cplane.jobs.context import Artifact, Progress
+from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.statements import Statement
-from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 
 NULL = b"null"
 

@@ -22,14 +22,15 @@ from redis.exceptions import RedisError
 
 from cplane import migrations
 from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
-from cplane.catalog import load_jobs
 from cplane.claimer import Allowance, Claimer, Claims
 from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
 from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
-from cplane.jobs import Job, Registry
+from cplane.jobs.catalog import load_jobs
+from cplane.jobs.decorator import Job, Registry
+from cplane.jobs.states import State
 from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
 from cplane.outcome import Outcome
@@ -42,7 +43,6 @@ from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 from cplane.runtime.gc_tuning import collect_rarely
 from cplane.settings import CplaneSettings, load_settings
-from cplane.states import State
 from cplane.watchdog import Watchdog
 
 CRON_S = 0.5

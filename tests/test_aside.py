@@ -9,9 +9,9 @@ from sqlmodel import text
 
 from cplane import ControlPlane, CplaneSettings, State, job
 from cplane.envelope import encode_envelope, record_envelope
+from cplane.jobs.states import AttemptState
 from cplane.queue import Aside, Push
 from cplane.runtime.ids import new_id
-from cplane.states import AttemptState
 from tests.workers import DEADLINE_S, kept_result, raw, running, until_queue_empty
 
 PICKLE = b"\x80\x04\x95\x0f\x00\x00\x00\x00\x00\x00\x00\x8c\x0bposix.system\x94."

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from cplane import ControlPlane, CplaneSettings, job
+from cplane.jobs.states import Priority
 from cplane.queue import EPOCH, redis_name
 from cplane.reconciler import Reconciler
-from cplane.states import Priority
 from tests.workers import DEADLINE_S, raw, running
 
 

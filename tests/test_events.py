@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 
 from cplane.errors import QueueUnavailable
 from cplane.events import CONTROL, EVENTS, LISTEN_S, Event, Events
+from cplane.jobs.states import State
 from cplane.redis import connect
 from cplane.runtime.ids import new_id
-from cplane.states import State
 
 DEADLINE_S = 20.0
 

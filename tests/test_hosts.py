@@ -8,9 +8,9 @@ import pytest
 from cplane import ControlPlane
 from cplane.envelope import encode_envelope
 from cplane.hosts import GRANTED, LEASE_GONE, Ask
-from cplane.politeness import PerHost
+from cplane.jobs.per_host import PerHost
+from cplane.jobs.states import Priority
 from cplane.queue import Action, Grant, Push, Renewal, Return
-from cplane.states import Priority
 from tests.workers import raw
 
 LEASE_S = 30.0

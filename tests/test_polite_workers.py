@@ -10,9 +10,9 @@ import pytest
 from cplane import Context, ControlPlane, CplaneSettings, JobFailed, PerHost, State, TooManyRequests, job
 from cplane.envelope import decode_envelope
 from cplane.errors import QueueUnavailable
-from cplane.handle import Handle
 from cplane.hosts import Ask, Hosts
-from cplane.states import MAX_INTERRUPTIONS, AttemptState
+from cplane.jobs.handle import Handle
+from cplane.jobs.states import MAX_INTERRUPTIONS, AttemptState
 from cplane.worker import Worker
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 

@@ -6,9 +6,9 @@ import pytest
 
 from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
-from cplane.jobs import AnyJob
+from cplane.jobs.decorator import AnyJob
+from cplane.jobs.states import Priority
 from cplane.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
-from cplane.states import Priority
 from tests.workers import DEADLINE_S, Gate, raw, running
 
 HIGH, NORMAL, LOW = LANES

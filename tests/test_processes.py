@@ -16,9 +16,9 @@ import pytest_asyncio
 from cplane import ControlPlane, CplaneSettings, State
 from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
+from cplane.jobs.states import AttemptState, Cause
 from cplane.migrations import upgrade
 from cplane.settings import load_settings
-from cplane.states import AttemptState, Cause
 from tests.jobs_for_processes import (
     process_add,
     process_blocks_a_thread,

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from cplane.envelope import decode_envelope, encode_envelope
 from cplane.errors import QueueUnavailable
+from cplane.jobs.states import Priority
 from cplane.queue import (
     Action,
     Claim,
@@ -32,7 +33,6 @@ from cplane.queue import (
 )
 from cplane.redis import connect
 from cplane.runtime.ids import new_id
-from cplane.states import Priority
 from tests.workers import DEADLINE_S, blocked
 
 LEASE_S = 30.0

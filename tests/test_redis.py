@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
 from cplane.errors import QueueUnavailable
+from cplane.jobs.states import Priority
 from cplane.queue import Id, Queue
 from cplane.redis import connect
-from cplane.states import Priority
 
 
 class Made:

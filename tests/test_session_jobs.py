@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from cplane import Context, ControlPlane, CplaneSettings, JobFailed, State, job
 from cplane.errors import InvalidJob
+from cplane.jobs.states import AttemptState
 from cplane.keyring import new_key
-from cplane.states import AttemptState
 from tests.workers import DEADLINE_S, Gate, raw, running
 
 URL = "http://site.test/"

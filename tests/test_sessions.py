@@ -23,10 +23,10 @@ from cplane.errors import (
     SessionNotFound,
     SessionTooLarge,
 )
+from cplane.jobs.states import AttemptState, Cause, State
 from cplane.keyring import Keyring, new_key
 from cplane.runtime.ids import new_id
 from cplane.sessions import Held, Sessions
-from cplane.states import AttemptState, Cause, State
 from cplane.storage_state import MAX_BYTES, empty
 from cplane.store import Finish, NewRecord, Started, Store
 

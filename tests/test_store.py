@@ -20,13 +20,13 @@ from pydantic import SecretStr
 from sqlmodel import text
 
 from cplane import statements
-from cplane.context import Artifact, Progress
 from cplane.database import MOVES as MOVE_SETTINGS
 from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
+from cplane.jobs.context import Artifact, Progress
+from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
 from cplane.records import JobRecord
 from cplane.runtime.ids import new_id
-from cplane.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
 from cplane.store import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Store, Submitted
 
 LEASE_S = 30.0

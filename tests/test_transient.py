@@ -33,9 +33,9 @@ from cplane.errors import (
     QueueUnavailable,
     RecordNotFound,
 )
+from cplane.jobs.states import MAX_CRASHES
 from cplane.queue import Grant, Push, Queue, Renewal, Return, Returned
 from cplane.runtime.ids import new_id
-from cplane.states import MAX_CRASHES
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)

@@ -27,11 +27,11 @@ from cplane import (
 )
 from cplane.envelope import encode_envelope, record_envelope
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
-from cplane.jobs import AnyJob, registry
+from cplane.jobs.decorator import AnyJob, registry
+from cplane.jobs.states import AttemptState, Cause
 from cplane.queue import Push, Queue
 from cplane.records import AttemptRecord
 from cplane.runtime.ids import new_id
-from cplane.states import AttemptState, Cause
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 
 AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)

@@ -7,7 +7,7 @@ from cplane.browser.instance import Limits, probe
 from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
 from cplane.browser.pool import BrowserPool, PoolStats
-from cplane.page_options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
+from cplane.jobs.page_options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
 
 __all__ = [
     "Authenticate",

@@ -19,7 +19,7 @@ from cplane.browser.ledger import Ledger
 from cplane.browser.process import family, resident_bytes
 from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
-from cplane.page_options import PageOptions
+from cplane.jobs.page_options import PageOptions
 
 OPEN_S = 15.0
 CLOSE_S = 5.0

@@ -22,7 +22,7 @@ from cplane.browser.slots import Slots
 from cplane.browser.stock import Ready, Stock
 from cplane.egress import EgressProxy, Gate, Upstream
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
-from cplane.page_options import PageOptions, Trace
+from cplane.jobs.page_options import PageOptions, Trace
 from cplane.runtime.cancellation import end
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from playwright.async_api import Error as PlaywrightError
 from cplane.browser.instance import CLOSE_S, Instance
 from cplane.browser.lease import PageLease
 from cplane.errors import BrowserError, BrowserGone
-from cplane.page_options import PageOptions, Viewport
+from cplane.jobs.page_options import PageOptions, Viewport
 
 IDLE_S = 1.0
 """How long a page, or the whole context, is idle before it is emptied and set back; the next job before that gets it as it is."""

@@ -8,7 +8,7 @@ from typing import Any
 from cplane.browser.instance import Instance
 from cplane.browser.lease import PageLease
 from cplane.browser.shared import SharedContext
-from cplane.page_options import PageOptions
+from cplane.jobs.page_options import PageOptions
 
 MOST_SHARED = 8
 """Contexts that are kept; of more, the one that was idle longest is closed."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cplane.browser.lease import PageLease
-from cplane.page_options import PageOptions
+from cplane.jobs.page_options import PageOptions
 
 REMEMBERED = 16
 """The last so many pages that were asked for decide which are kept ready."""

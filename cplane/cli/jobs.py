@@ -9,7 +9,7 @@ import typer
 from cplane.cli.console import console, notes
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane, read_id
-from cplane.states import State
+from cplane.jobs.states import State
 
 if TYPE_CHECKING:
     from cplane.records import ArtifactRecord, AttemptRecord, JobRecord

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cplane.demo.report import size
-from cplane.states import AttemptState, State
+from cplane.jobs.states import AttemptState, State
 
 if TYPE_CHECKING:
     from cplane.hosts import HostStand

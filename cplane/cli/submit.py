@@ -12,8 +12,8 @@ from cplane.cli.jobs import print_json, record_json
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 from cplane.errors import CplaneError, IllegalMove, JobCancelled, JobFailed
+from cplane.jobs.states import Priority, State
 from cplane.runtime.cancellation import end
-from cplane.states import Priority, State
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

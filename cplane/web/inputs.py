@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from cplane.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
-from cplane.states import Priority, State
+from cplane.jobs.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
+from cplane.jobs.states import Priority, State
 
 MAX_WAIT_S = 60.0
 MAX_DELAY_S = 10 * 366 * 86400.0

@@ -8,8 +8,8 @@ from uuid import UUID
 from starlette.responses import Response
 
 from cplane.errors import ArtifactNotFound, RecordNotFound
+from cplane.jobs.states import State
 from cplane.records import JobRecord
-from cplane.states import State
 from cplane.store import RecordFilter
 from cplane.transient import TransientJob
 from cplane.web.artifact import FILE_NAME, ArtifactResponse

@@ -8,8 +8,8 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from cplane import __version__
-from cplane.jobs import AnyJob
-from cplane.names import SESSION_NAME
+from cplane.jobs.decorator import AnyJob
+from cplane.jobs.names import SESSION_NAME
 from cplane.web.api import OPERATIONS
 from cplane.web.catalog import describe
 from cplane.web.inputs import SubmitBody

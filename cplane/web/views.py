@@ -8,11 +8,11 @@ from uuid import UUID
 import msgspec
 from pydantic import BaseModel, Field, JsonValue, SkipValidation
 
-from cplane.context import Artifact
+from cplane.jobs.context import Artifact
+from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.plane import Accepted
 from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.sessions import SessionInfo
-from cplane.states import AttemptState, Cause, Priority, State
 from cplane.transient import TransientJob
 
 

@@ -25,9 +25,9 @@ from cplane import Context, ControlPlane, job
 from cplane.browser import BrowserPool, PoolStats
 from cplane.browser.ledger import Ledger
 from cplane.dev import DevStack
+from cplane.jobs.states import FINAL, State
 from cplane.migrations import upgrade
 from cplane.settings import CplaneSettings, load_settings
-from cplane.states import FINAL, State
 from tests.browser.pools import find_descendants, serve
 from tests.workers import running
 

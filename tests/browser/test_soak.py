@@ -8,8 +8,8 @@ from playwright.async_api import Page
 from structlog.testing import capture_logs
 
 from cplane import Context, ControlPlane, job
+from cplane.jobs.states import AttemptState
 from cplane.settings import CplaneSettings
-from cplane.states import AttemptState
 from tests.browser.soak import kill, soak
 from tests.workers import DEADLINE_S, running
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlmodel import text
 
 from cplane import Context, job
-from cplane.retry import RetryPolicy
+from cplane.jobs.retry import RetryPolicy
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import TRANSIENT, here
 

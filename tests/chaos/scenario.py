@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from cplane.errors import CplaneError, IllegalMove, OutsideError, RecordNotFound
-from cplane.handle import Handle
+from cplane.jobs.handle import Handle
 from cplane.plane import ControlPlane
 from cplane.settings import load_settings
 from tests.chaos import reading

@@ -28,11 +28,11 @@ from pydantic import SecretStr
 from cplane.database import Database
 from cplane.errors import IllegalMove
 from cplane.events import Events
+from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.queue import Action, Grant, Push, Queue, Return
 from cplane.reconciler import Reconciler
 from cplane.redis import connect
 from cplane.runtime.ids import new_id
-from cplane.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.store import Error, Finish, NewRecord, Renew, Started, Store
 
 LEASE_S = 600.0

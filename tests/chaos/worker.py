@@ -20,10 +20,10 @@ import msgspec
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cplane.jobs.states import State
 from cplane.poller import Poller
 from cplane.queue import Queue, Renewal
 from cplane.reconciler import Reconciler
-from cplane.states import State
 from cplane.store import Fence, Finish, Renew, Store
 from cplane.worker import Worker
 from tests.chaos.gateways import Act, Armed, Dice, Faults, Point, Rates, Watch, wrapped

@@ -8,8 +8,8 @@ import pytest_asyncio
 
 from cplane import ControlPlane, CplaneSettings, State
 from cplane.envelope import record_envelope
+from cplane.jobs.states import Priority
 from cplane.queue import Id
-from cplane.states import Priority
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane import Artifact, Context
 from cplane.browser import BrowserPool
-from cplane.context import Progress
 from cplane.errors import ArtifactNotFound
+from cplane.jobs.context import Progress
 
 HOME = """<!doctype html><title>Home</title>
 <style>body { margin: 0 } .box { position: absolute; left: 10px; top: 20px; width: 30px; height: 40px }</style>

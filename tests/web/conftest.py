@@ -12,8 +12,8 @@ from pydantic_core import to_json
 
 from cplane import Context, ControlPlane, CplaneSettings, State, job
 from cplane.events import Event
+from cplane.jobs.states import AttemptState
 from cplane.keyring import new_key
-from cplane.states import AttemptState
 from cplane.store import Error, Finish, Started
 from cplane.web import create_app, open_server
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from cplane import ControlPlane, PerHost
 from cplane.hosts import Ask
+from cplane.jobs.states import Priority
 from cplane.queue import Id, Push
-from cplane.states import Priority
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api

@@ -25,8 +25,8 @@ from benchmarks.suite.tally import Tally, percentile
 from benchmarks.suite.web import load, web_server
 from cplane import ControlPlane
 from cplane.errors import CplaneError
+from cplane.jobs.states import State
 from cplane.settings import load_settings
-from cplane.states import State
 from cplane.store import RecordFilter
 
 NAME = "scale"

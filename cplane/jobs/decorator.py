@@ -40,20 +40,20 @@ from cplane.errors import (
     UnknownJob,
     UsageError,
 )
-from cplane.handle import Handle
-from cplane.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
-from cplane.page_options import PageOptions
-from cplane.politeness import Declared, PerHost, host_of, limits, places_of
-from cplane.retry import RetryPolicy
-from cplane.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
-from cplane.states import Priority
+from cplane.jobs.handle import Handle
+from cplane.jobs.names import JOB_NAME, QUEUE_NAME, SESSION_NAME
+from cplane.jobs.page_options import PageOptions
+from cplane.jobs.per_host import Declared, PerHost, host_of, limits, places_of
+from cplane.jobs.retry import RetryPolicy
+from cplane.jobs.signature import ArgumentsSchema, Signature, has_nul, place, read_signature
+from cplane.jobs.states import Priority
 
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
     from sqlalchemy.ext.asyncio import AsyncSession as SqlAlchemySession
     from sqlmodel.ext.asyncio.session import AsyncSession
 
-    from cplane.context import Context
+    from cplane.jobs.context import Context
 
     I1 = TypeVar("I1", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
     I2 = TypeVar("I2", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)

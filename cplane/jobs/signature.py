@@ -27,7 +27,7 @@ from cplane.errors import InvalidArguments, InvalidJob, Problem
 INJECTED = {
     ("playwright.async_api._generated", "Page"): "page",
     ("playwright.async_api._generated", "BrowserContext"): "browser_context",
-    ("cplane.context", "Context"): "context",
+    ("cplane.jobs.context", "Context"): "context",
     ("sqlmodel.ext.asyncio.session", "AsyncSession"): "session",
     ("sqlalchemy.ext.asyncio.session", "AsyncSession"): "session",
 }

@@ -34,9 +34,9 @@ from cplane.errors import (
     ResultNotSerializable,
     UnknownJob,
 )
-from cplane.handle import Handle
-from cplane.jobs import AnyJob, Resources, registry
-from cplane.states import Priority
+from cplane.jobs.decorator import AnyJob, Resources, registry
+from cplane.jobs.handle import Handle
+from cplane.jobs.states import Priority
 
 Draft202012Validator: Any = _Draft202012Validator
 untyped: Any = job
@@ -229,7 +229,7 @@ def test_a_program_and_the_module_of_the_same_file_agree_on_its_jobs(tmp_path: P
         tmp_path,
         "app",
         "from cplane import job\n"
-        "from cplane.jobs import registry\n"
+        "from cplane.jobs.decorator import registry\n"
         "@job\nasync def hello() -> None: ...\n"
         "if __name__ == '__main__':\n"
         "    import app\n"

@@ -4,7 +4,7 @@ import pytest
 
 from cplane import PerHost, job
 from cplane.errors import InvalidJob, InvalidSettings
-from cplane.politeness import host_of, limits
+from cplane.jobs.per_host import host_of, limits
 from cplane.settings import load_settings
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from cplane import TooManyRequests
-from cplane.retry_after import check, parse, respected
+from cplane.jobs.retry_after import check, parse, respected
 
 NOW = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
 

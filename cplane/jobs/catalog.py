@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cplane.errors import InvalidSettings
-from cplane.jobs import Registry, registry
+from cplane.jobs.decorator import Registry, registry
 
 BUILT_INS = "cplane.tasks"
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from cplane.states import State
+from cplane.jobs.states import State
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)

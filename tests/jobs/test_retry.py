@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cplane.retry import RetryPolicy
+from cplane.jobs.retry import RetryPolicy
 
 
 @pytest.mark.parametrize(
