@@ -36,10 +36,10 @@ from cplane.jobs.decorator import AnyJob, Resources
 from cplane.jobs.per_host import host_among
 from cplane.jobs.states import AttemptState, Cause, State
 from cplane.outcome import Outcome, cooldown_s, decide
+from cplane.postgres.store import Fence, Finish, Started, Store
+from cplane.postgres.transaction import JobTransaction
 from cplane.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
-from cplane.store import Fence, Finish, Started, Store
-from cplane.transaction import JobTransaction
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

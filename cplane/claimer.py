@@ -25,9 +25,9 @@ from cplane.leases import Leases
 from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.poller import Poller
+from cplane.postgres.store import Error, Finish, Started, Store
 from cplane.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.runtime.cancellation import first
-from cplane.store import Error, Finish, Started, Store
 
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""

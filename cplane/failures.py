@@ -10,7 +10,7 @@ import structlog
 from cplane.artifacts import ArtifactStore
 from cplane.browser import File, PageLease, Trace, collect, collect_trace
 from cplane.errors import ArtifactsUnavailable, DatabaseUnavailable
-from cplane.store import Store
+from cplane.postgres.store import Store
 
 BUDGET_S = 5.0
 """From the end of a failed job until its outcome is recorded, whatever the page and the store do."""

@@ -11,8 +11,8 @@ import structlog
 from cplane.attempt import AnyFence, Attempt, Stop
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.events import CONTROL, Events
+from cplane.postgres.store import Renew, Store
 from cplane.queue import Queue, Renewal
-from cplane.store import Renew, Store
 
 TICK_S = 1.0
 """How often progress is written and lost trust is noticed."""

@@ -26,7 +26,7 @@ from cplane.errors import (
 from cplane.functions import PlainFunction
 from cplane.jobs.decorator import AnyJob
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
-from cplane.store import Error
+from cplane.postgres.store import Error
 
 FIRST_COOLDOWN_S = 10
 """How long a host is left alone first that does not say for how long."""

@@ -15,9 +15,7 @@ import structlog
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from cplane import migrations
 from cplane.artifacts import ArtifactStore, open_artifacts
-from cplane.database import Database
 from cplane.errors import (
     CplaneError,
     DatabaseUnavailable,
@@ -38,14 +36,16 @@ from cplane.jobs.decorator import Options, Registry, Submission
 from cplane.jobs.handle import Handle
 from cplane.jobs.states import Priority, State
 from cplane.keyring import Keyring
+from cplane.postgres import migrations
+from cplane.postgres.database import Database
+from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.postgres.store import NewRecord, RecordFilter, Standing, Store, Submitted
 from cplane.queue import Aside, Push, Queue, Stand, lane_of
-from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.redis import connect
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 from cplane.sessions import Sessions
 from cplane.settings import CplaneSettings, load_settings
-from cplane.store import NewRecord, RecordFilter, Standing, Store, Submitted
 from cplane.transient import TransientJob, TransientJobs
 from cplane.waiters import Waiters
 

@@ -7,8 +7,8 @@ import structlog
 
 from cplane.events import Event, Events
 from cplane.jobs.states import State
+from cplane.postgres.store import Standing, Store
 from cplane.queue import Id, Push, Pushed, Queue
-from cplane.store import Standing, Store
 
 EVERY_S = 5.0
 HEADS = 200

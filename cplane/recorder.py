@@ -18,9 +18,9 @@ from cplane.functions import PlainFunction
 from cplane.jobs.decorator import Options
 from cplane.jobs.states import AttemptState, State
 from cplane.outcome import Outcome
+from cplane.postgres.store import Error, Store
 from cplane.queue import Action, Queue, Return, redis_name
 from cplane.runtime.batch import Batch
-from cplane.store import Error, Store
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0

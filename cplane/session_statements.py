@@ -6,7 +6,7 @@ as of the beginning, now(), which is before the statement's snapshot: a hold tha
 to run yet; one that began earlier belongs to a record whose start is seen, since a start is committed before a session is asked for.
 """
 
-from cplane.statements import Statement
+from cplane.postgres.statements import Statement
 
 _LIVE = """
     (sessions.held_by IS NOT NULL AND sessions.held_until > now() AND (sessions.held_since >= now() OR EXISTS (

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from cplane import session_statements as statements
 from cplane import storage_state
-from cplane.database import Database
 from cplane.errors import InvalidSession, SecretUnreadable, SessionInUse, SessionNotFound
 from cplane.jobs.names import SESSION_NAME
 from cplane.keyring import Keyring, Sealed
+from cplane.postgres.database import Database
 from cplane.storage_state import StorageState
 
 HOLD_S = 86_400.0

@@ -17,10 +17,10 @@ from cplane.events import CONTROL, Event, Events
 from cplane.jobs.decorator import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.states import Priority, State
+from cplane.postgres.store import Submitted
 from cplane.queue import Aborted, Push, Pushed, Queue, lane_of, redis_name
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
-from cplane.store import Submitted
 from cplane.waiters import Waiters
 
 Lane = tuple[str, Priority]

@@ -15,11 +15,11 @@ import structlog
 from cplane.envelope import KeptResult, decode_result
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.events import Events
+from cplane.postgres.models import JobRecord
+from cplane.postgres.store import Standing, Store
 from cplane.queue import Queue
-from cplane.records import JobRecord
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
-from cplane.store import Standing, Store
 
 CHECK_S = 5.0
 """How often waited records are looked up in case their event was lost."""

@@ -20,7 +20,6 @@ from arq.constants import default_queue_name
 from arq.cron import CronJob
 from redis.exceptions import RedisError
 
-from cplane import migrations
 from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
 from cplane.claimer import Allowance, Claimer, Claims
 from cplane.envelope import deserialize, serialize
@@ -36,6 +35,7 @@ from cplane.logs import Ration, configure_logs
 from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.plane import ControlPlane
+from cplane.postgres import migrations
 from cplane.queue import queue_of
 from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Recorder

@@ -183,7 +183,7 @@ async def plane(settings: "CplaneSettings") -> "AsyncIterator[ControlPlane]":
 
 
 async def make_template(database_url: str, name: str) -> None:
-    from cplane.migrations import upgrade
+    from cplane.postgres.migrations import upgrade
 
     await drop_database(database_url, name)
     await execute(database_url, f'CREATE DATABASE "{name}"')

@@ -9,12 +9,12 @@ import pytest_asyncio
 from pydantic import SecretStr
 
 from cplane import ControlPlane, job
-from cplane.database import Database
 from cplane.errors import DatabaseUnavailable
 from cplane.plane import EARLY
+from cplane.postgres.database import Database
+from cplane.postgres.statements import Statement
+from cplane.postgres.store import NewRecord, Store
 from cplane.runtime.ids import new_id
-from cplane.statements import Statement
-from cplane.store import NewRecord, Store
 from tests.conftest import execute
 
 WAIT_S = 10.0

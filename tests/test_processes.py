@@ -17,7 +17,7 @@ from cplane import ControlPlane, CplaneSettings, State
 from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
 from cplane.jobs.states import AttemptState, Cause
-from cplane.migrations import upgrade
+from cplane.postgres.migrations import upgrade
 from cplane.settings import load_settings
 from tests.jobs_for_processes import (
     process_add,

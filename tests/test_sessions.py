@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from sqlmodel import text
 
 from cplane import ControlPlane, CplaneSettings
-from cplane.database import Database
 from cplane.errors import (
     InvalidSession,
     SecretKeyMissing,
@@ -25,10 +24,11 @@ from cplane.errors import (
 )
 from cplane.jobs.states import AttemptState, Cause, State
 from cplane.keyring import Keyring, new_key
+from cplane.postgres.database import Database
+from cplane.postgres.store import Finish, NewRecord, Started, Store
 from cplane.runtime.ids import new_id
 from cplane.sessions import Held, Sessions
 from cplane.storage_state import MAX_BYTES, empty
-from cplane.store import Finish, NewRecord, Started, Store
 
 OLD, NEW = new_key(), new_key()
 LEASE_S = 30.0

@@ -12,7 +12,7 @@ from benchmarks.suite.results import Results
 from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import System
 from benchmarks.suite.tally import Tally
-from cplane.migrations import upgrade
+from cplane.postgres.migrations import upgrade
 
 WARM_S = 60.0
 """How long a worker may take until it runs its first job."""

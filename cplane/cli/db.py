@@ -24,7 +24,7 @@ def upgrade() -> None:
 
     Two at once wait for each other. Running it again changes nothing.
     """
-    from cplane.migrations import upgrade as upgrade_tables
+    from cplane.postgres.migrations import upgrade as upgrade_tables
     from cplane.settings import load_settings
 
     before, after = run(upgrade_tables(load_settings().database_url))

@@ -152,15 +152,15 @@ def _shown_settings(settings: "CplaneSettings") -> str:
 
 
 async def _postgres(settings: "CplaneSettings") -> Finding:
-    from cplane.database import Database
+    from cplane.postgres.database import Database
 
     async with Database(settings.database_url, pool_size=1) as database:
         return Finding("postgres", Verdict.OK, await database.server_version())
 
 
 async def _tables(settings: "CplaneSettings") -> Finding:
-    from cplane import migrations
-    from cplane.database import Database
+    from cplane.postgres import migrations
+    from cplane.postgres.database import Database
 
     async with Database(settings.database_url, pool_size=1) as database:
         await migrations.check(database)
@@ -213,9 +213,9 @@ async def _sessions(settings: "CplaneSettings") -> Finding:
 
 async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:
     """The keys of what is stored; nothing where Postgres or its tables are not there, which other lines tell."""
-    from cplane.database import Database
     from cplane.errors import DatabaseUnavailable, SchemaMismatch
     from cplane.keyring import Keyring
+    from cplane.postgres.database import Database
     from cplane.sessions import Sessions
 
     try:

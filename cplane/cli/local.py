@@ -140,7 +140,7 @@ class LocalPlane:
         return sorted(registry.jobs)
 
     async def _upgrade(self) -> None:
-        from cplane.migrations import upgrade
+        from cplane.postgres.migrations import upgrade
 
         await upgrade(self.settings.database_url)
 
@@ -182,5 +182,5 @@ async def _shielded(running: "asyncio.Task[None]") -> None:
 
 def _import_layers() -> None:
     """What costs time to import, while the servers start."""
-    for layer in ("cplane.migrations", "cplane.tasks", "cplane.web", "cplane.worker"):
+    for layer in ("cplane.postgres.migrations", "cplane.tasks", "cplane.web", "cplane.worker"):
         import_module(layer)

@@ -15,8 +15,8 @@ from cplane.jobs.states import AttemptState, State
 
 if TYPE_CHECKING:
     from cplane.hosts import HostStand
+    from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.queue import Aside, Stand
-    from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.sessions import SessionInfo
     from cplane.transient import TransientJob
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from cplane.plane import ControlPlane
-    from cplane.records import ArtifactRecord, JobRecord
+    from cplane.postgres.models import ArtifactRecord, JobRecord
     from cplane.transient import TransientJob
 
 STILL_QUEUED_S = 5.0

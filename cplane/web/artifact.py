@@ -9,7 +9,7 @@ from urllib.parse import quote
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cplane.records import ArtifactRecord
+from cplane.postgres.models import ArtifactRecord
 
 MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:; *[\w-]+=[\w.:+-]+)*", re.ASCII)
 

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from cplane.errors import ArtifactNotFound, RecordNotFound
 from cplane.jobs.states import State
-from cplane.records import JobRecord
-from cplane.store import RecordFilter
+from cplane.postgres.models import JobRecord
+from cplane.postgres.store import RecordFilter
 from cplane.transient import TransientJob
 from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body

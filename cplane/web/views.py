@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, JsonValue, SkipValidation
 from cplane.jobs.context import Artifact
 from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.plane import Accepted
-from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.sessions import SessionInfo
 from cplane.transient import TransientJob
 

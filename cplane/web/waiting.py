@@ -6,7 +6,7 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
-from cplane.records import JobRecord
+from cplane.postgres.models import JobRecord
 from cplane.runtime.cancellation import end
 from cplane.transient import TransientJob
 from cplane.web.request import ApiRequest

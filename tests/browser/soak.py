@@ -26,7 +26,7 @@ from cplane.browser import BrowserPool, PoolStats
 from cplane.browser.ledger import Ledger
 from cplane.dev import DevStack
 from cplane.jobs.states import FINAL, State
-from cplane.migrations import upgrade
+from cplane.postgres.migrations import upgrade
 from cplane.settings import CplaneSettings, load_settings
 from tests.browser.pools import find_descendants, serve
 from tests.workers import running

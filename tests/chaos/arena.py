@@ -16,7 +16,7 @@ import asyncpg
 
 from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
-from cplane.migrations import upgrade
+from cplane.postgres.migrations import upgrade
 from tests.chaos.proxy import Address, Proxy
 
 AUDIT = """

@@ -19,8 +19,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable
 from cplane.events import Events
+from cplane.postgres.store import Store
 from cplane.queue import Claim, Queue
-from cplane.store import Store
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal
 

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from cplane.jobs.states import Priority
+from cplane.postgres.store import NewRecord
 from cplane.queue import Push
 from cplane.runtime.ids import new_id
-from cplane.store import NewRecord
 from tests.chaos.arena import Arena, arena, query, until
 from tests.chaos.gateways import Act, Point, verbs
 from tests.chaos.nursery import Nursery

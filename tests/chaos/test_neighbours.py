@@ -6,9 +6,9 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from cplane.postgres.store import NewRecord
 from cplane.reconciler import HEADS, Reconciler
 from cplane.runtime.ids import new_id
-from cplane.store import NewRecord
 from tests.chaos.arena import until
 from tests.chaos.nursery import ROOT
 from tests.chaos.scenario import Scenario

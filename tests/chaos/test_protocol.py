@@ -25,15 +25,15 @@ from hypothesis.stateful import (
 )
 from pydantic import SecretStr
 
-from cplane.database import Database
 from cplane.errors import IllegalMove
 from cplane.events import Events
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
+from cplane.postgres.database import Database
+from cplane.postgres.store import Error, Finish, NewRecord, Renew, Started, Store
 from cplane.queue import Action, Grant, Push, Queue, Return
 from cplane.reconciler import Reconciler
 from cplane.redis import connect
 from cplane.runtime.ids import new_id
-from cplane.store import Error, Finish, NewRecord, Renew, Started, Store
 
 LEASE_S = 600.0
 DELAY_S = 3600.0

@@ -94,7 +94,7 @@ async def test_old_tables(cplane: "Cplane", addresses: dict[str, str], redis_url
     from pydantic import SecretStr
     from sqlalchemy import text
 
-    from cplane.database import Database
+    from cplane.postgres.database import Database
 
     async with Database(SecretStr(addresses["CPLANE_DATABASE_URL"])) as database, database.session() as session:
         await (await session.connection()).execute(text("DROP SCHEMA cplane CASCADE"))

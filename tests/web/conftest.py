@@ -14,7 +14,7 @@ from cplane import Context, ControlPlane, CplaneSettings, State, job
 from cplane.events import Event
 from cplane.jobs.states import AttemptState
 from cplane.keyring import new_key
-from cplane.store import Error, Finish, Started
+from cplane.postgres.store import Error, Finish, Started
 from cplane.web import create_app, open_server
 
 JOBS = "/api/v1/jobs"

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
-from cplane.records import JobRecord
+from cplane.postgres.models import JobRecord
 from cplane.web import create_app, open_server, serve
 from cplane.web.protocol import TOGETHER_BYTES, IdleTimer, Together
 

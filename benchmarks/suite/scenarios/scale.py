@@ -26,8 +26,8 @@ from benchmarks.suite.web import load, web_server
 from cplane import ControlPlane
 from cplane.errors import CplaneError
 from cplane.jobs.states import State
+from cplane.postgres.store import RecordFilter
 from cplane.settings import load_settings
-from cplane.store import RecordFilter
 
 NAME = "scale"
 SKIPPED = 1000

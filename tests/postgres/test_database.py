@@ -15,12 +15,12 @@ from sqlalchemy import exc
 from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.database import Database, engine_url, is_outage
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
-from cplane.records import JobRecord
-from cplane.statements import Statement
-from cplane.store import Store
-from cplane.transaction import JobTransaction
+from cplane.postgres.database import Database, engine_url, is_outage
+from cplane.postgres.models import JobRecord
+from cplane.postgres.statements import Statement
+from cplane.postgres.store import Store
+from cplane.postgres.transaction import JobTransaction
 
 LIMIT_S = 6.0
 """Within which every door answers."""

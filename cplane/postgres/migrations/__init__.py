@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
-from cplane.database import Database
 from cplane.errors import SchemaMismatch
-from cplane.records import SCHEMA
+from cplane.postgres.database import Database
+from cplane.postgres.models import SCHEMA
 
 LOCK = 0x63706C616E65
 """Advisory lock ("cplane" in ASCII): two deploys that upgrade at once wait for each other."""

@@ -12,10 +12,10 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import text
 
-from cplane.database import COMMAND_TIMEOUT_S, Database, engine_url
 from cplane.errors import DatabaseUnavailable, SchemaMismatch
-from cplane.migrations import LOCK, check, head, upgrade
-from cplane.records import SCHEMA, metadata
+from cplane.postgres.database import COMMAND_TIMEOUT_S, Database, engine_url
+from cplane.postgres.migrations import LOCK, check, head, upgrade
+from cplane.postgres.models import SCHEMA, metadata
 
 CATALOG = """
     SELECT 'column', table_name, column_name, concat_ws(' ', data_type, is_nullable, column_default)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from cplane.records import SCHEMA, metadata
+from cplane.postgres.models import SCHEMA, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable, InvalidSettings, SchemaMismatch
-from cplane.statements import Statement
+from cplane.postgres.statements import Statement
 
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 4.0

@@ -19,15 +19,15 @@ from msgspec.structs import replace
 from pydantic import SecretStr
 from sqlmodel import text
 
-from cplane import statements
-from cplane.database import MOVES as MOVE_SETTINGS
-from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
 from cplane.jobs.context import Artifact, Progress
 from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
-from cplane.records import JobRecord
+from cplane.postgres import statements
+from cplane.postgres.database import MOVES as MOVE_SETTINGS
+from cplane.postgres.database import Database
+from cplane.postgres.models import JobRecord
+from cplane.postgres.store import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Store, Submitted
 from cplane.runtime.ids import new_id
-from cplane.store import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Store, Submitted
 
 LEASE_S = 30.0
 OVER_S = -1.0

@@ -18,13 +18,13 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane import statements
-from cplane.database import Database
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
 from cplane.jobs.context import Artifact, Progress
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
-from cplane.records import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.statements import Statement
+from cplane.postgres import statements
+from cplane.postgres.database import Database
+from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.postgres.statements import Statement
 
 NULL = b"null"
 

@@ -8,9 +8,9 @@ from typing import Self
 from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.database import is_outage
 from cplane.errors import DatabaseUnavailable
-from cplane.store import Finish, Store
+from cplane.postgres.database import is_outage
+from cplane.postgres.store import Finish, Store
 
 
 class Fenced(Exception):
