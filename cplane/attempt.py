@@ -15,7 +15,6 @@ import structlog
 
 from cplane.artifacts import ArtifactStore
 from cplane.browser import BrowserPool, PageLease, PageOptions
-from cplane.envelope import Envelope
 from cplane.errors import (
     BrowserGone,
     CplaneError,
@@ -26,10 +25,8 @@ from cplane.errors import (
     SessionBusy,
     TooManyRequests,
 )
-from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
-from cplane.hosts import Hosts
 from cplane.jobs import retry_after
 from cplane.jobs.context import Artifact, Context, Progress
 from cplane.jobs.decorator import AnyJob, Resources
@@ -38,7 +35,10 @@ from cplane.jobs.states import AttemptState, Cause, State
 from cplane.outcome import Outcome, cooldown_s, decide
 from cplane.postgres.store import Fence, Finish, Started, Store
 from cplane.postgres.transaction import JobTransaction
-from cplane.queue import Grant
+from cplane.redis.envelope import Envelope
+from cplane.redis.events import Event
+from cplane.redis.limiter import Hosts
+from cplane.redis.queue import Grant
 from cplane.sessions import HOLD_S, Held, Sessions
 
 if TYPE_CHECKING:

@@ -14,10 +14,8 @@ import msgspec
 import structlog
 
 from cplane.attempt import Attempt, Tools
-from cplane.envelope import Envelope, decode_envelope, now_ms
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.functions import PlainFunction
-from cplane.hosts import GRANTED, Ask, Hosts
 from cplane.jobs.decorator import AnyJob, Registry
 from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
@@ -26,7 +24,9 @@ from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.poller import Poller
 from cplane.postgres.store import Error, Finish, Started, Store
-from cplane.queue import Action, Claim, Grant, Id, Queue, Return
+from cplane.redis.envelope import Envelope, decode_envelope, now_ms
+from cplane.redis.limiter import GRANTED, Ask, Hosts
+from cplane.redis.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.runtime.cancellation import first
 
 UNKNOWN_JOB_S = 15.0

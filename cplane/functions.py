@@ -11,9 +11,9 @@ from arq.cron import CronJob
 from arq.worker import Function, RetryJob
 from arq.worker import Retry as ArqRetry
 
-from cplane.envelope import Envelope
 from cplane.errors import Retry
-from cplane.queue import Grant
+from cplane.redis.envelope import Envelope
+from cplane.redis.queue import Grant
 
 FOR_EVER = 0
 """What Redis is told to keep a result for ever."""

@@ -10,9 +10,9 @@ import structlog
 
 from cplane.attempt import AnyFence, Attempt, Stop
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
-from cplane.events import CONTROL, Events
 from cplane.postgres.store import Renew, Store
-from cplane.queue import Queue, Renewal
+from cplane.redis.events import CONTROL, Events
+from cplane.redis.queue import Queue, Renewal
 
 TICK_S = 1.0
 """How often progress is written and lost trust is noticed."""

@@ -28,8 +28,6 @@ from cplane.errors import (
     QueueUnavailable,
     RecordNotFound,
 )
-from cplane.events import CONTROL, EVENTS, Event, Events
-from cplane.hosts import Hosts, HostStand
 from cplane.jobs import decorator as jobs
 from cplane.jobs.catalog import load_jobs
 from cplane.jobs.decorator import Options, Registry, Submission
@@ -40,8 +38,10 @@ from cplane.postgres import migrations
 from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.postgres.store import NewRecord, RecordFilter, Standing, Store, Submitted
-from cplane.queue import Aside, Push, Queue, Stand, lane_of
-from cplane.redis import connect
+from cplane.redis.connection import connect
+from cplane.redis.events import CONTROL, EVENTS, Event, Events
+from cplane.redis.limiter import Hosts, HostStand
+from cplane.redis.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 from cplane.sessions import Sessions

@@ -5,10 +5,10 @@ from uuid import UUID
 
 import structlog
 
-from cplane.events import Event, Events
 from cplane.jobs.states import State
 from cplane.postgres.store import Standing, Store
-from cplane.queue import Id, Push, Pushed, Queue
+from cplane.redis.events import Event, Events
+from cplane.redis.queue import Id, Push, Pushed, Queue
 
 EVERY_S = 5.0
 HEADS = 200

@@ -12,12 +12,12 @@ from uuid import UUID
 
 import structlog
 
-from cplane.envelope import KeptResult, decode_result
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
-from cplane.events import Events
 from cplane.postgres.models import JobRecord
 from cplane.postgres.store import Standing, Store
-from cplane.queue import Queue
+from cplane.redis.envelope import KeptResult, decode_result
+from cplane.redis.events import Events
+from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 

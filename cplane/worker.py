@@ -22,9 +22,7 @@ from redis.exceptions import RedisError
 
 from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
 from cplane.claimer import Allowance, Claimer, Claims
-from cplane.envelope import deserialize, serialize
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
-from cplane.events import Event
 from cplane.failures import Archive, Suspects
 from cplane.functions import PlainFunction
 from cplane.jobs.catalog import load_jobs
@@ -36,9 +34,11 @@ from cplane.outcome import Outcome
 from cplane.pages import Pages
 from cplane.plane import ControlPlane
 from cplane.postgres import migrations
-from cplane.queue import queue_of
 from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Recorder
+from cplane.redis.envelope import deserialize, serialize
+from cplane.redis.events import Event
+from cplane.redis.queue import queue_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 from cplane.runtime.gc_tuning import collect_rarely

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, RetryPolicy, State, job
-from cplane.events import Event
 from cplane.jobs.decorator import AnyJob
 from cplane.jobs.states import AttemptState
+from cplane.redis.events import Event
 from tests.workers import DEADLINE_S, Gate, running
 
 AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)

@@ -6,8 +6,8 @@ import pytest
 
 from cplane import ControlPlane, CplaneSettings, job
 from cplane.jobs.states import Priority
-from cplane.queue import EPOCH, redis_name
 from cplane.reconciler import Reconciler
+from cplane.redis.queue import EPOCH, redis_name
 from tests.workers import DEADLINE_S, raw, running
 
 

@@ -18,9 +18,9 @@ from arq.jobs import JobStatus
 from arq.worker import Retry as ArqRetry
 
 from cplane import ControlPlane, CplaneSettings, JobFailed, Retry, job
-from cplane.envelope import deserialize, serialize
 from cplane.errors import JobCancelled
-from cplane.queue import Queue
+from cplane.redis.envelope import deserialize, serialize
+from cplane.redis.queue import Queue
 from cplane.worker import Worker
 from tests.workers import DEADLINE_S, Gate, raw, running, until_queue_empty
 

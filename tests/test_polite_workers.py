@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from cplane import Context, ControlPlane, CplaneSettings, JobFailed, PerHost, State, TooManyRequests, job
-from cplane.envelope import decode_envelope
 from cplane.errors import QueueUnavailable
-from cplane.hosts import Ask, Hosts
 from cplane.jobs.handle import Handle
 from cplane.jobs.states import MAX_INTERRUPTIONS, AttemptState
+from cplane.redis.envelope import decode_envelope
+from cplane.redis.limiter import Ask, Hosts
 from cplane.worker import Worker
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 

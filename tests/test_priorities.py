@@ -8,7 +8,7 @@ from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
 from cplane.jobs.decorator import AnyJob
 from cplane.jobs.states import Priority
-from cplane.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
+from cplane.redis.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
 from tests.workers import DEADLINE_S, Gate, raw, running
 
 HIGH, NORMAL, LOW = LANES

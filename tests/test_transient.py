@@ -24,7 +24,6 @@ from cplane import (
     State,
     job,
 )
-from cplane.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
 from cplane.errors import (
     BrowserGone,
     DatabaseUnavailable,
@@ -34,7 +33,8 @@ from cplane.errors import (
     RecordNotFound,
 )
 from cplane.jobs.states import MAX_CRASHES
-from cplane.queue import Grant, Push, Queue, Renewal, Return, Returned
+from cplane.redis.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
+from cplane.redis.queue import Grant, Push, Queue, Renewal, Return, Returned
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 

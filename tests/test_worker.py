@@ -25,12 +25,12 @@ from cplane import (
     State,
     job,
 )
-from cplane.envelope import encode_envelope, record_envelope
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
 from cplane.jobs.decorator import AnyJob, registry
 from cplane.jobs.states import AttemptState, Cause
 from cplane.postgres.models import AttemptRecord
-from cplane.queue import Push, Queue
+from cplane.redis.envelope import encode_envelope, record_envelope
+from cplane.redis.queue import Push, Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 

@@ -168,8 +168,8 @@ async def _tables(settings: "CplaneSettings") -> Finding:
 
 
 async def _redis(settings: "CplaneSettings") -> Finding:
-    from cplane.queue import Queue
-    from cplane.redis import connect, translated
+    from cplane.redis.connection import connect, translated
+    from cplane.redis.queue import Queue
 
     async with connect(settings.redis_url) as redis, translated("telling its version"):
         info: dict[str, object] = await redis.info()  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped

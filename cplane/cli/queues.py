@@ -10,8 +10,8 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
-    from cplane.hosts import HostStand
-    from cplane.queue import Aside, Stand
+    from cplane.redis.limiter import HostStand
+    from cplane.redis.queue import Aside, Stand
 
 app = typer.Typer(invoke_without_command=True)
 

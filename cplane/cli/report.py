@@ -14,9 +14,9 @@ from cplane.demo.report import size
 from cplane.jobs.states import AttemptState, State
 
 if TYPE_CHECKING:
-    from cplane.hosts import HostStand
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-    from cplane.queue import Aside, Stand
+    from cplane.redis.limiter import HostStand
+    from cplane.redis.queue import Aside, Stand
     from cplane.sessions import SessionInfo
     from cplane.transient import TransientJob
 

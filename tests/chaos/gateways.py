@@ -18,9 +18,9 @@ from typing import Any, Protocol, cast
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable
-from cplane.events import Events
 from cplane.postgres.store import Store
-from cplane.queue import Claim, Queue
+from cplane.redis.events import Events
+from cplane.redis.queue import Claim, Queue
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal
 

@@ -26,13 +26,13 @@ from hypothesis.stateful import (
 from pydantic import SecretStr
 
 from cplane.errors import IllegalMove
-from cplane.events import Events
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
 from cplane.postgres.store import Error, Finish, NewRecord, Renew, Started, Store
-from cplane.queue import Action, Grant, Push, Queue, Return
 from cplane.reconciler import Reconciler
-from cplane.redis import connect
+from cplane.redis.connection import connect
+from cplane.redis.events import Events
+from cplane.redis.queue import Action, Grant, Push, Queue, Return
 from cplane.runtime.ids import new_id
 
 LEASE_S = 600.0

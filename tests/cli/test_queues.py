@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 
 from cplane import ControlPlane, CplaneSettings, State
-from cplane.envelope import record_envelope
 from cplane.jobs.states import Priority
-from cplane.queue import Id
+from cplane.redis.envelope import record_envelope
+from cplane.redis.queue import Id
 
 if TYPE_CHECKING:
     from pathlib import Path

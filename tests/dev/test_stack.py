@@ -23,7 +23,7 @@ from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
 from cplane.dev.sockets import SocketFolder
 from cplane.errors import ServerStartError
-from cplane.redis import connect
+from cplane.redis.connection import connect
 
 DEADLINE_S = 10.0
 

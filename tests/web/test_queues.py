@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from cplane import ControlPlane, PerHost
-from cplane.hosts import Ask
 from cplane.jobs.states import Priority
-from cplane.queue import Id, Push
+from cplane.redis.limiter import Ask
+from cplane.redis.queue import Id, Push
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api

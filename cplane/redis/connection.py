@@ -156,4 +156,4 @@ class Script:
 
 @cache
 def _text(name: str) -> str:
-    return (files("cplane") / "lua" / f"{name}.lua").read_text()
+    return (files("cplane.redis") / "lua" / f"{name}.lua").read_text()

@@ -10,7 +10,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from cplane.jobs.states import State
-from cplane.redis import BLOCK_S, Script, translated
+from cplane.redis.connection import BLOCK_S, Script, translated
 
 EVENTS = "cplane:events"
 """Every move of a record and its progress."""

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from cplane.errors import QueueUnavailable
-from cplane.events import CONTROL, EVENTS, LISTEN_S, Event, Events
 from cplane.jobs.states import State
-from cplane.redis import connect
+from cplane.redis.connection import connect
+from cplane.redis.events import CONTROL, EVENTS, LISTEN_S, Event, Events
 from cplane.runtime.ids import new_id
 
 DEADLINE_S = 20.0
@@ -119,7 +119,7 @@ async def test_entries_that_are_old_leave_the_stream(
     for _ in range(300):
         await events.publish(some(3))
     assert await redis.xlen(EVENTS) == 300
-    monkeypatch.setattr("cplane.events.KEEP_S", 0.0)
+    monkeypatch.setattr("cplane.redis.events.KEEP_S", 0.0)
     await events.publish(some(1))
     assert await redis.xlen(EVENTS) <= 110, "all but about one node of the stream"
 

@@ -8,8 +8,8 @@ from redis.asyncio import Redis
 
 from cplane.errors import MAX_COOL_DOWN_S
 from cplane.jobs.per_host import PerHost
-from cplane.queue import LANE, LANES, Grant, redis_name, wake_key
-from cplane.redis import Script, translated
+from cplane.redis.connection import Script, translated
+from cplane.redis.queue import LANE, LANES, Grant, redis_name, wake_key
 
 HOSTS = "cplane:hosts"
 

@@ -14,10 +14,11 @@ from arq.jobs import JobStatus
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from cplane.envelope import decode_envelope, encode_envelope
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
-from cplane.queue import (
+from cplane.redis.connection import connect
+from cplane.redis.envelope import decode_envelope, encode_envelope
+from cplane.redis.queue import (
     Action,
     Claim,
     Grant,
@@ -31,7 +32,6 @@ from cplane.queue import (
     queue_of,
     redis_name,
 )
-from cplane.redis import connect
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, blocked
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from cplane.envelope import (
+from cplane.errors import JobCancelled, JobFailed
+from cplane.redis.envelope import (
     ErrorText,
     KeptResult,
     decode_envelope,
@@ -25,7 +26,6 @@ from cplane.envelope import (
     record_envelope,
     serialize,
 )
-from cplane.errors import JobCancelled, JobFailed
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),

@@ -14,10 +14,10 @@ from arq.constants import default_queue_name, result_key_prefix
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from cplane.envelope import RECORD_END, record_envelope
 from cplane.jobs.decorator import DEFAULT_QUEUE
 from cplane.jobs.states import Priority
-from cplane.redis import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
+from cplane.redis.connection import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
+from cplane.redis.envelope import RECORD_END, record_envelope
 
 PAYLOAD_TTL_MS = 30 * 86_400_000
 """A payload outlives every outage we can think of; one that is gone is rebuilt from its record."""

@@ -12,8 +12,8 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
-from cplane.queue import Id, Queue
-from cplane.redis import connect
+from cplane.redis.connection import connect
+from cplane.redis.queue import Id, Queue
 
 
 class Made:
@@ -108,7 +108,7 @@ async def test_a_connection_that_redis_closed_while_nobody_used_it_is_opened_ane
 async def test_a_command_that_cannot_be_sent_closes_its_connection(
     made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: type[OSError]
 ) -> None:
-    monkeypatch.setattr("cplane.redis.SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cplane.redis.connection.SOCKET_TIMEOUT_S", 0.2)
 
     accepted: list[asyncio.StreamWriter] = []
 
