@@ -39,7 +39,7 @@ from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.limiter import Hosts
 from cplane.redis.queue import Grant
-from cplane.sessions import HOLD_S, Held, Sessions
+from cplane.sessions.store import HOLD_S, Held, Sessions
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

@@ -1,6 +1,5 @@
 """The payload format of jobs in Redis, by its public path: `cplane.envelope.serialize` goes to arq's clients."""
 
-from cplane.redis.envelope import deserialize as deserialize
-from cplane.redis.envelope import serialize as serialize
+from cplane.redis.envelope import deserialize, serialize
 
 __all__ = ["deserialize", "serialize"]

@@ -44,7 +44,7 @@ from cplane.redis.limiter import Hosts, HostStand
 from cplane.redis.queue import Aside, Push, Queue, Stand, lane_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
-from cplane.sessions import Sessions
+from cplane.sessions.store import Sessions
 from cplane.settings import CplaneSettings, load_settings
 from cplane.transient import TransientJob, TransientJobs
 from cplane.waiters import Waiters

@@ -216,7 +216,7 @@ async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:
     from cplane.errors import DatabaseUnavailable, SchemaMismatch
     from cplane.keyring import Keyring
     from cplane.postgres.database import Database
-    from cplane.sessions import Sessions
+    from cplane.sessions.store import Sessions
 
     try:
         async with Database(settings.database_url, pool_size=1) as database:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.redis.limiter import HostStand
     from cplane.redis.queue import Aside, Stand
-    from cplane.sessions import SessionInfo
+    from cplane.sessions.store import SessionInfo
     from cplane.transient import TransientJob
 
 STYLES = {

@@ -12,7 +12,7 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
-    from cplane.sessions import Rotated, SessionInfo
+    from cplane.sessions.store import Rotated, SessionInfo
 
 PAGE = 500
 """Sessions that are asked for at once."""

@@ -1,6 +1,6 @@
 """The operations of the API: the routes and the OpenAPI document are both made from this list."""
 
-from cplane.storage_state import SessionState
+from cplane.sessions.storage_state import SessionState
 from cplane.web import problems
 from cplane.web.catalog import catalog
 from cplane.web.health import livez, readyz

@@ -5,8 +5,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from cplane.sessions import check_name
-from cplane.storage_state import MAX_BYTES, SessionState
+from cplane.sessions.storage_state import MAX_BYTES, SessionState
+from cplane.sessions.store import check_name
 from cplane.web.body import read_body
 from cplane.web.inputs import SessionQuery
 from cplane.web.request import ApiRequest

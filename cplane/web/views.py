@@ -12,7 +12,7 @@ from cplane.jobs.context import Artifact
 from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.plane import Accepted
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.sessions import SessionInfo
+from cplane.sessions.store import SessionInfo
 from cplane.transient import TransientJob
 
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cplane import ControlPlane, CplaneSettings
-from cplane.storage_state import MAX_BYTES
+from cplane.sessions.storage_state import MAX_BYTES
 from cplane.web import create_app, open_server
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from cplane import session_statements as statements
-from cplane import storage_state
 from cplane.errors import InvalidSession, SecretUnreadable, SessionInUse, SessionNotFound
 from cplane.jobs.names import SESSION_NAME
 from cplane.keyring import Keyring, Sealed
 from cplane.postgres.database import Database
-from cplane.storage_state import StorageState
+from cplane.sessions import statements, storage_state
+from cplane.sessions.storage_state import StorageState
 
 HOLD_S = 86_400.0
 """After so long a session is free again, whatever its holder does."""

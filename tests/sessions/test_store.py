@@ -27,8 +27,8 @@ from cplane.keyring import Keyring, new_key
 from cplane.postgres.database import Database
 from cplane.postgres.store import Finish, NewRecord, Started, Store
 from cplane.runtime.ids import new_id
-from cplane.sessions import Held, Sessions
-from cplane.storage_state import MAX_BYTES, empty
+from cplane.sessions.storage_state import MAX_BYTES, empty
+from cplane.sessions.store import Held, Sessions
 
 OLD, NEW = new_key(), new_key()
 LEASE_S = 30.0

@@ -9,7 +9,7 @@ from playwright.async_api import async_playwright
 
 from cplane.browser import find_executable
 from cplane.errors import InvalidSession, SessionTooLarge
-from cplane.storage_state import MAX_BYTES, decode, empty, encode
+from cplane.sessions.storage_state import MAX_BYTES, decode, empty, encode
 
 COOKIE = {"name": "sid", "value": "hunter2", "domain": "example.com", "path": "/"}
 PAGE = """

@@ -1,0 +1,1 @@
+"""Browser sessions: named logins, encrypted in Postgres, held by one attempt at a time."""
