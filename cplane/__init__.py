@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cplane.jobs.per_host import PerHost as PerHost
     from cplane.jobs.retry import RetryPolicy as RetryPolicy
     from cplane.jobs.states import State as State
-    from cplane.plane import ControlPlane as ControlPlane
+    from cplane.plane.control_plane import ControlPlane as ControlPlane
     from cplane.settings import CplaneSettings as CplaneSettings
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _HOMES = {
     "Artifact": "cplane.jobs.context",
     "BrowserPool": "cplane.browser",
     "Context": "cplane.jobs.context",
-    "ControlPlane": "cplane.plane",
+    "ControlPlane": "cplane.plane.control_plane",
     "CplaneError": "cplane.errors",
     "CplaneSettings": "cplane.settings",
     "EgressBlocked": "cplane.errors",

@@ -32,7 +32,7 @@ from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
 from cplane.outcome import Outcome
 from cplane.pages import Pages
-from cplane.plane import ControlPlane
+from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
 from cplane.reconciler import EVERY_S, Reconciler
 from cplane.recorder import Recorder

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cplane.plane import ControlPlane
+from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.worker import Worker
 

@@ -12,9 +12,9 @@ from cplane.cli.plane import open_plane, read_id
 from cplane.jobs.states import State
 
 if TYPE_CHECKING:
+    from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.postgres.store import RecordFilter
-    from cplane.transient import TransientJob
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -70,7 +70,7 @@ def show(job_id: Id, *, as_json: AsJson = False) -> None:
     [cyan]$ cplane jobs show ID[/]
     """
     from cplane.cli.report import record_view
-    from cplane.transient import TransientJob
+    from cplane.plane.transient import TransientJob
 
     record_id = read_id(job_id)
 

@@ -8,14 +8,14 @@ from uuid import UUID
 from cplane.errors import RecordNotFound
 
 if TYPE_CHECKING:
-    from cplane.plane import ControlPlane
+    from cplane.plane.control_plane import ControlPlane
 
 
 @asynccontextmanager
 async def open_plane(imports: str | None = None) -> "AsyncGenerator[ControlPlane]":
     """A plane from the environment; `imports` wins over CPLANE_IMPORTS. What it logs goes to stderr."""
     from cplane.logs import configure_logs
-    from cplane.plane import ControlPlane
+    from cplane.plane.control_plane import ControlPlane
     from cplane.settings import load_settings
 
     settings = load_settings(**({} if imports is None else {"imports": imports}))

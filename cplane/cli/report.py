@@ -14,11 +14,11 @@ from cplane.demo.report import size
 from cplane.jobs.states import AttemptState, State
 
 if TYPE_CHECKING:
+    from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
     from cplane.redis.limiter import HostStand
     from cplane.redis.queue import Aside, Stand
     from cplane.sessions.store import SessionInfo
-    from cplane.transient import TransientJob
 
 STYLES = {
     State.QUEUED: "yellow",

@@ -18,9 +18,9 @@ from cplane.runtime.cancellation import end
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from cplane.plane import ControlPlane
+    from cplane.plane.control_plane import ControlPlane
+    from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, JobRecord
-    from cplane.transient import TransientJob
 
 STILL_QUEUED_S = 5.0
 """After so long without a worker we say what may be missing."""

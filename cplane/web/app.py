@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from cplane.plane import ControlPlane
+from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings, load_settings
 from cplane.web.api import OPERATIONS
 from cplane.web.docs import pages

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from cplane.plane import ControlPlane
+from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.web.deadline import Deadline
 from cplane.web.problems import INVALID_REQUEST, Fault, RequestProblem

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 
+from cplane.plane.transient import TransientJob
 from cplane.postgres.models import JobRecord
 from cplane.runtime.cancellation import end
-from cplane.transient import TransientJob
 from cplane.web.request import ApiRequest
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from cplane.errors import CplaneError, IllegalMove, OutsideError, RecordNotFound
 from cplane.jobs.handle import Handle
-from cplane.plane import ControlPlane
+from cplane.plane.control_plane import ControlPlane
 from cplane.settings import load_settings
 from tests.chaos import reading
 from tests.chaos.arena import Arena, until

@@ -34,6 +34,8 @@ from cplane.jobs.decorator import Options, Registry, Submission
 from cplane.jobs.handle import Handle
 from cplane.jobs.states import Priority, State
 from cplane.keyring import Keyring
+from cplane.plane.transient import TransientJob, TransientJobs
+from cplane.plane.waiters import Waiters
 from cplane.postgres import migrations
 from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
@@ -46,8 +48,6 @@ from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 from cplane.sessions.store import Sessions
 from cplane.settings import CplaneSettings, load_settings
-from cplane.transient import TransientJob, TransientJobs
-from cplane.waiters import Waiters
 
 PUSH_WAIT_S = 1.0
 """How long a submit waits for Redis before it answers: the record is the truth, the reconciler pushes what Redis missed."""

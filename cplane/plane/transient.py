@@ -15,13 +15,13 @@ from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
 from cplane.jobs.decorator import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.states import Priority, State
+from cplane.plane.waiters import Waiters
 from cplane.postgres.store import Submitted
 from cplane.redis.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms
 from cplane.redis.events import CONTROL, Event, Events
 from cplane.redis.queue import Aborted, Push, Pushed, Queue, lane_of, redis_name
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
-from cplane.waiters import Waiters
 
 Lane = tuple[str, Priority]
 """A queue, and the priority in it."""

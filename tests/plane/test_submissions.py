@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from cplane import ControlPlane, job
 from cplane.errors import DatabaseUnavailable
-from cplane.plane import EARLY
+from cplane.plane.control_plane import EARLY
 from cplane.postgres.database import Database
 from cplane.postgres.statements import Statement
 from cplane.postgres.store import NewRecord, Store
