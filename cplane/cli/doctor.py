@@ -261,7 +261,7 @@ async def _browser(settings: "CplaneSettings | None") -> Finding:
     """A real launch; without settings, of the browser that a worker would find."""
     from cplane.browser import BrowserSource, find_executable, probe
     from cplane.browser.launch import sandboxed
-    from cplane.pages import browser_source
+    from cplane.worker.browser_pool import browser_source
 
     source = browser_source(settings) if settings else BrowserSource()
     try:

@@ -1,6 +1,6 @@
 """What the suite has found and the product does not do yet. Each test fails the day it is mended: then it goes where it belongs."""
 
-from cplane.reconciler import Reconciler
+from cplane.worker.reconciler import Reconciler
 from tests.chaos.scenario import Scenario
 
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from cplane.postgres.store import NewRecord
-from cplane.reconciler import HEADS, Reconciler
 from cplane.runtime.ids import new_id
+from cplane.worker.reconciler import HEADS, Reconciler
 from tests.chaos.arena import until
 from tests.chaos.nursery import ROOT
 from tests.chaos.scenario import Scenario

@@ -29,11 +29,11 @@ from cplane.errors import IllegalMove
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
 from cplane.postgres.store import Error, Finish, NewRecord, Renew, Started, Store
-from cplane.reconciler import Reconciler
 from cplane.redis.connection import connect
 from cplane.redis.events import Events
 from cplane.redis.queue import Action, Grant, Push, Queue, Return
 from cplane.runtime.ids import new_id
+from cplane.worker.reconciler import Reconciler
 
 LEASE_S = 600.0
 DELAY_S = 3600.0

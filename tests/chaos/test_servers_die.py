@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cplane.errors import QueueUnavailable
-from cplane.reconciler import Reconciler
+from cplane.worker.reconciler import Reconciler
 from tests.chaos.arena import Arena, until
 from tests.chaos.history import FaultKind
 from tests.chaos.nursery import Nursery

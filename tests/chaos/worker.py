@@ -21,11 +21,11 @@ from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.jobs.states import State
-from cplane.poller import Poller
 from cplane.postgres.store import Fence, Finish, Renew, Store
-from cplane.reconciler import Reconciler
 from cplane.redis.queue import Queue, Renewal
 from cplane.worker import Worker
+from cplane.worker.poller import Poller
+from cplane.worker.reconciler import Reconciler
 from tests.chaos.gateways import Act, Armed, Dice, Faults, Point, Rates, Watch, wrapped
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal, here

@@ -31,7 +31,7 @@ AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of a failed page is all there, however busy the machine is."""
-    monkeypatch.setattr("cplane.failures.BUDGET_S", 30.0)
+    monkeypatch.setattr("cplane.worker.evidence.BUDGET_S", 30.0)
     monkeypatch.setattr("cplane.browser.evidence.STEP_S", 30.0)
 
 
@@ -225,7 +225,7 @@ async def test_a_store_that_does_not_answer_holds_no_job_up(
         raise AssertionError
 
     monkeypatch.setattr(ArtifactStore, "put", never)
-    monkeypatch.setattr("cplane.failures.BUDGET_S", 0.5)
+    monkeypatch.setattr("cplane.worker.evidence.BUDGET_S", 0.5)
     async with running(settings, pages=True):
         handle = await failures_early.submit()
         with pytest.raises(JobFailed, match="before anything was opened"):

@@ -23,10 +23,10 @@ from cplane.errors import (
     SessionTooLarge,
     TooManyRequests,
 )
-from cplane.functions import PlainFunction
 from cplane.jobs.decorator import AnyJob
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.postgres.store import Error
+from cplane.worker.arq_functions import PlainFunction
 
 FIRST_COOLDOWN_S = 10
 """How long a host is left alone first that does not say for how long."""
@@ -42,7 +42,7 @@ FINAL_ERRORS = (
     SessionTooLarge,
 )
 """Errors that another try would only repeat, whatever the job's policy says."""
-OURS = str(Path(__file__).parent)
+OURS = str(Path(__file__).parents[1])
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):

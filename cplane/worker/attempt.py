@@ -25,14 +25,11 @@ from cplane.errors import (
     SessionBusy,
     TooManyRequests,
 )
-from cplane.failures import Archive, Suspects
-from cplane.functions import PlainFunction
 from cplane.jobs import retry_after
 from cplane.jobs.context import Artifact, Context, Progress
 from cplane.jobs.decorator import AnyJob, Resources
 from cplane.jobs.per_host import host_among
 from cplane.jobs.states import AttemptState, Cause, State
-from cplane.outcome import Outcome, cooldown_s, decide
 from cplane.postgres.store import Fence, Finish, Started, Store
 from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
@@ -40,6 +37,9 @@ from cplane.redis.events import Event
 from cplane.redis.limiter import Hosts
 from cplane.redis.queue import Grant
 from cplane.sessions.store import HOLD_S, Held, Sessions
+from cplane.worker.arq_functions import PlainFunction
+from cplane.worker.evidence import Archive, Suspects
+from cplane.worker.outcome import Outcome, cooldown_s, decide
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

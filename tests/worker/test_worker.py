@@ -358,7 +358,7 @@ async def test_a_sleeping_worker_stops_though_redis_is_silent(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Queue, "nudge", silent)
-    monkeypatch.setattr("cplane.poller.NUDGE_S", 0.05)
+    monkeypatch.setattr("cplane.worker.poller.NUDGE_S", 0.05)
     async with running(settings) as worker:
         await blocked(raw(plane), 1)
         worker.stop()
@@ -455,7 +455,7 @@ async def test_a_deferred_job_starts_when_it_is_due(settings: CplaneSettings, pl
 async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.EVERY_S", 0.1)
+    monkeypatch.setattr("cplane.worker.worker.EVERY_S", 0.1)
     handle = await worker_add.submit(5)
     await cast("Awaitable[object]", plane.redis.flushdb())  # pyright: ignore[reportUnknownMemberType]
     async with running(settings):
@@ -577,8 +577,8 @@ async def notes(plane: ControlPlane) -> list[str]:
 
 
 def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:
-    from cplane.outcome import describe
-    from cplane.pages import Pages
+    from cplane.worker.browser_pool import Pages
+    from cplane.worker.outcome import describe
 
     with pytest.raises(BrowserError) as caught:
         Pages(settings).pool()

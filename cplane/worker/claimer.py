@@ -13,21 +13,21 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from cplane.attempt import Attempt, Tools
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
-from cplane.functions import PlainFunction
 from cplane.jobs.decorator import AnyJob, Registry
 from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
-from cplane.leases import Leases
-from cplane.outcome import Outcome
-from cplane.pages import Pages
-from cplane.poller import Poller
 from cplane.postgres.store import Error, Finish, Started, Store
 from cplane.redis.envelope import Envelope, decode_envelope, now_ms
 from cplane.redis.limiter import GRANTED, Ask, Hosts
 from cplane.redis.queue import Action, Claim, Grant, Id, Queue, Return
 from cplane.runtime.cancellation import first
+from cplane.worker.arq_functions import PlainFunction
+from cplane.worker.attempt import Attempt, Tools
+from cplane.worker.browser_pool import Pages
+from cplane.worker.leases import Leases
+from cplane.worker.outcome import Outcome
+from cplane.worker.poller import Poller
 
 UNKNOWN_JOB_S = 15.0
 """A job that this worker cannot run goes back for so long; another worker may know it."""

@@ -20,22 +20,13 @@ from arq.constants import default_queue_name
 from arq.cron import CronJob
 from redis.exceptions import RedisError
 
-from cplane.attempt import CLEANUP_S, Attempt, Stop, Tools, run
-from cplane.claimer import Allowance, Claimer, Claims
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
-from cplane.failures import Archive, Suspects
-from cplane.functions import PlainFunction
 from cplane.jobs.catalog import load_jobs
 from cplane.jobs.decorator import Job, Registry
 from cplane.jobs.states import State
-from cplane.leases import Leases
 from cplane.logs import Ration, configure_logs
-from cplane.outcome import Outcome
-from cplane.pages import Pages
 from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
-from cplane.reconciler import EVERY_S, Reconciler
-from cplane.recorder import Recorder
 from cplane.redis.envelope import deserialize, serialize
 from cplane.redis.events import Event
 from cplane.redis.queue import queue_of
@@ -43,7 +34,16 @@ from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 from cplane.runtime.gc_tuning import collect_rarely
 from cplane.settings import CplaneSettings, load_settings
-from cplane.watchdog import Watchdog
+from cplane.worker.arq_functions import PlainFunction
+from cplane.worker.attempt import CLEANUP_S, Attempt, Stop, Tools, run
+from cplane.worker.browser_pool import Pages
+from cplane.worker.claimer import Allowance, Claimer, Claims
+from cplane.worker.evidence import Archive, Suspects
+from cplane.worker.leases import Leases
+from cplane.worker.outcome import Outcome
+from cplane.worker.reconciler import EVERY_S, Reconciler
+from cplane.worker.recorder import Recorder
+from cplane.worker.watchdog import Watchdog
 
 CRON_S = 0.5
 """How often cron jobs are looked at: arq's own rhythm."""

@@ -10,17 +10,17 @@ from typing import Any, Self
 import msgspec
 import structlog
 
-from cplane.attempt import AnyFence, Attempt, finish_of
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
-from cplane.functions import PlainFunction
 from cplane.jobs.decorator import Options
 from cplane.jobs.states import AttemptState, State
-from cplane.outcome import Outcome
 from cplane.postgres.store import Error, Store
 from cplane.redis.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.redis.events import Events
 from cplane.redis.queue import Action, Queue, Return, redis_name
 from cplane.runtime.batch import Batch
+from cplane.worker.arq_functions import PlainFunction
+from cplane.worker.attempt import AnyFence, Attempt, finish_of
+from cplane.worker.outcome import Outcome
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0

@@ -19,8 +19,8 @@ async def watchdog_blocks() -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cplane.watchdog.LOOK_S", 0.02)
-    monkeypatch.setattr("cplane.watchdog.BLOCKED_S", 0.1)
+    monkeypatch.setattr("cplane.worker.watchdog.LOOK_S", 0.02)
+    monkeypatch.setattr("cplane.worker.watchdog.BLOCKED_S", 0.1)
     told.clear()
 
 

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import structlog
 
-from cplane.attempt import AnyFence, Attempt, Stop
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.postgres.store import Renew, Store
 from cplane.redis.events import CONTROL, Events
 from cplane.redis.queue import Queue, Renewal
+from cplane.worker.attempt import AnyFence, Attempt, Stop
 
 TICK_S = 1.0
 """How often progress is written and lost trust is noticed."""

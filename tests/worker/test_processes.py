@@ -29,7 +29,7 @@ from tests.jobs_for_processes import (
 )
 from tests.workers import DEADLINE_S
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def environment(settings: CplaneSettings, **more: str) -> dict[str, str]:

@@ -162,8 +162,8 @@ async def attempt_floods(ctx: Context, steps: int) -> int:
 async def fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setitem(globals(), "gate", Gate())
     monkeypatch.setitem(globals(), "stubborn", Stubborn())
-    monkeypatch.setattr("cplane.attempt.CLEANUP_S", 0.1)
-    monkeypatch.setattr("cplane.worker.CLEANUP_S", 0.1)
+    monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", 0.1)
+    monkeypatch.setattr("cplane.worker.worker.CLEANUP_S", 0.1)
     runs.clear()
     yield
     stubborn.free.set()
@@ -250,7 +250,7 @@ async def test_a_job_that_leaves_takes_nobody_along(settings: CplaneSettings, pl
 async def test_a_finally_that_is_slow_but_ends_is_waited_for(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.attempt.CLEANUP_S", DEADLINE_S)
+    monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", DEADLINE_S)
     async with running(one(settings)):
         handle = await attempt_slow_finally.submit()
         await gate.entered.wait()
@@ -298,7 +298,7 @@ async def test_errors_that_are_hard_to_write_down_are_written_down(
 async def test_a_flood_of_progress_is_told_now_and_then_and_its_end_is_recorded(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.attempt.PROGRESS_EVERY_S", 3600.0)
+    monkeypatch.setattr("cplane.worker.attempt.PROGRESS_EVERY_S", 3600.0)
     heard: list[Event] = []
     async with running(settings):
         following = plane.events.follow()
