@@ -19,7 +19,7 @@ from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import ROOT
 from benchmarks.suite.tally import median
 from cplane import ControlPlane, migrations
-from cplane.browser.fleet import STEADY_S
+from cplane.browser.engine.fleet import STEADY_S
 from cplane.settings import CplaneSettings, load_settings
 
 PAGES = 4

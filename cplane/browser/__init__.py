@@ -1,12 +1,12 @@
 """Browsers: finding and installing one, and a pool of isolated pages. The only place that knows Playwright."""
 
+from cplane.browser.engine.executable import Executable, Source, find_executable
+from cplane.browser.engine.instance import Limits, probe
+from cplane.browser.engine.launch import BrowserSource, Engine
 from cplane.browser.evidence import File, collect, collect_trace
-from cplane.browser.executable import Executable, Source, find_executable
 from cplane.browser.install import install
-from cplane.browser.instance import Limits, probe
-from cplane.browser.launch import BrowserSource, Engine
 from cplane.browser.lease import PageLease
-from cplane.browser.pool import BrowserPool, PoolStats
+from cplane.browser.pool.pool import BrowserPool, PoolStats
 from cplane.jobs.page_options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
 
 __all__ = [

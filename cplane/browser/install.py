@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cplane.browser.executable import VARIABLE, Executable, Source, find_executable, on_path, playwrights_own
-from cplane.browser.instance import probe
-from cplane.browser.launch import BrowserSource
+from cplane.browser.engine.executable import VARIABLE, Executable, Source, find_executable, on_path, playwrights_own
+from cplane.browser.engine.instance import probe
+from cplane.browser.engine.launch import BrowserSource
 from cplane.errors import BrowserError, BrowserNotFound
 
 DOWNLOAD = (sys.executable, "-m", "playwright", "install", "--only-shell", "chromium")

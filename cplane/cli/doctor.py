@@ -260,7 +260,7 @@ def _without_servers() -> "CplaneSettings | None":
 async def _browser(settings: "CplaneSettings | None") -> Finding:
     """A real launch; without settings, of the browser that a worker would find."""
     from cplane.browser import BrowserSource, find_executable, probe
-    from cplane.browser.launch import sandboxed
+    from cplane.browser.engine.launch import sandboxed
     from cplane.worker.browser_pool import browser_source
 
     source = browser_source(settings) if settings else BrowserSource()

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, Viewport, collect_trace, instance
-from cplane.browser.process import Process
+from cplane.browser.engine.process import Process
 from cplane.egress import EgressProxy, EgressRules
 from cplane.errors import BrowserGone, CplaneError, EgressBlocked
 from tests.browser.pools import FOREVER, find_descendants, running, serve, settled, until

@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 
 from cplane.browser import BrowserPool
-from cplane.browser.instance import Instance
-from cplane.browser.process import Process, family
+from cplane.browser.engine.instance import Instance
+from cplane.browser.engine.process import Process, family
 
 PAGE = b"<!doctype html><title>Site</title><h1>Hello</h1>"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"

@@ -23,7 +23,7 @@ from playwright.async_api import BrowserContext, Page
 
 from cplane import Context, ControlPlane, job
 from cplane.browser import BrowserPool, PoolStats
-from cplane.browser.ledger import Ledger
+from cplane.browser.engine.ledger import Ledger
 from cplane.dev import DevStack
 from cplane.jobs.states import FINAL, State
 from cplane.postgres.migrations import upgrade

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cplane.browser import Executable, Source, install
+from cplane.browser.engine.launch import BrowserSource
 from cplane.browser.install import by_hand, run
-from cplane.browser.launch import BrowserSource
 from cplane.errors import BrowserNotFound
 
 installing = sys.modules["cplane.browser.install"]

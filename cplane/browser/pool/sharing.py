@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from cplane.browser.instance import Instance
+from cplane.browser.engine.instance import Instance
 from cplane.browser.lease import PageLease
-from cplane.browser.shared import SharedContext
+from cplane.browser.pool.shared import SharedContext
 from cplane.jobs.page_options import PageOptions
 
 MOST_SHARED = 8

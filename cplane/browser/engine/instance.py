@@ -13,10 +13,10 @@ import structlog
 from playwright.async_api import Browser, BrowserContext, CDPSession, Page
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.browser.launch import BrowserSource, Launched, first_line, running_pids
+from cplane.browser.engine.launch import BrowserSource, Launched, first_line, running_pids
+from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.process import family, resident_bytes
 from cplane.browser.lease import PageLease
-from cplane.browser.ledger import Ledger
-from cplane.browser.process import family, resident_bytes
 from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
 from cplane.jobs.page_options import PageOptions

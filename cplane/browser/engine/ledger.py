@@ -13,7 +13,7 @@ from typing import cast
 
 import structlog
 
-from cplane.browser.process import Process
+from cplane.browser.engine.process import Process
 
 log = structlog.get_logger("cplane")
 

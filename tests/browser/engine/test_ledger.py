@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cplane.browser import BrowserPool
-from cplane.browser.ledger import Ledger
-from cplane.browser.process import Process
+from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.process import Process
 from tests.browser.pools import until
 
 

@@ -13,7 +13,7 @@ import pytest
 from playwright._impl._driver import compute_driver_executable
 
 from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, find_executable
-from cplane.browser.launch import merge_features
+from cplane.browser.engine.launch import merge_features
 from cplane.errors import BrowserGone, BrowserNotFound, PoolTimeout
 from tests.browser.pools import FOREVER, contexts, running, settled
 

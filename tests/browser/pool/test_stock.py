@@ -9,8 +9,8 @@ import pytest
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions
-from cplane.browser.instance import Instance
-from cplane.browser.stock import REMEMBERED, Stock
+from cplane.browser.engine.instance import Instance
+from cplane.browser.pool.stock import REMEMBERED, Stock
 from cplane.errors import InvalidArguments
 from tests.browser.pools import contexts, running, settled, until
 

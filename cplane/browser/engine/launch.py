@@ -15,10 +15,10 @@ from uuid import uuid4
 from playwright.async_api import Browser, BrowserType, CDPSession, Playwright
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.browser.driver import Driver
-from cplane.browser.executable import Executable, browsers_folder, driver_package, find_executable
-from cplane.browser.ledger import Ledger
-from cplane.browser.process import Process
+from cplane.browser.engine.driver import Driver
+from cplane.browser.engine.executable import Executable, browsers_folder, driver_package, find_executable
+from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.process import Process
 from cplane.egress.rules import literal
 from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from cplane.browser.slots import Slots
+from cplane.browser.pool.slots import Slots
 from cplane.errors import BrowserGone
 
 

@@ -6,7 +6,7 @@ import contextlib
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Playwright, async_playwright
 
-from cplane.browser.process import Process
+from cplane.browser.engine.process import Process
 
 STOP_S = 5.0
 

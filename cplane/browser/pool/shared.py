@@ -10,7 +10,7 @@ import structlog
 from playwright.async_api import BrowserContext, Frame, Page
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.browser.instance import CLOSE_S, Instance
+from cplane.browser.engine.instance import CLOSE_S, Instance
 from cplane.browser.lease import PageLease
 from cplane.errors import BrowserError, BrowserGone
 from cplane.jobs.page_options import PageOptions, Viewport

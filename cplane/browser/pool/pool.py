@@ -12,14 +12,14 @@ from typing import Any, Self, TypeVar
 import structlog
 from playwright.async_api import Page
 
-from cplane.browser.fleet import Fleet
-from cplane.browser.instance import CLOSE_S, Instance, Limits
-from cplane.browser.launch import BrowserSource
+from cplane.browser.engine.fleet import Fleet
+from cplane.browser.engine.instance import CLOSE_S, Instance, Limits
+from cplane.browser.engine.launch import BrowserSource
 from cplane.browser.lease import PageLease
-from cplane.browser.shared import SharedContext
-from cplane.browser.sharing import Sharing
-from cplane.browser.slots import Slots
-from cplane.browser.stock import Ready, Stock
+from cplane.browser.pool.shared import SharedContext
+from cplane.browser.pool.sharing import Sharing
+from cplane.browser.pool.slots import Slots
+from cplane.browser.pool.stock import Ready, Stock
 from cplane.egress import EgressProxy, Gate, Upstream
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
 from cplane.jobs.page_options import PageOptions, Trace

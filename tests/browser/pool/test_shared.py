@@ -12,8 +12,8 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
 from cplane.browser import BrowserPool, Limits, PageOptions
-from cplane.browser.shared import ANSWER_S, SharedContext
-from cplane.browser.sharing import MOST_SHARED
+from cplane.browser.pool.shared import ANSWER_S, SharedContext
+from cplane.browser.pool.sharing import MOST_SHARED
 from cplane.errors import BrowserGone, PageCrashed
 from tests.browser.pools import FOREVER, contexts, running, settled, until
 
@@ -23,7 +23,7 @@ SHARED = PageOptions(isolation="shared")
 @pytest.fixture(autouse=True)
 def idle_pages_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no page is emptied, and another opened meanwhile, between two jobs of a test."""
-    monkeypatch.setattr("cplane.browser.shared.IDLE_S", 3600.0)
+    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 3600.0)
 
 
 async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: BrowserPool, site: str) -> None:
@@ -106,7 +106,7 @@ async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> No
 async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.browser.shared.IDLE_S", 0.1)
+    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 0.1)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         await settled(pool)

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from cplane.browser import BrowserPool, BrowserSource, Engine
-from cplane.browser.process import Process, family
+from cplane.browser.engine.process import Process, family
 from cplane.errors import BrowserGone, BrowserNotFound
 from tests.browser.engines import CHECKS, Check
 from tests.browser.pools import until

@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 
-from cplane.browser.instance import Instance, Limits
-from cplane.browser.launch import LAUNCH_S, BrowserSource
+from cplane.browser.engine.instance import Instance, Limits
+from cplane.browser.engine.launch import LAUNCH_S, BrowserSource
+from cplane.browser.engine.ledger import Ledger
 from cplane.browser.lease import PageLease
-from cplane.browser.ledger import Ledger
 from cplane.runtime.cancellation import end
 
 RELAUNCH_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -1,0 +1,1 @@
+"""Browser processes: finding, launching, watching and retiring them."""
