@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from cplane.jobs import retry_after as retry_after
     from cplane.jobs.context import Artifact as Artifact
     from cplane.jobs.context import Context as Context
-    from cplane.jobs.decorator import Job as Job
     from cplane.jobs.decorator import job as job
+    from cplane.jobs.definition import Job as Job
     from cplane.jobs.handle import Handle as Handle
     from cplane.jobs.per_host import PerHost as PerHost
     from cplane.jobs.retry import RetryPolicy as RetryPolicy
@@ -43,7 +43,7 @@ _HOMES = {
     "EgressBlocked": "cplane.errors",
     "Handle": "cplane.jobs.handle",
     "HostUnreachable": "cplane.errors",
-    "Job": "cplane.jobs.decorator",
+    "Job": "cplane.jobs.definition",
     "JobCancelled": "cplane.errors",
     "JobFailed": "cplane.errors",
     "JobTimeout": "cplane.errors",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cplane.errors import CplaneError, InvalidSettings
 
 if TYPE_CHECKING:
-    from cplane.jobs.decorator import Registry
+    from cplane.jobs.registry import Registry
 
 
 def import_jobs(modules: Iterable[str]) -> "Registry":
@@ -17,7 +17,7 @@ def import_jobs(modules: Iterable[str]) -> "Registry":
         InvalidJob: a decorator in them cannot work.
         InvalidSettings: one cannot be found, or raises when it is imported; the hint says where.
     """
-    from cplane.jobs.catalog import load_jobs
+    from cplane.jobs.registry import load_jobs
 
     modules = list(modules)
     try:

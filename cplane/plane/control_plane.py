@@ -28,11 +28,12 @@ from cplane.errors import (
     QueueUnavailable,
     RecordNotFound,
 )
-from cplane.jobs import decorator as jobs
-from cplane.jobs.catalog import load_jobs
-from cplane.jobs.decorator import Options, Registry, Submission
+from cplane.jobs import submission as current_plane
 from cplane.jobs.handle import Handle
+from cplane.jobs.options import Options
+from cplane.jobs.registry import Registry, load_jobs
 from cplane.jobs.states import Priority, State
+from cplane.jobs.submission import Submission
 from cplane.keyring import Keyring
 from cplane.plane.transient import TransientJob, TransientJobs
 from cplane.plane.waiters import Waiters
@@ -129,8 +130,8 @@ class ControlPlane:
             self._record = await opening.enter_async_context(
                 Batch(self._accept_group, name="record submitted jobs", overlap=True)
             )
-            jobs.enter(self)
-            opening.callback(jobs.leave, self)
+            current_plane.enter(self)
+            opening.callback(current_plane.leave, self)
             self._open = opening.pop_all()
         return self
 

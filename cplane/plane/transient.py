@@ -12,9 +12,12 @@ import msgspec
 import structlog
 
 from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
-from cplane.jobs.decorator import DEFAULT_QUEUE, RESULT_TTL_S, AnyJob, Options, Submission, registry
+from cplane.jobs.definition import AnyJob
+from cplane.jobs.options import DEFAULT_QUEUE, RESULT_TTL_S, Options
 from cplane.jobs.per_host import PerHost
+from cplane.jobs.registry import registry
 from cplane.jobs.states import Priority, State
+from cplane.jobs.submission import Submission
 from cplane.plane.waiters import Waiters
 from cplane.postgres.store import Submitted
 from cplane.redis.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms

@@ -14,7 +14,7 @@ from arq.constants import default_queue_name, result_key_prefix
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from cplane.jobs.decorator import DEFAULT_QUEUE
+from cplane.jobs.options import DEFAULT_QUEUE
 from cplane.jobs.states import Priority
 from cplane.redis.connection import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
 from cplane.redis.envelope import RECORD_END, record_envelope

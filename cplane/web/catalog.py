@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.errors import PydanticUserError
 from starlette.responses import Response
 
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.web.request import ApiRequest
 from cplane.web.responses import json_response
 from cplane.web.views import Catalog, CatalogEntry

@@ -8,7 +8,7 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from cplane import __version__
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.jobs.names import SESSION_NAME
 from cplane.web.api import OPERATIONS
 from cplane.web.catalog import describe

@@ -27,7 +27,7 @@ from cplane.errors import (
 )
 from cplane.jobs import retry_after
 from cplane.jobs.context import Artifact, Context, Progress
-from cplane.jobs.decorator import AnyJob, Resources
+from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import host_among
 from cplane.jobs.states import AttemptState, Cause, State
 from cplane.postgres.store import Fence, Finish, Started, Store

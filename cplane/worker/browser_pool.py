@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from cplane.browser import BrowserPool, BrowserSource, Engine, Limits, PageOptions
 from cplane.egress import EgressProxy, EgressRules
 from cplane.errors import BrowserError, BrowserNotFound
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.settings import CplaneSettings
 
 AGAIN_S = 10.0

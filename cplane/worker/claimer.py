@@ -14,8 +14,9 @@ import msgspec
 import structlog
 
 from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
-from cplane.jobs.decorator import AnyJob, Registry
+from cplane.jobs.definition import AnyJob
 from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
+from cplane.jobs.registry import Registry
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.postgres.store import Error, Finish, Started, Store
 from cplane.redis.envelope import Envelope, decode_envelope, now_ms

@@ -23,7 +23,7 @@ from cplane.errors import (
     SessionTooLarge,
     TooManyRequests,
 )
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.postgres.store import Error
 from cplane.worker.arq_functions import PlainFunction

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
-from cplane.jobs.decorator import Options
+from cplane.jobs.options import Options
 from cplane.jobs.states import AttemptState, State
 from cplane.postgres.store import Error, Store
 from cplane.redis.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms

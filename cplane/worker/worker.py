@@ -21,8 +21,8 @@ from arq.cron import CronJob
 from redis.exceptions import RedisError
 
 from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
-from cplane.jobs.catalog import load_jobs
-from cplane.jobs.decorator import Job, Registry
+from cplane.jobs.definition import Job
+from cplane.jobs.registry import Registry, load_jobs
 from cplane.jobs.states import State
 from cplane.logs import Ration, configure_logs
 from cplane.plane.control_plane import ControlPlane

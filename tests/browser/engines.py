@@ -15,7 +15,8 @@ import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, Viewport, collect_trace, instance
+from cplane.browser import BrowserPool, BrowserSource, Engine, PageOptions, Viewport, collect_trace
+from cplane.browser.engine import instance
 from cplane.browser.engine.process import Process
 from cplane.egress import EgressProxy, EgressRules
 from cplane.errors import BrowserGone, CplaneError, EgressBlocked

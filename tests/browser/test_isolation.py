@@ -14,8 +14,9 @@ import pytest_asyncio
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
-from cplane.browser import BrowserPool, PageOptions, shared
+from cplane.browser import BrowserPool, PageOptions
 from cplane.browser.lease import PageLease
+from cplane.browser.pool import shared
 from tests.browser.pools import settled, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -34,8 +34,9 @@ from cplane.errors import (
     ResultNotSerializable,
     UnknownJob,
 )
-from cplane.jobs.decorator import AnyJob, Resources, registry
+from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.handle import Handle
+from cplane.jobs.registry import registry
 from cplane.jobs.states import Priority
 
 Draft202012Validator: Any = _Draft202012Validator

@@ -7,7 +7,7 @@ from openapi_spec_validator import validate
 from pydantic import PlainValidator
 
 from cplane import job
-from cplane.jobs.decorator import registry
+from cplane.jobs.registry import registry
 from cplane.web.api import OPERATIONS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from cplane import Context, ControlPlane, CplaneSettings, JobCancelled, JobFailed, RetryPolicy, State, job
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import AttemptState
 from cplane.redis.events import Event
 from tests.workers import DEADLINE_S, Gate, running

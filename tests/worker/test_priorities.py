@@ -6,7 +6,7 @@ import pytest
 
 from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
-from cplane.jobs.decorator import AnyJob
+from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import Priority
 from cplane.redis.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
 from tests.workers import DEADLINE_S, Gate, raw, running

@@ -26,7 +26,8 @@ from cplane import (
     job,
 )
 from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
-from cplane.jobs.decorator import AnyJob, registry
+from cplane.jobs.definition import AnyJob
+from cplane.jobs.registry import registry
 from cplane.jobs.states import AttemptState, Cause
 from cplane.postgres.models import AttemptRecord
 from cplane.redis.envelope import encode_envelope, record_envelope

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cplane.browser import Executable, Source, executable, find_executable
+from cplane.browser import Executable, Source, find_executable
+from cplane.browser.engine import executable
 from cplane.errors import BrowserNotFound
 
 

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from cplane.browser import BrowserPool, Limits, PageLease, PageOptions, instance
+from cplane.browser import BrowserPool, Limits, PageLease, PageOptions
+from cplane.browser.engine import instance
 from cplane.errors import BrowserGone, UsageError
 from tests.browser.pools import running, settled, until
 

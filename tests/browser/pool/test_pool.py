@@ -11,8 +11,9 @@ import pytest
 from playwright.async_api import BrowserContext, CDPSession
 from playwright.async_api import Error as PlaywrightError
 
-from cplane.browser import BrowserPool, PageOptions, instance, probe
+from cplane.browser import BrowserPool, PageOptions, probe
 from cplane.browser import lease as lease_module
+from cplane.browser.engine import instance
 from cplane.errors import BrowserGone, BrowserNotFound, InvalidArguments, PageCrashed, PoolTimeout, UsageError
 from tests.browser.pools import FOREVER, contexts, running, settled
 

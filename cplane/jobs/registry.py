@@ -1,0 +1,79 @@
+"""The jobs of this process by name: those that were imported, and the built-ins."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cplane.errors import InvalidJob, InvalidSettings, UnknownJob
+from cplane.jobs.definition import AnyJob
+from cplane.jobs.signature import place
+
+BUILT_INS = "cplane.tasks"
+
+
+@dataclass(slots=True)
+class Registry:
+    """Jobs by name."""
+
+    jobs: dict[str, AnyJob] = field(default_factory=dict[str, AnyJob])
+
+    def add(self, job: AnyJob) -> None:
+        """Register a job; the same function imported twice replaces itself, and a job of yours goes before a built-in one of its name."""
+        known = self.jobs.get(job.name)
+        if known is not None and _built_in(job) and not _built_in(known):
+            return
+        if known is not None and _source(known.fn) != _source(job.fn) and not _built_in(known):
+            raise InvalidJob(
+                f"two jobs are named '{job.name}': {place(known.fn)} and {place(job.fn)}",
+                hint="give one of them another name: @job(name=…)",
+            )
+        self.jobs[job.name] = job
+
+    def needs_pages(self, queue: str) -> bool:
+        """Whether jobs of this queue ask for pages."""
+        return any(job.needs_page and job.options.queue == queue for job in self.jobs.values())
+
+    def get(self, name: str) -> AnyJob:
+        """The job of that name."""
+        job = self.jobs.get(name)
+        if job is None:
+            known = ", ".join(sorted(self.jobs)) or "none"
+            raise UnknownJob(f"no job named '{name}'; known: {known}", hint="is its module in CPLANE_IMPORTS?")
+        return job
+
+
+def _built_in(job: AnyJob) -> bool:
+    return str(getattr(job.fn, "__module__", "")).startswith("cplane.tasks.")
+
+
+registry = Registry()
+"""The jobs this process has imported."""
+
+
+def _source(fn: Callable[..., Any]) -> tuple[str, str]:
+    return str(Path(fn.__code__.co_filename).resolve()), fn.__qualname__
+
+
+def load_jobs(imports: Iterable[str]) -> Registry:
+    """Import the modules that define jobs; answers all jobs of the process.
+
+    Raises:
+        InvalidSettings: a module that does not exist; errors inside a module pass as they are.
+    """
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, as arq does: a stray json.py there must not hide the real one
+    for name in (BUILT_INS, *imports):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
+            hint = "is CPLANE_IMPORTS right, and the folder on PYTHONPATH? modules are written a.b.c, comma between two"
+            raise InvalidSettings(
+                f"CPLANE_IMPORTS names '{name}', which cannot be found from {folder}", hint=hint
+            ) from None
+    return registry
