@@ -14,7 +14,7 @@ from cplane.jobs.states import State
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-    from cplane.postgres.store import RecordFilter
+    from cplane.postgres.rows import RecordFilter
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def list_jobs(
     from datetime import UTC, datetime
 
     from cplane.cli.report import records_table
-    from cplane.postgres.store import RecordFilter
+    from cplane.postgres.rows import RecordFilter
 
     async def ask() -> "list[JobRecord]":
         async with open_plane() as plane:
@@ -151,7 +151,7 @@ def _retry_many(state: State, job: str | None, queue: str | None, *, dry_run: bo
     import sys
 
     from cplane.errors import InvalidArguments
-    from cplane.postgres.store import RecordFilter
+    from cplane.postgres.rows import RecordFilter
 
     where = RecordFilter(state, job, queue)
     count = run(_count(where))

@@ -10,8 +10,9 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
+    from cplane.redis.dead_letters import Aside
     from cplane.redis.limiter import HostStand
-    from cplane.redis.queue import Aside, Stand
+    from cplane.redis.messages import Stand
 
 app = typer.Typer(invoke_without_command=True)
 

@@ -16,8 +16,9 @@ from cplane.jobs.states import AttemptState, State
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+    from cplane.redis.dead_letters import Aside
     from cplane.redis.limiter import HostStand
-    from cplane.redis.queue import Aside, Stand
+    from cplane.redis.messages import Stand
     from cplane.sessions.store import SessionInfo
 
 STYLES = {

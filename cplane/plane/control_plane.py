@@ -40,11 +40,15 @@ from cplane.plane.waiters import Waiters
 from cplane.postgres import migrations
 from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.postgres.store import NewRecord, RecordFilter, Standing, Store, Submitted
+from cplane.postgres.rows import NewRecord, RecordFilter, Standing, Submitted
+from cplane.postgres.store import Store
 from cplane.redis.connection import connect
+from cplane.redis.dead_letters import Aside
 from cplane.redis.events import CONTROL, EVENTS, Event, Events
+from cplane.redis.keys import lane_of
 from cplane.redis.limiter import Hosts, HostStand
-from cplane.redis.queue import Aside, Push, Queue, Stand, lane_of
+from cplane.redis.messages import Push, Stand
+from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 from cplane.sessions.store import Sessions

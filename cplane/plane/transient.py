@@ -19,10 +19,12 @@ from cplane.jobs.registry import registry
 from cplane.jobs.states import Priority, State
 from cplane.jobs.submission import Submission
 from cplane.plane.waiters import Waiters
-from cplane.postgres.store import Submitted
+from cplane.postgres.rows import Submitted
 from cplane.redis.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms
 from cplane.redis.events import CONTROL, Event, Events
-from cplane.redis.queue import Aborted, Push, Pushed, Queue, lane_of, redis_name
+from cplane.redis.keys import lane_of, redis_name
+from cplane.redis.messages import Aborted, Push, Pushed
+from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
 

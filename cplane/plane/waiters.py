@@ -14,7 +14,8 @@ import structlog
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.postgres.models import JobRecord
-from cplane.postgres.store import Standing, Store
+from cplane.postgres.rows import Standing
+from cplane.postgres.store import Store
 from cplane.redis.envelope import KeptResult, decode_result
 from cplane.redis.events import Events
 from cplane.redis.queue import Queue

@@ -7,134 +7,47 @@ so that batches cannot deadlock. Deadlines are compared with the database's cloc
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import literal_column
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, KeyInUse, RecordNotFound
-from cplane.jobs.context import Artifact, Progress
-from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
+from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
+from cplane.jobs.context import Artifact
+from cplane.jobs.states import MAX_CRASHES, State
 from cplane.postgres import statements
 from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.postgres.rows import (
+    NULL,
+    Fence,
+    Finish,
+    NewRecord,
+    RecordFilter,
+    Renew,
+    Standing,
+    Started,
+    Submitted,
+    finish_columns,
+    is_plain,
+    optional_column,
+    progress_columns,
+    read_standing,
+    read_submitted,
+    running_attempt,
+    same_or_column,
+)
 from cplane.postgres.statements import Statement
-
-NULL = b"null"
 
 PLAIN_CHARS = 1_000_000
 """Results of a group that go to Postgres as one object: an object has a limit of its own, and each is looked up in it."""
 
+
 ABOVE_ALL = UUID(int=2**128 - 1)
 """No id is as high."""
-
-Fence = tuple[UUID, int]
-"""A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
-
-
-class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A record to be. `delay_s` counts from now by the database's clock; `run_at` is absolute; neither: at once."""
-
-    id: UUID
-    job: str
-    queue: str
-    args_json: bytes
-    priority: Priority = Priority.NORMAL
-    delay_s: float | None = None
-    run_at: datetime | None = None
-    key: str | None = None
-    request_hash: bytes | None = None
-    host: str | None = None
-    """The host that it takes the time of, if it is limited per host."""
-
-
-class Submitted(msgspec.Struct, frozen=True, gc=False):
-    """The record a submission led to: the new one, or the earlier one of the same idempotency key."""
-
-    id: UUID
-    created: bool
-    delay_ms: int
-    """Until it is due, by the database's clock."""
-    state: State
-    created_at: datetime
-    run_at: datetime
-
-
-class Started(msgspec.Struct, frozen=True, gc=False):
-    """A record this worker has started: `attempt` and `token` are its fence."""
-
-    id: UUID
-    attempt: int
-    token: str
-    job: str
-    args_json: bytes
-    failures: int
-    interruptions: int
-
-
-class Error(msgspec.Struct, frozen=True, gc=False):
-    """What an attempt raised, as text."""
-
-    type: str
-    message: str
-    traceback: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renew:
-    """One lease to extend, with the progress of its attempt (None: as it was)."""
-
-    id: UUID
-    attempt: int
-    token: str
-    progress: Progress | None = None
-
-
-class Finish(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """How an attempt leaves its record: final, or queued again in `delay_s` seconds."""
-
-    id: UUID
-    attempt: int
-    token: str
-    state: State
-    attempt_state: AttemptState
-    result_json: bytes | None = None
-    error: Error | None = None
-    delay_s: float = 0.0
-    cause: Cause = Cause.SUBMIT
-    """Why the next attempt will be made, when queued."""
-    failures: int = 0
-    interruptions: int = 0
-    """What this attempt adds to the budgets."""
-    progress: Progress | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a record is, for a schedule that does not know: `due_in_ms` until it may start, or until its lease ends."""
-
-    id: UUID
-    state: State
-    job: str
-    queue: str
-    priority: Priority
-    host: str | None
-    due_in_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecordFilter:
-    """Which records a list shows."""
-
-    state: State | None = None
-    job: str | None = None
-    queue: str | None = None
 
 
 class Store:
@@ -156,13 +69,13 @@ class Store:
         """
         values = {
             "ids": [record.id for record in records],
-            **_same("job", "jobs", [record.job for record in records]),
-            **_same("queue", "queues", [record.queue for record in records]),
-            **_same("priority", "priorities", [record.priority for record in records]),
+            **same_or_column("job", "jobs", [record.job for record in records]),
+            **same_or_column("queue", "queues", [record.queue for record in records]),
+            **same_or_column("priority", "priorities", [record.priority for record in records]),
             "args": [record.args_json.decode() for record in records],
-            "delays": _column([record.delay_s for record in records]),
-            "run_ats": _column([record.run_at for record in records]),
-            "hosts": _column([record.host for record in records]),
+            "delays": optional_column([record.delay_s for record in records]),
+            "run_ats": optional_column([record.run_at for record in records]),
+            "hosts": optional_column([record.host for record in records]),
         }
         earlier: dict[str, Any] = {}
         if any(record.key is not None for record in records):
@@ -176,7 +89,7 @@ class Store:
         else:
             statement = statements.SUBMIT_EARLY if early else statements.SUBMIT
             rows = {row[0]: row for row in await self._database.fetch(statement, values)}
-        return [_submitted(record, rows.get(record.id), earlier.get(record.key or "")) for record in records]
+        return [read_submitted(record, rows.get(record.id), earlier.get(record.key or "")) for record in records]
 
     async def flush(self) -> None:
         """Wait until everything that was committed so far would survive a crash of Postgres."""
@@ -230,7 +143,7 @@ class Store:
             ended = list(await session.exec(query))
         if record is None or record.state is not State.RUNNING or any(a.attempt == record.attempt for a in ended):
             return ended
-        return [*ended, _running_attempt(record)]
+        return [*ended, running_attempt(record)]
 
     async def cancel(self, record_id: UUID) -> State:
         """queued → cancelled; running → its worker is told. Answers the state it left.
@@ -254,7 +167,7 @@ class Store:
         """
         rows = await self._database.fetch(statements.REPLAY, {"id": record_id})
         if rows:
-            return _standing(rows[0])
+            return read_standing(rows[0])
         record = await self.get(record_id)
         raise IllegalMove(f"the job is {record.state}", hint="only failed and cancelled jobs can be retried")
 
@@ -263,7 +176,7 @@ class Store:
     ) -> list[Standing]:
         """failed or cancelled → queued, all budgets new, for the newest `limit` records that fit and are older than the id `before`."""
         values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
-        return [_standing(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
+        return [read_standing(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
 
     async def count_replayable(self, where: RecordFilter) -> int:
         """How many failed and cancelled records fit."""
@@ -296,7 +209,7 @@ class Store:
             "ids": [renewal.id for renewal in renewals],
             "attempts": [renewal.attempt for renewal in renewals],
             "tokens": [renewal.token for renewal in renewals],
-            **_progress_values([renewal.progress for renewal in renewals]),
+            **progress_columns([renewal.progress for renewal in renewals]),
             "lease_s": lease_s,
         }
         return {
@@ -314,9 +227,9 @@ class Store:
         if not careful:
             exceptions: Sequence[Any] = ()
         elif session is not None:
-            exceptions = await _rows(session, statements.FINISH, _finish_values(careful))
+            exceptions = await _rows(session, statements.FINISH, finish_columns(careful))
         else:
-            exceptions = await self._database.fetch(statements.FINISH, _finish_values(careful))
+            exceptions = await self._database.fetch(statements.FINISH, finish_columns(careful))
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
             if state is None:
@@ -327,7 +240,7 @@ class Store:
 
     async def _finish_plain(self, finishes: Sequence[Finish]) -> Sequence[Finish]:
         """Finish those with which there is nothing special; answers who is left."""
-        plain = {finish.id: finish for finish in finishes if _is_plain(finish)}
+        plain = {finish.id: finish for finish in finishes if is_plain(finish)}
         results = [
             f'"{id_}":{r.decode()}' for id_, f in plain.items() if (r := f.result_json) is not None and r != NULL
         ]
@@ -345,7 +258,7 @@ class Store:
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Where records are, for ids that could not be started."""
         return {
-            row["id"]: _standing(row)
+            row["id"]: read_standing(row)
             for row in await self._database.fetch(statements.STANDING, {"ids": list(record_ids)})
         }
 
@@ -354,20 +267,21 @@ class Store:
     async def reap(self, limit: int) -> list[Standing]:
         """running with a lease that has ended → queued; cancelled where that is wanted; failed after MAX_CRASHES."""
         return [
-            _standing(row)
+            read_standing(row)
             for row in await self._database.fetch(statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
         ]
 
     async def overdue(self, queue: str, limit: int) -> list[Standing]:
         """Queued records that should have started, of each lane the longest due: what Redis lost is in time the first of them."""
         return [
-            _standing(row) for row in await self._database.fetch(statements.OVERDUE, {"queue": queue, "limit": limit})
+            read_standing(row)
+            for row in await self._database.fetch(statements.OVERDUE, {"queue": queue, "limit": limit})
         ]
 
     async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
         """A page of all queued records in the order of their ids, those after the id `after`: to look for what Redis lost."""
         values = {"after": after or UUID(int=0), "limit": limit}
-        return [_standing(row) for row in await self._database.fetch(statements.QUEUED, values)]
+        return [read_standing(row) for row in await self._database.fetch(statements.QUEUED, values)]
 
     async def epoch(self) -> int:
         """The newest value of Redis's epoch that was noted: a Redis that is behind it has lost its memory."""
@@ -424,85 +338,3 @@ async def _rows(session: AsyncSession, statement: Statement, values: dict[str, A
     """The rows of a statement that joins a transaction."""
     connection = await session.connection()
     return (await connection.execute(statement.clause, values)).all()
-
-
-def _submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | IdempotencyConflict:
-    if row is not None:
-        _, due_in_ms, created_at, run_at = row
-        return Submitted(record.id, True, due_in_ms, State.QUEUED, created_at, run_at)
-    if earlier is None:
-        # the key was taken by a transaction that has not committed, or its record was deleted a moment ago
-        return KeyInUse("another request with this idempotency key is under way", hint="send it again")
-    if earlier["request_hash"] != record.request_hash:
-        return IdempotencyConflict(
-            f"the idempotency key was used for another call, job {earlier['id']}", hint="use a new key for a new call"
-        )
-    return Submitted(
-        earlier["id"], False, earlier["due_in_ms"], State(earlier["state"]), earlier["created_at"], earlier["run_at"]
-    )
-
-
-def _standing(row: Any) -> Standing:
-    id_, state, job, queue, priority, host, due_in_ms = row
-    return Standing(id_, State(state), job, queue, Priority(priority), host, max(0, due_in_ms))
-
-
-def _running_attempt(record: JobRecord) -> AttemptRecord:
-    return AttemptRecord(
-        job_id=record.id,
-        attempt=record.attempt,
-        worker=record.worker or "",
-        cause=record.cause,
-        state=AttemptState.RUNNING,
-        started_at=cast("datetime", record.started_at),
-    )
-
-
-def _finish_values(finishes: Sequence[Finish]) -> dict[str, Any]:
-    errors = [finish.error for finish in finishes]
-    return {
-        "ids": [finish.id for finish in finishes],
-        "attempts": [finish.attempt for finish in finishes],
-        "tokens": [finish.token for finish in finishes],
-        "results": [None if finish.result_json is None else finish.result_json.decode() for finish in finishes],
-        "states": [finish.state.value for finish in finishes],
-        "attempt_states": [finish.attempt_state.value for finish in finishes],
-        "error_types": [None if error is None else _storable(error.type) for error in errors],
-        "error_messages": [None if error is None else _storable(error.message) for error in errors],
-        "error_tracebacks": [None if error is None else _storable(error.traceback) for error in errors],
-        "delays": [finish.delay_s for finish in finishes],
-        "causes": [finish.cause.value for finish in finishes],
-        "failures": [finish.failures for finish in finishes],
-        "interruptions": [finish.interruptions for finish in finishes],
-        **_progress_values([finish.progress for finish in finishes]),
-    }
-
-
-def _is_plain(finish: Finish) -> bool:
-    """Whether there is nothing to say but that it succeeded, and with what."""
-    said = finish.progress or finish.error or finish.failures or finish.interruptions or finish.result_json is None
-    return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not said
-
-
-def _same(one: str, many: str, values: list[str]) -> dict[str, Any]:
-    """A column of which every value is the same goes as that value, and the column is left out."""
-    is_same = len(set(values)) == 1
-    return {one: values[0] if is_same else None, many: [] if is_same else values}
-
-
-def _column(values: list[Any]) -> list[Any]:
-    """A column of which every value is absent is left out: unnest() fills it with NULL."""
-    return values if any(value is not None for value in values) else []
-
-
-def _progress_values(steps: Sequence[Progress | None]) -> dict[str, Any]:
-    return {
-        "dones": [None if step is None else step.done for step in steps],
-        "totals": [None if step is None else step.total for step in steps],
-        "notes": [None if step is None else _storable(step.note) for step in steps],
-    }
-
-
-def _storable(value: str) -> str:
-    """Text that Postgres takes: no NUL, no lone surrogate."""
-    return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -10,7 +10,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable
 from cplane.postgres.database import is_outage
-from cplane.postgres.store import Finish, Store
+from cplane.postgres.rows import Finish
+from cplane.postgres.store import Store
 
 
 class Fenced(Exception):

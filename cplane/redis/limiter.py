@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from cplane.errors import MAX_COOL_DOWN_S
 from cplane.jobs.per_host import PerHost
 from cplane.redis.connection import Script, translated
-from cplane.redis.queue import LANE, LANES, Grant, redis_name, wake_key
+from cplane.redis.keys import LANE, LANES, redis_name, wake_key
+from cplane.redis.messages import Grant
 
 HOSTS = "cplane:hosts"
 

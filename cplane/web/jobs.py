@@ -11,7 +11,7 @@ from cplane.errors import ArtifactNotFound, RecordNotFound
 from cplane.jobs.states import State
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import JobRecord
-from cplane.postgres.store import RecordFilter
+from cplane.postgres.rows import RecordFilter
 from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
 from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor

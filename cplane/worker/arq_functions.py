@@ -13,7 +13,7 @@ from arq.worker import Retry as ArqRetry
 
 from cplane.errors import Retry
 from cplane.redis.envelope import Envelope
-from cplane.redis.queue import Grant
+from cplane.redis.messages import Grant
 
 FOR_EVER = 0
 """What Redis is told to keep a result for ever."""

@@ -30,12 +30,13 @@ from cplane.jobs.context import Artifact, Context, Progress
 from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import host_among
 from cplane.jobs.states import AttemptState, Cause, State
-from cplane.postgres.store import Fence, Finish, Started, Store
+from cplane.postgres.rows import Fence, Finish, Started
+from cplane.postgres.store import Store
 from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.limiter import Hosts
-from cplane.redis.queue import Grant
+from cplane.redis.messages import Grant
 from cplane.sessions.store import HOLD_S, Held, Sessions
 from cplane.worker.arq_functions import PlainFunction
 from cplane.worker.evidence import Archive, Suspects

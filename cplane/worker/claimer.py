@@ -18,10 +18,12 @@ from cplane.jobs.definition import AnyJob
 from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
 from cplane.jobs.registry import Registry
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
-from cplane.postgres.store import Error, Finish, Started, Store
+from cplane.postgres.rows import Error, Finish, Started
+from cplane.postgres.store import Store
 from cplane.redis.envelope import Envelope, decode_envelope, now_ms
 from cplane.redis.limiter import GRANTED, Ask, Hosts
-from cplane.redis.queue import Action, Claim, Grant, Id, Queue, Return
+from cplane.redis.messages import Action, Claim, Grant, Id, Return
+from cplane.redis.queue import Queue
 from cplane.runtime.cancellation import first
 from cplane.worker.arq_functions import PlainFunction
 from cplane.worker.attempt import Attempt, Tools

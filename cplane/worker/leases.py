@@ -9,9 +9,11 @@ from uuid import UUID
 import structlog
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
-from cplane.postgres.store import Renew, Store
+from cplane.postgres.rows import Renew
+from cplane.postgres.store import Store
 from cplane.redis.events import CONTROL, Events
-from cplane.redis.queue import Queue, Renewal
+from cplane.redis.messages import Renewal
+from cplane.redis.queue import Queue
 from cplane.worker.attempt import AnyFence, Attempt, Stop
 
 TICK_S = 1.0

@@ -25,7 +25,7 @@ from cplane.errors import (
 )
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
-from cplane.postgres.store import Error
+from cplane.postgres.rows import Error
 from cplane.worker.arq_functions import PlainFunction
 
 FIRST_COOLDOWN_S = 10

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cplane.errors import QueueUnavailable
-from cplane.redis.queue import Claim, Queue, Return
+from cplane.redis.messages import Claim, Return
+from cplane.redis.queue import Queue
 from cplane.runtime.cancellation import end
 
 SLOW_POLL_S = 3.0

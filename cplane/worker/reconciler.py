@@ -6,9 +6,11 @@ from uuid import UUID
 import structlog
 
 from cplane.jobs.states import State
-from cplane.postgres.store import Standing, Store
+from cplane.postgres.rows import Standing
+from cplane.postgres.store import Store
 from cplane.redis.events import Event, Events
-from cplane.redis.queue import Id, Push, Pushed, Queue
+from cplane.redis.messages import Id, Push, Pushed
+from cplane.redis.queue import Queue
 
 EVERY_S = 5.0
 HEADS = 200

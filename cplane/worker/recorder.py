@@ -13,10 +13,13 @@ import structlog
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, SchemaMismatch
 from cplane.jobs.options import Options
 from cplane.jobs.states import AttemptState, State
-from cplane.postgres.store import Error, Store
+from cplane.postgres.rows import Error
+from cplane.postgres.store import Store
 from cplane.redis.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.redis.events import Events
-from cplane.redis.queue import Action, Queue, Return, redis_name
+from cplane.redis.keys import redis_name
+from cplane.redis.messages import Action, Return
+from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.worker.arq_functions import PlainFunction
 from cplane.worker.attempt import AnyFence, Attempt, finish_of

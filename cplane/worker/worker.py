@@ -29,7 +29,7 @@ from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
 from cplane.redis.envelope import deserialize, serialize
 from cplane.redis.events import Event
-from cplane.redis.queue import queue_of
+from cplane.redis.keys import queue_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 from cplane.runtime.gc_tuning import collect_rarely

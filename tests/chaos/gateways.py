@@ -20,7 +20,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from cplane.errors import DatabaseUnavailable, QueueUnavailable
 from cplane.postgres.store import Store
 from cplane.redis.events import Events
-from cplane.redis.queue import Claim, Queue
+from cplane.redis.messages import Claim
+from cplane.redis.queue import Queue
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from cplane.jobs.states import Priority
-from cplane.postgres.store import NewRecord
-from cplane.redis.queue import Push
+from cplane.postgres.rows import NewRecord
+from cplane.redis.messages import Push
 from cplane.runtime.ids import new_id
 from tests.chaos.arena import Arena, arena, query, until
 from tests.chaos.gateways import Act, Point, verbs

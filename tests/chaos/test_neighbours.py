@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from cplane.postgres.store import NewRecord
+from cplane.postgres.rows import NewRecord
 from cplane.runtime.ids import new_id
 from cplane.worker.reconciler import HEADS, Reconciler
 from tests.chaos.arena import until

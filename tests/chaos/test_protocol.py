@@ -28,10 +28,12 @@ from pydantic import SecretStr
 from cplane.errors import IllegalMove
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
-from cplane.postgres.store import Error, Finish, NewRecord, Renew, Started, Store
+from cplane.postgres.rows import Error, Finish, NewRecord, Renew, Started
+from cplane.postgres.store import Store
 from cplane.redis.connection import connect
 from cplane.redis.events import Events
-from cplane.redis.queue import Action, Grant, Push, Queue, Return
+from cplane.redis.messages import Action, Grant, Push, Return
+from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from cplane.worker.reconciler import Reconciler
 

@@ -21,8 +21,10 @@ from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.jobs.states import State
-from cplane.postgres.store import Fence, Finish, Renew, Store
-from cplane.redis.queue import Queue, Renewal
+from cplane.postgres.rows import Fence, Finish, Renew
+from cplane.postgres.store import Store
+from cplane.redis.messages import Renewal
+from cplane.redis.queue import Queue
 from cplane.worker import Worker
 from cplane.worker.poller import Poller
 from cplane.worker.reconciler import Reconciler

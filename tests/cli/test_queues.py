@@ -9,7 +9,7 @@ import pytest_asyncio
 from cplane import ControlPlane, CplaneSettings, State
 from cplane.jobs.states import Priority
 from cplane.redis.envelope import record_envelope
-from cplane.redis.queue import Id
+from cplane.redis.messages import Id
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,9 @@ from cplane import ControlPlane, job
 from cplane.errors import DatabaseUnavailable
 from cplane.plane.control_plane import EARLY
 from cplane.postgres.database import Database
+from cplane.postgres.rows import NewRecord
 from cplane.postgres.statements import Statement
-from cplane.postgres.store import NewRecord, Store
+from cplane.postgres.store import Store
 from cplane.runtime.ids import new_id
 from tests.conftest import execute
 

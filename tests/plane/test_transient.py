@@ -34,7 +34,8 @@ from cplane.errors import (
 )
 from cplane.jobs.states import MAX_CRASHES
 from cplane.redis.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
-from cplane.redis.queue import Grant, Push, Queue, Renewal, Return, Returned
+from cplane.redis.messages import Grant, Push, Renewal, Return, Returned
+from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 

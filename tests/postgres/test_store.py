@@ -26,7 +26,8 @@ from cplane.postgres import statements
 from cplane.postgres.database import MOVES as MOVE_SETTINGS
 from cplane.postgres.database import Database
 from cplane.postgres.models import JobRecord
-from cplane.postgres.store import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Store, Submitted
+from cplane.postgres.rows import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Submitted
+from cplane.postgres.store import Store
 from cplane.runtime.ids import new_id
 
 LEASE_S = 30.0

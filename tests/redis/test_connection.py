@@ -13,7 +13,8 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
 from cplane.redis.connection import connect
-from cplane.redis.queue import Id, Queue
+from cplane.redis.messages import Id
+from cplane.redis.queue import Queue
 
 
 class Made:

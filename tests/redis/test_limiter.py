@@ -10,7 +10,7 @@ from cplane.jobs.per_host import PerHost
 from cplane.jobs.states import Priority
 from cplane.redis.envelope import encode_envelope
 from cplane.redis.limiter import GRANTED, LEASE_GONE, Ask
-from cplane.redis.queue import Action, Grant, Push, Renewal, Return
+from cplane.redis.messages import Action, Grant, Push, Renewal, Return
 from tests.workers import raw
 
 LEASE_S = 30.0

@@ -18,20 +18,9 @@ from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
 from cplane.redis.connection import connect
 from cplane.redis.envelope import decode_envelope, encode_envelope
-from cplane.redis.queue import (
-    Action,
-    Claim,
-    Grant,
-    Id,
-    Push,
-    Pushed,
-    Queue,
-    Renewal,
-    Return,
-    Returned,
-    queue_of,
-    redis_name,
-)
+from cplane.redis.keys import queue_of, redis_name
+from cplane.redis.messages import Action, Claim, Grant, Id, Push, Pushed, Renewal, Return, Returned
+from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, blocked
 

@@ -25,7 +25,8 @@ from cplane.errors import (
 from cplane.jobs.states import AttemptState, Cause, State
 from cplane.keyring import Keyring, new_key
 from cplane.postgres.database import Database
-from cplane.postgres.store import Finish, NewRecord, Started, Store
+from cplane.postgres.rows import Finish, NewRecord, Started
+from cplane.postgres.store import Store
 from cplane.runtime.ids import new_id
 from cplane.sessions.storage_state import MAX_BYTES, empty
 from cplane.sessions.store import Held, Sessions

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from cplane import Context, ControlPlane, CplaneSettings, State, job
 from cplane.jobs.states import AttemptState
 from cplane.keyring import new_key
-from cplane.postgres.store import Error, Finish, Started
+from cplane.postgres.rows import Error, Finish, Started
 from cplane.redis.events import Event
 from cplane.web import create_app, open_server
 

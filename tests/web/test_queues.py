@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cplane import ControlPlane, PerHost
 from cplane.jobs.states import Priority
 from cplane.redis.limiter import Ask
-from cplane.redis.queue import Id, Push
+from cplane.redis.messages import Id, Push
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api

@@ -9,8 +9,9 @@ from sqlmodel import text
 
 from cplane import ControlPlane, CplaneSettings, State, job
 from cplane.jobs.states import AttemptState
+from cplane.redis.dead_letters import Aside
 from cplane.redis.envelope import encode_envelope, record_envelope
-from cplane.redis.queue import Aside, Push
+from cplane.redis.messages import Push
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, kept_result, raw, running, until_queue_empty
 

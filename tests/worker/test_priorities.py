@@ -8,7 +8,9 @@ from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import Priority
-from cplane.redis.queue import LANES, ORDERS, Action, Claim, Push, Queue, Return, order_of, queue_of, redis_name
+from cplane.redis.keys import LANES, ORDERS, order_of, queue_of, redis_name
+from cplane.redis.messages import Action, Claim, Push, Return
+from cplane.redis.queue import Queue
 from tests.workers import DEADLINE_S, Gate, raw, running
 
 HIGH, NORMAL, LOW = LANES

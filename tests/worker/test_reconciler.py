@@ -6,7 +6,7 @@ import pytest
 
 from cplane import ControlPlane, CplaneSettings, job
 from cplane.jobs.states import Priority
-from cplane.redis.queue import EPOCH, redis_name
+from cplane.redis.keys import EPOCH, redis_name
 from cplane.worker.reconciler import Reconciler
 from tests.workers import DEADLINE_S, raw, running
 

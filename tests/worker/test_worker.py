@@ -31,7 +31,8 @@ from cplane.jobs.registry import registry
 from cplane.jobs.states import AttemptState, Cause
 from cplane.postgres.models import AttemptRecord
 from cplane.redis.envelope import encode_envelope, record_envelope
-from cplane.redis.queue import Push, Queue
+from cplane.redis.messages import Push
+from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 

@@ -26,7 +26,7 @@ from benchmarks.suite.web import load, web_server
 from cplane import ControlPlane
 from cplane.errors import CplaneError
 from cplane.jobs.states import State
-from cplane.postgres.store import RecordFilter
+from cplane.postgres.rows import RecordFilter
 from cplane.settings import load_settings
 
 NAME = "scale"
