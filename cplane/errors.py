@@ -9,7 +9,7 @@
     │   ├── HostUnreachable      a page's host has no address, or does not answer
     │   ├── ResultNotSerializable
     │   └── Retry                raised by a job that wants to run again
-    ├── OutsideError             a server, a browser or the network: the job is run again without spending a retry
+    ├── InfrastructureError             a server, a browser or the network: the job is run again without spending a retry
     │   ├── DatabaseUnavailable
     │   ├── QueueUnavailable
     │   ├── ArtifactsUnavailable
@@ -33,7 +33,7 @@
         ├── InvalidSession       not a storage_state of Playwright, or not the name of a session
         ├── SecretKeyMissing     sessions need CPLANE_SECRET_KEY
         ├── SecretUnreadable     none of the keys fits, or what is stored was changed
-        ├── IllegalMove          the record's state does not allow it
+        ├── InvalidTransition          the record's state does not allow it
         ├── IdempotencyConflict
         │   └── KeyInUse
         ├── SchemaMismatch       the database needs `cplane db upgrade`
@@ -106,23 +106,23 @@ class Retry(JobError):
         self.delay = delay
 
 
-class OutsideError(CplaneError):
+class InfrastructureError(CplaneError):
     """Something cplane depends on failed; no job is to blame."""
 
 
-class DatabaseUnavailable(OutsideError):
+class DatabaseUnavailable(InfrastructureError):
     """Postgres did not answer."""
 
 
-class QueueUnavailable(OutsideError):
+class QueueUnavailable(InfrastructureError):
     """Redis did not answer."""
 
 
-class ArtifactsUnavailable(OutsideError):
+class ArtifactsUnavailable(InfrastructureError):
     """The artifact store did not answer."""
 
 
-class ServerStartError(OutsideError):
+class ServerStartError(InfrastructureError):
     """An embedded server could not be started."""
 
 
@@ -130,7 +130,7 @@ MAX_COOL_DOWN_S = 3600
 """The longest that a host is left alone at a time."""
 
 
-class TooManyRequests(OutsideError):
+class TooManyRequests(InfrastructureError):
     """Raise it in a job when its host has had enough: no job of the host starts for `retry_after_s` seconds, at most an hour.
 
     The job itself runs again after it, without spending a retry, up to 20 times. Without `retry_after_s` the wait begins with
@@ -146,7 +146,7 @@ class TooManyRequests(OutsideError):
         self.retry_after_s = None if retry_after_s is None else min(float(retry_after_s), float(MAX_COOL_DOWN_S))
 
 
-class BrowserError(OutsideError):
+class BrowserError(InfrastructureError):
     """The browser failed, not the job."""
 
 
@@ -238,7 +238,7 @@ class SecretUnreadable(UsageError):
     """What was encrypted cannot be decrypted: its key is not set, or it was changed."""
 
 
-class IllegalMove(UsageError):
+class InvalidTransition(UsageError):
     """The state of the record does not allow what was asked."""
 
 

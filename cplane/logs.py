@@ -35,7 +35,7 @@ def configure_logs(settings: CplaneSettings) -> None:
     )
 
 
-class Ration:
+class LogRateLimiter:
     """Some log lines a second, at most; those left out are counted, so that the next line can say how many there were."""
 
     def __init__(self, per_second: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cplane.logs import Ration
+from cplane.logs import LogRateLimiter
 
 
 class Clock:
@@ -23,14 +23,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_so_many_lines_are_allowed_at_once_and_the_rest_is_counted(clock: Clock) -> None:
-    ration = Ration(20)
+    ration = LogRateLimiter(20)
     assert [ration.allows() for _ in range(100)] == [True] * 20 + [False] * 80
     assert ration.untold() == 80
     assert ration.untold() == 0
 
 
 def test_lines_come_back_with_time_but_do_not_pile_up(clock: Clock) -> None:
-    ration = Ration(20)
+    ration = LogRateLimiter(20)
     for _ in range(20):
         ration.allows()
     clock.now += 0.01
@@ -44,7 +44,7 @@ def test_lines_come_back_with_time_but_do_not_pile_up(clock: Clock) -> None:
 
 
 def test_a_slow_trickle_is_told_line_by_line(clock: Clock) -> None:
-    ration = Ration(20)
+    ration = LogRateLimiter(20)
     for _ in range(200):
         assert ration.allows()
         clock.now += 0.06

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from cplane.cli.browser import app as browser
 from cplane.cli.console import print_error
 from cplane.cli.db import app as db
+from cplane.cli.dead_letters import app as dead_letters
 from cplane.cli.demo import demo
 from cplane.cli.dev import dev
 from cplane.cli.doctor import doctor
@@ -28,6 +29,7 @@ EXAMPLES = (
     "cplane jobs list --state failed",
     "cplane jobs retry --state failed --job screenshot",
     "cplane queues",
+    "cplane dead-letters",
     "cplane sessions import shop.json",
     "cplane secret",
     "cplane worker --imports myapp.jobs --queues default:10,browser:4",
@@ -64,6 +66,7 @@ app.command("dev")(dev)
 app.command("submit")(submit)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queues, name="queues")
+app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(sessions, name="sessions")
 app.command("secret")(secret)
 app.command("worker")(worker)

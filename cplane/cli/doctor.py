@@ -169,7 +169,7 @@ async def _tables(settings: "CplaneSettings") -> Finding:
 
 async def _redis(settings: "CplaneSettings") -> Finding:
     from cplane.redis.connection import connect, translated
-    from cplane.redis.queue import Queue
+    from cplane.redis.dead_letters import DeadLetterStream
 
     async with connect(settings.redis_url) as redis, translated("telling its version"):
         info: dict[str, object] = await redis.info()  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
@@ -181,10 +181,10 @@ async def _redis(settings: "CplaneSettings") -> Finding:
         hint = "CONFIG SET maxmemory-policy noeviction: an evicted key is a lost schedule"
         return Finding("redis", Verdict.WARNING, f"{server} evicts keys when it is full ({policy})", hint)
     async with connect(settings.redis_url) as redis:
-        aside = await Queue(redis).count_aside()
-    if aside:
-        detail = f"{server}; {aside} {'id was' if aside == 1 else 'ids were'} set aside from the queues"
-        return Finding("redis", Verdict.WARNING, detail, "`cplane queues aside` says why")
+        dead_letters = await DeadLetterStream(redis).count()
+    if dead_letters:
+        detail = f"{server}; {dead_letters} dead letter{'' if dead_letters == 1 else 's'}"
+        return Finding("redis", Verdict.WARNING, detail, "`cplane dead-letters` says why")
     return Finding("redis", Verdict.OK, server)
 
 

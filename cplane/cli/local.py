@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from cplane.errors import OutsideError
+from cplane.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from cplane.dev import DevStack
@@ -92,7 +92,7 @@ class LocalPlane:
     ) -> None:
         await self._open.aclose()
 
-    async def ended(self) -> OutsideError:
+    async def ended(self) -> InfrastructureError:
         """Wait until a part of it ends by itself; answers why. An error of our own code is raised."""
         if self._server is None or self._working is None:
             raise RuntimeError("it does not run; use `async with LocalPlane(…) as local:`")
@@ -105,7 +105,9 @@ class LocalPlane:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             ended = done.pop().result()
-            return ended if isinstance(ended, OutsideError) else OutsideError("the worker stopped by itself")
+            return (
+                ended if isinstance(ended, InfrastructureError) else InfrastructureError("the worker stopped by itself")
+            )
         finally:
             for task in tasks:
                 task.cancel()

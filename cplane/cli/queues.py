@@ -1,6 +1,6 @@
-"""`cplane queues`: how the queues stand, and what was set aside from them."""
+"""`cplane queues`: the state of the queues, and of the hosts that jobs wait for."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,40 +10,47 @@ from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
-    from cplane.redis.dead_letters import Aside
-    from cplane.redis.limiter import HostStand
-    from cplane.redis.messages import Stand
+    from cplane.redis.limiter import LimiterStats
+    from cplane.redis.messages import QueueStats
 
 app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
 def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """How the queues stand, and what was set aside from them.
+    """The state of the queues, and of the hosts that jobs wait for.
 
     [cyan]$ cplane queues[/]
 
     [cyan]$ cplane queues hosts[/]
-
-    [cyan]$ cplane queues aside[/]
     """
     if context.invoked_subcommand is not None:
         return
 
-    async def ask() -> "tuple[list[Stand], int]":
+    async def ask() -> "tuple[list[QueueStats], int]":
         async with open_plane() as plane:
-            return await plane.queues(), await plane.count_aside()
+            return await plane.queues(), await plane.dead_letters.count()
 
-    stands, aside = run(ask())
+    stats, dead_letters = run(ask())
     if as_json:
-        views = [{"name": each.queue, "due": each.due, "later": each.later, "lag": each.lag_s} for each in stands]
-        print_json({"queues": views, "aside": aside})
+        queues = [
+            {
+                "name": each.queue,
+                "ready": each.ready,
+                "scheduled": each.scheduled,
+                "running": each.running,
+                "latency_s": each.latency_s,
+            }
+            for each in stats
+        ]
+        print_json({"queues": queues, "dead_letters": dead_letters})
         return
     from cplane.cli.report import queues_table
 
-    console().print(queues_table(stands))
-    if aside:
-        notes().print(f"[yellow]{aside} set aside[/]; `cplane queues aside` shows them", soft_wrap=True)
+    console().print(queues_table(stats))
+    if dead_letters:
+        told = "1 dead letter" if dead_letters == 1 else f"{dead_letters} dead letters"
+        notes().print(f"[yellow]{told}[/]; `cplane dead-letters` shows why", soft_wrap=True)
 
 
 @app.command()
@@ -53,11 +60,11 @@ def hosts(*, as_json: AsJson = False) -> None:
     [cyan]$ cplane queues hosts[/]
     """
 
-    async def ask() -> "list[HostStand]":
+    async def ask() -> "list[LimiterStats]":
         async with open_plane() as plane:
-            return await plane.host_stands()
+            return await plane.limiter_stats()
 
-    stands = run(ask())
+    stats = run(ask())
     if as_json:
         print_json(
             [
@@ -70,60 +77,12 @@ def hosts(*, as_json: AsJson = False) -> None:
                     "next_start": each.next_start_s,
                     "cooldown": each.cooldown_s,
                 }
-                for each in stands
+                for each in stats
             ]
         )
-    elif stands:
+    elif stats:
         from cplane.cli.report import hosts_table
 
-        console().print(hosts_table(stands))
+        console().print(hosts_table(stats))
     else:
         notes().print("no job waits for a host or a session")
-
-
-@app.command()
-def aside(
-    *,
-    requeue: Annotated[
-        str | None, typer.Option("--requeue", metavar="ID", help="Put this one back into its queue.")
-    ] = None,
-    drop: Annotated[str | None, typer.Option("--drop", metavar="ID", help="Forget this one.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Show at most so many.")] = 100,
-    as_json: AsJson = False,
-) -> None:
-    """What nobody could run, newest first, with the reason.
-
-    [cyan]$ cplane queues aside[/]
-
-    [cyan]$ cplane queues aside --requeue ID[/]
-    """
-    if requeue is not None and drop is not None:
-        raise typer.BadParameter("--requeue and --drop exclude each other")
-
-    async def ask() -> "list[Aside]":
-        async with open_plane() as plane:
-            if requeue is not None:
-                await plane.requeue_aside(requeue)
-            if drop is not None:
-                await plane.drop_aside(drop)
-            return [] if requeue or drop else await plane.aside(limit)
-
-    found = run(ask())
-    if requeue or drop:
-        notes().print("queued again" if requeue else "forgotten")
-    elif as_json:
-        print_json(
-            [{"at": _iso(each.at_ms), "queue": each.queue, "id": each.id, "reason": each.reason} for each in found]
-        )
-    elif found:
-        from cplane.cli.report import aside_table
-
-        console().print(aside_table(found))
-    else:
-        notes().print("nothing is set aside")
-
-
-def _iso(at_ms: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,9 +16,9 @@ from cplane.jobs.states import AttemptState, State
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-    from cplane.redis.dead_letters import Aside
-    from cplane.redis.limiter import HostStand
-    from cplane.redis.messages import Stand
+    from cplane.redis.dead_letters import DeadLetter
+    from cplane.redis.limiter import LimiterStats
+    from cplane.redis.messages import QueueStats
     from cplane.sessions.store import SessionInfo
 
 STYLES = {
@@ -83,18 +83,19 @@ def record_view(
     return Group(*parts)
 
 
-def queues_table(stands: "Sequence[Stand]") -> Table:
+def queues_table(stats: "Sequence[QueueStats]") -> Table:
     """One line a queue."""
-    table = plain_table("queue", "due", "scheduled or running", "longest wait")
-    for each in stands:
-        table.add_row(each.queue, str(each.due), str(each.later), seconds_text(each.lag_s) if each.due else "")
+    table = plain_table("queue", "ready", "scheduled", "running", "latency")
+    for each in stats:
+        latency = seconds_text(each.latency_s) if each.ready else ""
+        table.add_row(each.queue, str(each.ready), str(each.scheduled), str(each.running), latency)
     return table
 
 
-def hosts_table(stands: "Sequence[HostStand]") -> Table:
+def hosts_table(stats: "Sequence[LimiterStats]") -> Table:
     """One line a host."""
-    table = plain_table("host", "running", "waiting", "rate", "next start in", "left alone for")
-    for each in stands:
+    table = plain_table("host", "running", "waiting", "rate", "next start in", "cools down for")
+    for each in stats:
         table.add_row(
             Text(each.host),
             f"{each.in_use} of {each.concurrency}" if each.concurrency else str(each.in_use),
@@ -106,10 +107,10 @@ def hosts_table(stands: "Sequence[HostStand]") -> Table:
     return table
 
 
-def aside_table(found: "Sequence[Aside]") -> Table:
-    """One line an id that was set aside."""
-    table = plain_table("set aside", "queue", "id", "reason")
-    for each in found:
+def dead_letters_table(letters: "Sequence[DeadLetter]") -> Table:
+    """One line a dead letter."""
+    table = plain_table("at", "queue", "id", "reason")
+    for each in letters:
         table.add_row(clock(datetime.fromtimestamp(each.at_ms / 1000, UTC)), each.queue, each.id, Text(each.reason))
     return table
 

@@ -11,7 +11,7 @@ from cplane.cli.console import notes
 from cplane.cli.jobs import print_json, record_json
 from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
-from cplane.errors import CplaneError, IllegalMove, JobCancelled, JobFailed
+from cplane.errors import CplaneError, InvalidTransition, JobCancelled, JobFailed
 from cplane.jobs.states import Priority, State
 from cplane.runtime.cancellation import end
 
@@ -70,7 +70,7 @@ def submit(
         async with open_plane(imports) as plane:
             job = import_jobs(plane.settings.imports).get(name)
             if wait and not job.options.keeps_result:
-                raise IllegalMove(job.options.no_result, hint="--no-wait only submits it")
+                raise InvalidTransition(job.options.no_result, hint="--no-wait only submits it")
             values = read_arguments(arguments or [], args_json, job.schema())
             handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
             if not wait:

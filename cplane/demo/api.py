@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import httpx2
 
-from cplane.errors import OutsideError
+from cplane.errors import InfrastructureError
 
 WAIT_S = 30
 """How long one request waits for a job; then it is asked again."""
@@ -31,7 +31,7 @@ class Api:
         """POST /api/v1/jobs: the record of a new job.
 
         Raises:
-            OutsideError: the API refused, or did not answer.
+            InfrastructureError: the API refused, or did not answer.
         """
         return await self._json("POST", "/api/v1/jobs", json={"job": job, "args": dict(args)})
 
@@ -39,7 +39,7 @@ class Api:
         """GET /api/v1/jobs/{id}?wait=30, until the record is final.
 
         Raises:
-            OutsideError: the API refused, or did not answer.
+            InfrastructureError: the API refused, or did not answer.
         """
         while True:
             record = await self._json("GET", f"/api/v1/jobs/{record_id}", params={"wait": WAIT_S})
@@ -50,7 +50,7 @@ class Api:
         """A file of a record, from the `url` the record names.
 
         Raises:
-            OutsideError: the API refused, or did not answer.
+            InfrastructureError: the API refused, or did not answer.
         """
         return (await self._answer("GET", url)).content
 
@@ -62,12 +62,12 @@ class Api:
         try:
             answer = await self._client.request(method, path, **request)
         except httpx2.HTTPError as error:
-            raise OutsideError(
+            raise InfrastructureError(
                 f"the API at {self._client.base_url} did not answer: {error or type(error).__name__}"
             ) from error
         if answer.is_error:
             problem = _problem(answer)
-            raise OutsideError(f"the API refused {method} {path}: {problem}")
+            raise InfrastructureError(f"the API refused {method} {path}: {problem}")
         return answer
 
 

@@ -13,7 +13,7 @@ from cplane.dev.binaries import find_postgres
 from cplane.dev.identity import Identity, find_identity
 from cplane.dev.process import ServerProcess
 from cplane.dev.sockets import check_length
-from cplane.errors import OutsideError, ServerStartError
+from cplane.errors import InfrastructureError, ServerStartError
 
 INITDB_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
@@ -65,7 +65,7 @@ class EmbeddedPostgres:
         if self._server is not None:
             await self._server.stop(timeout_s=STOP_TIMEOUT_S)
 
-    async def ended(self) -> OutsideError:
+    async def ended(self) -> InfrastructureError:
         """Wait until the server ends; answers why."""
         if self._server is None:
             raise RuntimeError("Postgres was not started")

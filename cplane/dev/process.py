@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from cplane.dev.parent import KERNEL_TELLS, ParentWatch, bound_to_parent
-from cplane.errors import OutsideError, ServerStartError
+from cplane.errors import InfrastructureError, ServerStartError
 
 PROBE_EVERY_S = 0.01
 KILL_TIMEOUT_S = 5.0
@@ -101,10 +101,10 @@ class ServerProcess:
         """Ask the child to end, kill it after `timeout_s`; a cancel that arrives meanwhile waits until it is gone."""
         await finished(self._stop(timeout_s), name=f"stop {self._name}")
 
-    async def ended(self) -> OutsideError:
+    async def ended(self) -> InfrastructureError:
         """Wait until the child ends; answers why nobody should use it any more."""
         await self._running().wait()
-        return OutsideError(f"{self._name} {self._ending()}", hint=f"see {self._log}")
+        return InfrastructureError(f"{self._name} {self._ending()}", hint=f"see {self._log}")
 
     def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from cplane.dev.binaries import find_redis
 from cplane.dev.process import ServerProcess
 from cplane.dev.sockets import check_length
-from cplane.errors import OutsideError
+from cplane.errors import InfrastructureError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -61,7 +61,7 @@ class EmbeddedRedis:
         if self._server is not None:
             await self._server.stop(timeout_s=STOP_TIMEOUT_S)
 
-    async def ended(self) -> OutsideError:
+    async def ended(self) -> InfrastructureError:
         """Wait until the server ends; answers why."""
         if self._server is None:
             raise RuntimeError("Redis was not started")

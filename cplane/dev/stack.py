@@ -13,7 +13,7 @@ from cplane.dev.lock import FolderLock
 from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
 from cplane.dev.sockets import SocketFolder
-from cplane.errors import OutsideError
+from cplane.errors import InfrastructureError
 
 
 class DevStack:
@@ -81,7 +81,7 @@ class DevStack:
     def _retract(self) -> None:
         self._announcement.unlink(missing_ok=True)
 
-    async def ended(self) -> OutsideError:
+    async def ended(self) -> InfrastructureError:
         """Wait until one of the servers ends by itself; answers which, and why."""
         postgres, redis = self._running()
         tasks = [

@@ -66,7 +66,7 @@ class Handle(msgspec.Struct, Generic[R], frozen=True, eq=False, gc=False):
         """Cancel the job: a queued one at once, a running one as soon as its worker hears of it.
 
         Raises:
-            IllegalMove: the job is already final.
+            InvalidTransition: the job is already final.
         """
         return await self._source.cancel(self.id)
 

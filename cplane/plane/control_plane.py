@@ -20,11 +20,11 @@ from cplane.errors import (
     CplaneError,
     DatabaseUnavailable,
     IdempotencyConflict,
-    IllegalMove,
+    InfrastructureError,
     InvalidArguments,
+    InvalidTransition,
     JobCancelled,
     JobFailed,
-    OutsideError,
     QueueUnavailable,
     RecordNotFound,
 )
@@ -35,6 +35,7 @@ from cplane.jobs.registry import Registry, load_jobs
 from cplane.jobs.states import Priority, State
 from cplane.jobs.submission import Submission
 from cplane.keyring import Keyring
+from cplane.plane.dead_letters import DeadLetters
 from cplane.plane.transient import TransientJob, TransientJobs
 from cplane.plane.waiters import Waiters
 from cplane.postgres import migrations
@@ -43,11 +44,10 @@ from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.postgres.rows import NewRecord, RecordFilter, Standing, Submitted
 from cplane.postgres.store import Store
 from cplane.redis.connection import connect
-from cplane.redis.dead_letters import Aside
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.events import CONTROL, EVENTS, Event, Events
-from cplane.redis.keys import lane_of
-from cplane.redis.limiter import Hosts, HostStand
-from cplane.redis.messages import Push, Stand
+from cplane.redis.limiter import Limiter, LimiterStats
+from cplane.redis.messages import EnqueueRequest, QueueStats
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
@@ -62,9 +62,6 @@ CHECK_S = 2.5
 
 RETRY_CHUNK = 1000
 """Records that are run again in one statement."""
-
-ASIDE_LOOKS = 20_000
-"""More than is ever kept of what was set aside."""
 
 SIZED = (str, list, dict)  # faster to ask for than a union
 LARGE = 10_000
@@ -104,7 +101,8 @@ class ControlPlane:
     store: Store
     database: Database
     queue: Queue
-    hosts: Hosts
+    dead_letters: DeadLetters
+    limiter: Limiter
     events: Events
     artifacts: ArtifactStore
     sessions: Sessions
@@ -124,7 +122,8 @@ class ControlPlane:
             redis = await opening.enter_async_context(connect(self.settings.redis_url))
             self.redis = redis
             self.store, self.queue, self.events = Store(self.database), Queue(redis), Events(redis)
-            self.hosts, self._per_host = Hosts(redis), self.settings.per_host
+            self.dead_letters = DeadLetters(DeadLetterStream(redis), self.queue)
+            self.limiter, self._per_host = Limiter(redis), self.settings.per_host
             self.sessions = Sessions(self.database, Keyring(self.settings.secret_key))
             self._waiters = await opening.enter_async_context(Waiters(self.store, self.queue, self.events))
             self._transient = await opening.enter_async_context(
@@ -269,7 +268,9 @@ class ControlPlane:
         early = _is_early(records)
         answers = await self.store.submit(records, early=early)
         pushes = [
-            Push.of_record(record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host)
+            EnqueueRequest.of_record(
+                record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host
+            )
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
         ]
@@ -279,7 +280,7 @@ class ControlPlane:
         await asyncio.wait([scheduled], timeout=PUSH_WAIT_S)
         return answers
 
-    async def _push(self, groups: list[list[Push]]) -> list[None]:
+    async def _push(self, groups: list[list[EnqueueRequest]]) -> list[None]:
         """Schedule what was recorded; when Redis is away the records wait for the reconciler."""
         pushes = [push for group in groups for push in group]
         try:
@@ -387,7 +388,7 @@ class ControlPlane:
                 async with asyncio.timeout(CHECK_S):
                     await check
             except TimeoutError:
-                raise OutsideError(f"no answer within {CHECK_S:g} s") from None
+                raise InfrastructureError(f"no answer within {CHECK_S:g} s") from None
 
         checks = {"database": within(migrations.check(self.database)), "redis": within(self.queue.ping())}
         answers = await asyncio.gather(*checks.values(), return_exceptions=True)
@@ -403,7 +404,7 @@ class ControlPlane:
 
         Raises:
             RecordNotFound: there is none.
-            IllegalMove: it is final.
+            InvalidTransition: it is final.
             DatabaseUnavailable: as `job` does.
         """
         try:
@@ -423,12 +424,12 @@ class ControlPlane:
         return state
 
     async def retry(self, record_id: UUID) -> None:
-        """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, IllegalMove."""
+        """Run a failed or cancelled job again, with all budgets new. Raises RecordNotFound, InvalidTransition."""
         try:
             standing = await self.store.replay(record_id)
         except RecordNotFound:
             await self._transient.job(record_id)
-            raise IllegalMove("the job has no record to run again from", hint="submit it once more") from None
+            raise InvalidTransition("the job has no record to run again from", hint="submit it once more") from None
         await self._schedule_again([standing])
 
     async def retry_many(
@@ -457,48 +458,22 @@ class ControlPlane:
 
     async def _schedule_again(self, standings: Sequence[Standing]) -> None:
         pushes = [
-            Push.of_record(each.queue, each.priority, each.id, each.job, 0, host=each.host, late_ms=0)
+            EnqueueRequest.of_record(each.queue, each.priority, each.id, each.job, 0, host=each.host, late_ms=0)
             for each in standings
         ]
         await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)
 
     # queues
 
-    async def queues(self) -> list[Stand]:
+    async def queues(self) -> list[QueueStats]:
         """How each queue stands: those of the settings, of the jobs known here, and those in which records wait."""
         names = {job.options.queue for job in self.catalog.jobs.values()}
         names.update(self.settings.queues, await self.store.queues())
-        return [await self.queue.stand(name) for name in sorted(names)]
+        return [await self.queue.stats(name) for name in sorted(names)]
 
-    async def host_stands(self, limit: int = 100) -> list[HostStand]:
+    async def limiter_stats(self, limit: int = 100) -> list[LimiterStats]:
         """The hosts for which jobs wait, that cool down, or whose places are taken; those somebody waited for last come first."""
-        return await self.hosts.stands(limit)
-
-    async def aside(self, limit: int = 100) -> list[Aside]:
-        """What was set aside from queues, newest first."""
-        return await self.queue.aside(limit)
-
-    async def count_aside(self) -> int:
-        """How many entries `aside` has."""
-        return await self.queue.count_aside()
-
-    async def drop_aside(self, job_id: str) -> Aside:
-        """Forget what was set aside under an id. Raises RecordNotFound."""
-        dropped = await self.queue.drop_aside(job_id)
-        if dropped is None:
-            raise RecordNotFound(f"nothing is set aside under the id '{job_id}'", hint="`cplane queues aside` lists it")
-        return dropped
-
-    async def requeue_aside(self, job_id: str) -> None:
-        """Put what was set aside under an id back into its queue. Raises RecordNotFound, IllegalMove: its payload is gone."""
-        found = next((each for each in await self.queue.aside(ASIDE_LOOKS) if each.id == job_id), None)
-        if found is None:
-            raise RecordNotFound(f"nothing is set aside under the id '{job_id}'", hint="`cplane queues aside` lists it")
-        if not found.payload:
-            raise IllegalMove("nothing is left of it to run", hint="`cplane queues aside --drop ID` forgets it")
-        queue, priority = lane_of(found.queue)
-        await self.queue.enqueue([Push(queue, job_id, found.payload, 0, priority)])
-        await self.queue.drop_aside(job_id)
+        return await self.limiter.stats(limit)
 
 
 def _is_large(args: Mapping[str, JsonValue]) -> bool:

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from cplane.errors import IllegalMove, QueueUnavailable, RecordNotFound
+from cplane.errors import InvalidTransition, QueueUnavailable, RecordNotFound
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.options import DEFAULT_QUEUE, RESULT_TTL_S, Options
 from cplane.jobs.per_host import PerHost
@@ -23,7 +23,7 @@ from cplane.postgres.rows import Submitted
 from cplane.redis.envelope import ErrorText, KeptResult, decode_envelope, decode_result, encode, encode_envelope, now_ms
 from cplane.redis.events import CONTROL, Event, Events
 from cplane.redis.keys import lane_of, redis_name
-from cplane.redis.messages import Aborted, Push, Pushed
+from cplane.redis.messages import Aborted, EnqueueRequest, EnqueueResult
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
@@ -71,7 +71,7 @@ class TransientJobs:
         self._events = events
         self._waiters = waiters
         self._per_host = per_host
-        self._schedule: Batch[Push, Pushed] = Batch(queue.enqueue, name="schedule transient jobs")
+        self._schedule: Batch[EnqueueRequest, EnqueueResult] = Batch(queue.enqueue, name="schedule transient jobs")
 
     async def __aenter__(self) -> Self:
         await self._schedule.__aenter__()
@@ -96,7 +96,7 @@ class TransientJobs:
         await self._queue.enqueue(pushes)
         return [_submitted(id_, push) for id_, push in zip(ids, pushes, strict=True)]
 
-    async def _push(self, submission: Submission, id_: UUID) -> Push:
+    async def _push(self, submission: Submission, id_: UUID) -> EnqueueRequest:
         delay_ms = int((submission.delay_s or 0) * 1000)
         if submission.run_at is not None:
             delay_ms = await self._delay_ms(submission.run_at)
@@ -111,7 +111,7 @@ class TransientJobs:
         }
         host, args = submission.places(self._per_host), msgspec.json.decode(submission.args_json)
         payload = encode_envelope(submission.job.name, (), args, host=host, **elsewhere)
-        return Push(submission.queue, str(id_), payload, delay_ms, submission.priority)
+        return EnqueueRequest(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:
         """How far ahead a moment is by Redis's clock."""
@@ -149,11 +149,11 @@ class TransientJobs:
         return _ended(job_id, await self._waiters.wait_result(job_id))
 
     async def cancel(self, job_id: UUID) -> State:
-        """As `Handle.cancel`, for whoever has only the id. Raises RecordNotFound, IllegalMove."""
+        """As `Handle.cancel`, for whoever has only the id. Raises RecordNotFound, InvalidTransition."""
         found = await self.job(job_id)
         if found.state.final:
             hint = "only queued and running jobs can be cancelled"
-            raise IllegalMove(f"the job has {found.state} already", hint=hint)
+            raise InvalidTransition(f"the job has {found.state} already", hint=hint)
         return await cancel(self._queue, self._events, job_id, found.job, (found.queue, found.priority))
 
     def source(self, submission: Submission) -> "TransientSource":
@@ -176,10 +176,10 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
 
         Raises:
             JobFailed, JobCancelled, RecordNotFound, TimeoutError.
-            IllegalMove: the job keeps no result.
+            InvalidTransition: the job keeps no result.
         """
         if not self._job.options.keeps_result:
-            raise IllegalMove(self._job.options.no_result, hint="@job(result_ttl=…) says for how long to keep it")
+            raise InvalidTransition(self._job.options.no_result, hint="@job(result_ttl=…) says for how long to keep it")
         async with asyncio.timeout(timeout_s):
             kept = await self._waiters.wait_result(record_id)
         if isinstance(kept.r, ErrorText):
@@ -197,12 +197,12 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
         return _final_state(kept)
 
     async def cancel(self, record_id: UUID) -> State:
-        """Cancel the job: a queued one at once, a running one as soon as its worker hears of it. Raises IllegalMove: it has ended."""
+        """Cancel the job: a queued one at once, a running one as soon as its worker hears of it. Raises InvalidTransition: it has ended."""
         return await cancel(self._queue, self._events, record_id, self._job.name, self._lane)
 
 
 async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: Lane) -> State:
-    """Cancel a job of that name in that lane. Raises IllegalMove: it has ended."""
+    """Cancel a job of that name in that lane. Raises InvalidTransition: it has ended."""
     error, now = ErrorText("CancelledError", "it was cancelled").packed(), now_ms()
     result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(*lane), str(job_id))
     options = _options(name)
@@ -210,7 +210,7 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: La
         lane[0], str(job_id), encode(result), RESULT_TTL_S if options is None else options.error_ttl_s
     )
     if aborted is Aborted.UNKNOWN:
-        raise IllegalMove("the job has ended already", hint="only queued and running jobs can be cancelled")
+        raise InvalidTransition("the job has ended already", hint="only queued and running jobs can be cancelled")
     try:
         if aborted is Aborted.TOLD:
             await events.publish([Event(job_id, State.RUNNING)], CONTROL)
@@ -265,7 +265,7 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _submitted(id_: UUID, push: Push) -> Submitted:
+def _submitted(id_: UUID, push: EnqueueRequest) -> Submitted:
     """What is known of a job without a record: by this machine's clock."""
     now = datetime.now(UTC)
     return Submitted(id_, True, push.delay_ms, State.QUEUED, now, now + timedelta(milliseconds=push.delay_ms))

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
+from cplane.errors import ArtifactNotFound, IdempotencyConflict, InvalidTransition, RecordNotFound
 from cplane.jobs.context import Artifact
 from cplane.jobs.states import MAX_CRASHES, State
 from cplane.postgres import statements
@@ -150,26 +150,28 @@ class Store:
 
         Raises:
             RecordNotFound: there is no such record.
-            IllegalMove: it is final.
+            InvalidTransition: it is final.
         """
         rows = await self._database.fetch(statements.CANCEL, {"id": record_id})
         if rows:
             return State(rows[0]["state"])
         record = await self.get(record_id)
-        raise IllegalMove(f"the job has {record.state} already", hint="only queued and running jobs can be cancelled")
+        raise InvalidTransition(
+            f"the job has {record.state} already", hint="only queued and running jobs can be cancelled"
+        )
 
     async def replay(self, record_id: UUID) -> Standing:
         """failed or cancelled → queued, all budgets new.
 
         Raises:
             RecordNotFound: there is no such record.
-            IllegalMove: it is in another state.
+            InvalidTransition: it is in another state.
         """
         rows = await self._database.fetch(statements.REPLAY, {"id": record_id})
         if rows:
             return read_standing(rows[0])
         record = await self.get(record_id)
-        raise IllegalMove(f"the job is {record.state}", hint="only failed and cancelled jobs can be retried")
+        raise InvalidTransition(f"the job is {record.state}", hint="only failed and cancelled jobs can be retried")
 
     async def replay_many(
         self, where: RecordFilter, *, before: UUID | None = None, limit: int = 1000

@@ -1,4 +1,4 @@
-"""The hosts that jobs take the time of: places, turns and cooldowns, kept in Redis for all workers. See `lua/line.lua`."""
+"""The hosts that jobs take the time of: places, turns and cooldowns, kept in Redis for all workers. See `lua/limiter_common.lua`."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -10,7 +10,7 @@ from cplane.errors import MAX_COOL_DOWN_S
 from cplane.jobs.per_host import PerHost
 from cplane.redis.connection import Script, translated
 from cplane.redis.keys import LANE, LANES, redis_name, wake_key
-from cplane.redis.messages import Grant
+from cplane.redis.messages import Lease
 
 HOSTS = "cplane:hosts"
 
@@ -24,17 +24,17 @@ GRANTED = -1
 LEASE_GONE = -2
 
 
-class Ask(msgspec.Struct, frozen=True, gc=False):
+class LimitRequest(msgspec.Struct, frozen=True, gc=False):
     """One leased id that wants to start."""
 
-    grant: Grant
+    lease: Lease
     host: str
     """The places it takes, as text: a host's, a browser session's, or both (see `politeness.places_of`)."""
     limits: PerHost
     """Of the host; a session has one place."""
 
 
-class HostStand(msgspec.Struct, frozen=True, kw_only=True):
+class LimiterStats(msgspec.Struct, frozen=True, kw_only=True):
     """How a host stands that somebody had to wait for. Concurrency and rate are those that were asked for last; 0: any."""
 
     host: str
@@ -50,19 +50,19 @@ class HostStand(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for which no job starts, because the host has had enough."""
 
 
-class Hosts:
+class Limiter:
     """Asks for turns, and leaves hosts alone. Every call raises QueueUnavailable within 5 seconds when Redis does not answer."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._ask = Script(redis, "line", "hosts")
-        self._cool = Script(redis, "cool")
+        self._ask = Script(redis, "limiter_common", "acquire")
+        self._cool = Script(redis, "cool_down")
 
-    async def ask(self, queue: str, asks: Sequence[Ask]) -> list[int]:
+    async def acquire(self, queue: str, asks: Sequence[LimitRequest]) -> list[int]:
         """For leased ids of one queue: GRANTED, LEASE_GONE, or in how many ms the id is due again; it is not leased any more."""
         batch = [
             (
-                LANE[ask.grant.priority], ask.grant.id, ask.grant.token, ask.grant.due.decode(), ask.host,
+                LANE[ask.lease.priority], ask.lease.id, ask.lease.token, ask.lease.due.decode(), ask.host,
                 ask.limits.concurrency or 0, ask.limits.interval_ms, ask.limits.burst,
             )
             for ask in asks
@@ -77,7 +77,7 @@ class Hosts:
         async with translated("leaving a host alone"):
             return int(await self._cool([_key(host), HOSTS], host, wait_ms)) / 1000
 
-    async def stands(self, limit: int = 100) -> list[HostStand]:
+    async def stats(self, limit: int = 100) -> list[LimiterStats]:
         """The hosts that are limited now: those that cool down, that somebody waits for, or whose places are all taken."""
         async with translated("looking at hosts"):
             names: list[str] = [
@@ -99,10 +99,10 @@ class Hosts:
         return [stand for stand in stands if stand.waiting or stand.cooldown_s or stand.in_use]
 
 
-def _stand(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, waiting: int) -> HostStand:
+def _stand(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, waiting: int) -> LimiterStats:
     tat, until, concurrency, interval, burst = (float(field or 0) for field in fields)
     start_ms = max(until, tat - max(0.0, burst - 1) * interval)
-    return HostStand(
+    return LimiterStats(
         host=host,
         in_use=in_use,
         concurrency=int(concurrency),

@@ -11,11 +11,17 @@ from cplane.jobs.states import Priority
 from cplane.redis.envelope import RECORD_END, record_envelope
 from cplane.redis.keys import lane_keys, wake_key
 
-LOOKS = 1000
-"""Due ids a claim looks at, so that one call stays short whatever is in the queue."""
+SCAN_LIMIT = 1000
+"""Due ids that a claim reads at most, so that one call stays short whatever is in the queue."""
+
+RUNNING_SCAN_LIMIT = 10_000
+"""Ids of each lane that `stats` reads at most to tell running from scheduled ones: about 10 ms of Redis."""
+
+MAX_LEASE_MS = 3_600_000
+"""The longest lease that the settings allow."""
 
 
-class Push(msgspec.Struct, frozen=True, gc=False):
+class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
     """One id for the schedule of a queue, due in `delay_ms` by Redis's clock."""
 
     queue: str
@@ -47,7 +53,7 @@ class Push(msgspec.Struct, frozen=True, gc=False):
         return cls(queue, str(record_id), payload, max(0, delay_ms), priority, late_ms=late_ms, host=host or "")
 
 
-class Pushed(IntEnum):
+class EnqueueResult(IntEnum):
     """What enqueue did."""
 
     SCHEDULED = 1
@@ -55,7 +61,7 @@ class Pushed(IntEnum):
     RESULT_BLOCKS = -1
 
 
-class Grant(msgspec.Struct, frozen=True, gc=False):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """One leased id: only the holder of `token` may renew or finish it. Those that one claim brought have the same."""
 
     queue: str
@@ -95,10 +101,10 @@ class Id(msgspec.Struct, frozen=True, gc=False):
 class Claim:
     """What a claim brought."""
 
-    grants: list[Grant]
+    leases: list[Lease]
     missing: list[Id]
     """Ids whose payload is gone; they have left the queue."""
-    odd: list[tuple[Id, str, bytes]]
+    malformed: list[tuple[Id, str, bytes]]
     """Ids whose keys hold something foreign, what, and the payload; they have left the queue."""
     wait_s: float | None
     """When to ask again; None: nothing is scheduled."""
@@ -120,22 +126,22 @@ class ClaimRequest:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return self.room, int(self.lease_s * 1000), self.token, LOOKS
+        return self.room, int(self.lease_s * 1000), self.token, SCAN_LIMIT
 
     def read(self, answer: tuple[list[Any], list[Any], list[Any], int]) -> Claim:
-        claimed, missing, odd, wait_ms = answer
+        claimed, missing, malformed, wait_ms = answer
         queue, order, token = self.queue, self.order, self.token
         return Claim(
-            grants=[
-                Grant(queue, order[int(place) - 1], text_of(id_), payload, abs(tries), due, token, tries < 0)
+            leases=[
+                Lease(queue, order[int(place) - 1], text_of(id_), payload, abs(tries), due, token, tries < 0)
                 for place, id_, payload, tries, due in zip(*[iter(claimed)] * 5, strict=True)
             ],
             missing=[
                 Id(queue, order[int(place) - 1], text_of(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
             ],
-            odd=[
+            malformed=[
                 (Id(queue, order[int(place) - 1], text_of(id_)), text_of(what), payload)
-                for place, id_, what, payload in zip(*[iter(odd)] * 4, strict=True)
+                for place, id_, what, payload in zip(*[iter(malformed)] * 4, strict=True)
             ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
         )
@@ -150,32 +156,32 @@ class Renewal(IntEnum):
     UNKNOWN = -1
 
 
-class Action(IntEnum):
+class Disposition(IntEnum):
     """How a lease is given back."""
 
     DONE = 0
     RETRY = 1
     RELEASE = 2
-    ASIDE = 3
+    DEAD_LETTER = 3
     POSTPONE = 4
 
 
-class Return(msgspec.Struct, frozen=True, gc=False):
-    """One lease given back; see finish.lua for what `number` and `text` are to each action."""
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """One lease given back; see ack.lua for what `number` and `text` are to each action."""
 
-    grant: Grant
-    action: Action
+    lease: Lease
+    action: Disposition
     number: int = 0
     text: bytes = b""
     keep_ms: int = 0
 
     @classmethod
-    def release(cls, grant: Grant) -> Self:
+    def release(cls, lease: Lease) -> Self:
         """Back to where it stood in the queue."""
-        return cls(grant, Action.RELEASE, grant.due_ms)
+        return cls(lease, Disposition.RELEASE, lease.due_ms)
 
 
-class Returned(IntEnum):
+class AckResult(IntEnum):
     """What finish did."""
 
     APPLIED = 1
@@ -192,27 +198,18 @@ class Aborted(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """How a queue stands: ids that were lost, and numbers for those who operate it."""
-
-    missing: list[Id]
-    lag_s: float
-    """How long the longest due id has waited."""
-    due: int
-    later: int
-    """Scheduled for later, or leased."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stand:
-    """How a queue stands."""
+class QueueStats:
+    """The state of a queue."""
 
     queue: str
-    due: int
-    later: int
-    """Scheduled for later, or leased."""
-    lag_s: float
-    """How long the longest due id has waited."""
+    ready: int
+    """Ids that are due."""
+    scheduled: int
+    """Ids that are due later."""
+    running: int
+    """Ids that are leased. Exact while at most RUNNING_SCAN_LIMIT ids of a lane fall due within the longest lease."""
+    latency_s: float
+    """How long the longest ready id has waited."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,24 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from cplane.redis.connection import BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
-from cplane.redis.dead_letters import ASIDE, Aside
-from cplane.redis.dead_letters import read_dead_letter as _aside
-from cplane.redis.keys import ARQ_LEASE, EPOCH, LANE, LANES, lane_keys, order_of, redis_name, wake_key
+from cplane.redis.dead_letters import DEAD_LETTERS
+from cplane.redis.keys import ARQ_LEASE, EPOCH, LANE, LANES, lane_keys, order_of, wake_key
 from cplane.redis.messages import (
-    LOOKS,
+    MAX_LEASE_MS,
+    RUNNING_SCAN_LIMIT,
+    SCAN_LIMIT,
     Aborted,
+    Ack,
+    AckResult,
     Claim,
     ClaimRequest,
-    Grant,
+    EnqueueRequest,
+    EnqueueResult,
     Id,
+    Lease,
     Look,
-    Push,
-    Pushed,
+    QueueStats,
     Renewal,
-    Return,
-    Returned,
-    Stand,
-    Sweep,
     pack,
     packed_bytes,
     packed_id,
@@ -49,9 +49,9 @@ class Queue:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._scripts = {
-            name: Script(redis, name) for name in ("enqueue", "claim", "renew", "sweep", "stand", "abort", "epoch")
+            name: Script(redis, name) for name in ("enqueue", "claim", "renew", "sweep", "stats", "abort", "epoch")
         }
-        self._scripts["finish"] = Script(redis, "line", "finish")
+        self._scripts["ack"] = Script(redis, "limiter_common", "ack")
         self._grants = count()
         self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
 
@@ -60,10 +60,10 @@ class Queue:
         async with translated("checking the connection"):
             await cast("Awaitable[object]", self._redis.ping())  # pyright: ignore[reportUnknownMemberType]
 
-    async def enqueue(self, pushes: Sequence[Push]) -> list[Pushed]:
+    async def enqueue(self, pushes: Sequence[EnqueueRequest]) -> list[EnqueueResult]:
         """Schedule ids; an id that is there already stays as it is."""
 
-        async def send(queue: str, group: Sequence[Push]) -> list[int]:
+        async def send(queue: str, group: Sequence[EnqueueRequest]) -> list[int]:
             batch: list[object] = []
             for push in group:
                 batch += (
@@ -73,7 +73,7 @@ class Queue:
             return await self._answers("enqueue", [*lane_keys(queue), wake_key(queue)], pack(batch), PAYLOAD_TTL_MS)
 
         async with translated("scheduling jobs"):
-            return [_PUSHED[answer] for answer in await _each_queue(pushes, _queue_of_push, send)]
+            return [_ENQUEUE_RESULTS[answer] for answer in await _each_queue(pushes, _queue_of_request, send)]
 
     async def claim(self, queue: str, room: int, lease_s: float) -> Claim:
         """Lease at most `room` ids that are due."""
@@ -107,7 +107,7 @@ class Queue:
             if isinstance(answer, Exception):
                 raise answer
             claim = asked.read(answer)
-            if isinstance(slept, Exception) and not (claim.grants or claim.missing or claim.odd):
+            if isinstance(slept, Exception) and not (claim.leases or claim.missing or claim.malformed):
                 raise slept  # what was leased is not lost because the sleep failed
             return claim
 
@@ -124,79 +124,51 @@ class Queue:
         async with translated("waking a worker"):
             await cast("Awaitable[int]", self._redis.lpush(wake_key(queue), b"1"))  # pyright: ignore[reportUnknownMemberType]
 
-    async def renew(self, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
+    async def renew(self, leases: Sequence[Lease], lease_s: float) -> list[Renewal]:
         """Extend leases."""
 
-        async def send(queue: str, group: Sequence[Grant]) -> list[int]:
-            batch = [(LANE[grant.priority], packed_id(grant.id), grant.token, grant.host) for grant in group]
+        async def send(queue: str, group: Sequence[Lease]) -> list[int]:
+            batch = [(LANE[lease.priority], packed_id(lease.id), lease.token, lease.host) for lease in group]
             return await self._answers("renew", lane_keys(queue), pack(batch), int(lease_s * 1000))
 
         async with translated("renewing leases"):
-            return [_RENEWALS[answer] for answer in await _each_queue(grants, _queue_of_grant, send)]
+            return [_RENEWALS[answer] for answer in await _each_queue(leases, _queue_of_lease, send)]
 
-    async def finish(self, returns: Sequence[Return]) -> list[Returned]:
+    async def ack(self, acks: Sequence[Ack]) -> list[AckResult]:
         """Give leases back."""
 
-        async def send(queue: str, group: Sequence[Return]) -> list[int]:
+        async def send(queue: str, group: Sequence[Ack]) -> list[int]:
             batch: list[object] = []
             for back in group:
                 batch += (
-                    LANE[back.grant.priority], packed_id(back.grant.id), back.grant.token, back.grant.try_ended,
-                    back.action, back.number, packed_bytes(back.text), back.keep_ms, back.grant.host,
+                    LANE[back.lease.priority], packed_id(back.lease.id), back.lease.token, back.lease.try_ended,
+                    back.action, back.number, packed_bytes(back.text), back.keep_ms, back.lease.host,
                 )  # fmt: skip
-            return await self._answers("finish", [*lane_keys(queue), wake_key(queue), ASIDE], pack(batch))
+            return await self._answers("ack", [*lane_keys(queue), wake_key(queue), DEAD_LETTERS], pack(batch))
 
         async with translated("giving leases back"):
-            return [_RETURNED[answer] for answer in await _each_queue(returns, _queue_of_return, send)]
+            return [_ACK_RESULTS[answer] for answer in await _each_queue(acks, _queue_of_ack, send)]
 
-    async def sweep(self, queue: str, looks: int = LOOKS) -> Sweep:
-        """Take lost ids and old aborts out of a queue, and say how it stands."""
+    async def sweep(self, queue: str, scan_limit: int = SCAN_LIMIT) -> list[Id]:
+        """Remove lost ids and old aborts from a queue.
+
+        Args:
+            queue: its name.
+            scan_limit: due ids of each lane that are read, at most.
+
+        Returns:
+            The lost ids: they were due, with neither payload nor lease.
+        """
         async with translated("sweeping a queue"):
-            answer: tuple[list[Any], int, int, int] = await self._scripts["sweep"](
-                lane_keys(queue), looks, ABORT_TTL_MS
-            )
-        missing, lag_ms, due, later = answer
-        lost = [Id(queue, LANES[int(lane) - 1], text_of(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
-        return Sweep(lost, lag_ms / 1000, due, later)
+            missing: list[Any] = await self._scripts["sweep"](lane_keys(queue), scan_limit, ABORT_TTL_MS)
+        return [Id(queue, LANES[int(lane) - 1], text_of(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
 
-    async def stand(self, queue: str) -> Stand:
-        """How a queue stands; looking changes nothing."""
-        async with translated("looking at a queue"):
-            lag_ms, due, later = await self._answers("stand", lane_keys(queue))
-        return Stand(queue, due, later, lag_ms / 1000)
-
-    async def set_aside(self, ids: Sequence[tuple[Id, str, bytes]]) -> None:
-        """Note ids that have left the queue for a reason an operator should see."""
-        async with translated("setting ids aside"), self._redis.pipeline(transaction=False) as pipe:
-            for lost, reason, payload in ids:
-                fields: Any = {
-                    "queue": redis_name(lost.queue, lost.priority),
-                    "id": lost.id.encode(errors="surrogateescape"),
-                    "reason": reason.encode(errors="surrogateescape"),
-                    "payload": payload,
-                }
-                pipe.xadd(ASIDE, fields, maxlen=10_000)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
-            await pipe.execute()
-
-    async def aside(self, limit: int = 100) -> list[Aside]:
-        """What was set aside, newest first."""
-        async with translated("reading what was set aside"):
-            entries: Any = await self._redis.xrevrange(ASIDE, count=limit)  # pyright: ignore[reportUnknownMemberType]
-        return [_aside(at, fields) for at, fields in entries]
-
-    async def count_aside(self) -> int:
-        """How many entries there are of what was set aside."""
-        async with translated("counting what was set aside"):
-            return int(await self._redis.xlen(ASIDE))
-
-    async def drop_aside(self, id: str) -> Aside | None:  # noqa: A002  the field's word
-        """Forget what was set aside under an id; answers the newest entry of it, None when there is none."""
-        async with translated("forgetting what was set aside"):
-            entries: Any = await self._redis.xrevrange(ASIDE)  # pyright: ignore[reportUnknownMemberType]
-            mine = [(at, fields) for at, fields in entries if text_of(fields.get(b"id", b"")) == id]
-            if mine:
-                await self._redis.xdel(ASIDE, *(at for at, _ in mine))  # pyright: ignore[reportUnknownMemberType]
-        return _aside(*mine[0]) if mine else None
+    async def stats(self, queue: str) -> QueueStats:
+        """Return the state of a queue; reading changes nothing."""
+        async with translated("reading the state of a queue"):
+            answers = await self._answers("stats", lane_keys(queue), MAX_LEASE_MS, RUNNING_SCAN_LIMIT)
+        ready, scheduled, running, latency_ms = answers
+        return QueueStats(queue, ready, scheduled, running, latency_ms / 1000)
 
     async def look(self, id: str) -> Look:  # noqa: A002
         """What there is of one job, in one round trip."""
@@ -286,25 +258,25 @@ class Queue:
 
 
 # looking a number up is many times faster than asking the enum
-_PUSHED = {pushed.value: pushed for pushed in Pushed}
+_ENQUEUE_RESULTS = {pushed.value: pushed for pushed in EnqueueResult}
 
 
 _RENEWALS = {renewal.value: renewal for renewal in Renewal}
 
 
-_RETURNED = {returned.value: returned for returned in Returned}
+_ACK_RESULTS = {returned.value: returned for returned in AckResult}
 
 
 Item = TypeVar("Item")
 
 
-_queue_of_push: Callable[[Push], str] = attrgetter("queue")
+_queue_of_request: Callable[[EnqueueRequest], str] = attrgetter("queue")
 
 
-_queue_of_grant: Callable[[Grant], str] = attrgetter("queue")
+_queue_of_lease: Callable[[Lease], str] = attrgetter("queue")
 
 
-_queue_of_return: Callable[[Return], str] = attrgetter("grant.queue")
+_queue_of_ack: Callable[[Ack], str] = attrgetter("lease.queue")
 
 
 async def _each_queue(

@@ -103,7 +103,7 @@ OPERATIONS = (
             200: Answer("It was queued and is cancelled", JobView),
             202: Answer("It is running; its worker is told", JobView),
         },
-        problems=(problems.UNKNOWN_ID, problems.ILLEGAL_MOVE, problems.DATABASE),
+        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE),
     ),
     Operation(
         method="POST",
@@ -112,7 +112,7 @@ OPERATIONS = (
         handler=retry,
         summary="Run a failed or cancelled job again",
         answers={200: FINAL, 202: Answer("It is queued again", JobView)},
-        problems=(problems.UNKNOWN_ID, problems.ILLEGAL_MOVE, problems.DATABASE),
+        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE),
     ),
     Operation(
         method="GET",

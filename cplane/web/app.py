@@ -15,7 +15,7 @@ from cplane.web.api import OPERATIONS
 from cplane.web.docs import pages
 from cplane.web.middleware import Authentication, RequestLog
 from cplane.web.problems import EXPECTED, handle
-from cplane.web.resource import Direct, resources, routes
+from cplane.web.resource import ExactPathDispatch, resources, routes
 
 
 def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | None = None) -> Starlette:
@@ -35,7 +35,7 @@ def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | 
         middleware=[
             Middleware(RequestLog),
             *([Middleware(Authentication, keys=settings.api_keys)] if settings.api_keys else []),
-            Middleware(Direct, resources=served),
+            Middleware(ExactPathDispatch, resources=served),
         ],
         exception_handlers=dict.fromkeys(EXPECTED, handle),
         lifespan=_lifespan,

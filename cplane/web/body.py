@@ -19,7 +19,7 @@ from cplane.web.problems import (
     NOT_JSON,
     SLOW_BODY,
     TOO_LARGE,
-    Fault,
+    FieldError,
     RequestProblem,
     pointer,
 )
@@ -114,7 +114,10 @@ def parse(body: bytes, model: type[BodyT]) -> BodyT:
         )
     told = faults[:MAX_FAULTS]
     raise _invalid(
-        [Fault(pointer=pointer(fault["loc"]), detail=_sentence(fault["type"], fault["msg"], model)) for fault in told],
+        [
+            FieldError(pointer=pointer(fault["loc"]), detail=_sentence(fault["type"], fault["msg"], model))
+            for fault in told
+        ],
         len(faults),
     )
 
@@ -142,7 +145,7 @@ def _check_text(body: bytes) -> None:
     found = (fault for where, part in _parts(value) for fault in _text_faults(where, part, twice.get(id(part), [])))
     faults = list(islice(found, MAX_FAULTS))
     if faults or twice:
-        raise _invalid(faults or [Fault(pointer="", detail="a member is given more than once")], len(faults))
+        raise _invalid(faults or [FieldError(pointer="", detail="a member is given more than once")], len(faults))
 
 
 class _GivenTwiceError(Exception):
@@ -184,13 +187,13 @@ def _parts(value: JsonValue) -> Iterator[tuple[Place, JsonValue]]:
             left.extend(((where, number), inner) for number, inner in enumerate(part))
 
 
-def _text_faults(where: Place, part: JsonValue, twice: list[str]) -> Iterator[Fault]:
+def _text_faults(where: Place, part: JsonValue, twice: list[str]) -> Iterator[FieldError]:
     for name in twice:
-        yield Fault(pointer=_pointer((where, name)), detail="given more than once")
+        yield FieldError(pointer=_pointer((where, name)), detail="given more than once")
     if isinstance(part, str) and _unstorable(part):
-        yield Fault(pointer=_pointer(where), detail=UNSTORABLE)
+        yield FieldError(pointer=_pointer(where), detail=UNSTORABLE)
     if isinstance(part, dict) and any(_unstorable(name) for name in part):
-        yield Fault(pointer=_pointer(where), detail=f"the name of a member {UNSTORABLE}")
+        yield FieldError(pointer=_pointer(where), detail=f"the name of a member {UNSTORABLE}")
 
 
 def _pointer(where: Place) -> str:
@@ -219,7 +222,7 @@ def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _invalid(faults: list[Fault], count: int) -> RequestProblem:
+def _invalid(faults: list[FieldError], count: int) -> RequestProblem:
     first, more = faults[0], "" if count <= 1 else f", and {count - 1} more"
     where = (first.pointer or "").lstrip("/") or "the body"
     return RequestProblem(INVALID_REQUEST, f"{where}: {first.detail}{more}", errors=faults)

@@ -19,6 +19,6 @@ async def list_hosts(request: ApiRequest) -> Response:
             next_start=each.next_start_s,
             cooldown=each.cooldown_s,
         )
-        for each in await request.plane.host_stands()
+        for each in await request.plane.limiter_stats()
     ]
     return json_response(HostList(hosts=views))

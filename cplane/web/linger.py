@@ -10,7 +10,7 @@ LINGER_S = 2.0
 """How long the rest of a refused body is read and thrown away."""
 
 
-class LastWord(Response):
+class LingeringResponse(Response):
     """A response after which the connection is closed, though the request's body has not been read.
 
     Closing at once while the client still sends resets the connection, and the client may never see the answer. The body is complete

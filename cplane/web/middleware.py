@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cplane.logs import Ration
+from cplane.logs import LogRateLimiter
 from cplane.web.problems import INTERNAL, UNAUTHORIZED, RequestProblem, answer
 
 OPEN = ("/", "/livez", "/readyz", "/docs")
@@ -29,7 +29,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._ration = Ration(LINES_PER_S)
+        self._ration = LogRateLimiter(LINES_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""

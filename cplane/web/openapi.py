@@ -13,7 +13,7 @@ from cplane.jobs.names import SESSION_NAME
 from cplane.web.api import OPERATIONS
 from cplane.web.catalog import describe
 from cplane.web.inputs import SubmitBody
-from cplane.web.problems import MEDIA_TYPE, TOO_SLOW, UNAUTHORIZED, Kind, ProblemView
+from cplane.web.problems import MEDIA_TYPE, TOO_SLOW, UNAUTHORIZED, ProblemType, ProblemView
 from cplane.web.resource import Answer, Operation
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _response(answer: Answer, models: Models) -> Schema:
     return response
 
 
-def _problems(kinds: Iterable[Kind], models: Models) -> Schema:
+def _problems(kinds: Iterable[ProblemType], models: Models) -> Schema:
     by_status: dict[str, list[str]] = {}
     for kind in kinds:
         by_status.setdefault(str(kind.status), []).append(kind.title)

@@ -11,7 +11,7 @@ TOGETHER_BYTES = 65_536
 """What is written is sent at once when it is more than this."""
 
 
-class Together:
+class CoalescingTransport:
     """A transport that sends what is written in one turn of the loop as one.
 
     uvicorn writes the head of an answer and its body apart, and a call of the system costs a good part of a whole answer.
@@ -92,5 +92,5 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has come."""
-        together: Any = Together(cast("asyncio.Transport", transport), asyncio.get_running_loop())
+        together: Any = CoalescingTransport(cast("asyncio.Transport", transport), asyncio.get_running_loop())
         super().connection_made(together)

@@ -1,4 +1,4 @@
-"""How the queues stand."""
+"""The state of the queues."""
 
 from starlette.responses import Response
 
@@ -8,7 +8,15 @@ from cplane.web.views import QueueList, QueueView
 
 
 async def list_queues(request: ApiRequest) -> Response:
-    """Every queue with its numbers, and how much was set aside."""
-    stands = await request.plane.queues()
-    views = [QueueView(name=each.queue, due=each.due, later=each.later, lag=each.lag_s) for each in stands]
-    return json_response(QueueList(queues=views, aside=await request.plane.count_aside()))
+    """Every queue with its numbers, and the number of dead letters."""
+    views = [
+        QueueView(
+            name=each.queue,
+            ready=each.ready,
+            scheduled=each.scheduled,
+            running=each.running,
+            latency_s=each.latency_s,
+        )
+        for each in await request.plane.queues()
+    ]
+    return json_response(QueueList(queues=views, dead_letters=await request.plane.dead_letters.count()))

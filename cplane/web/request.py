@@ -11,7 +11,7 @@ from starlette.requests import Request
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.web.deadline import Deadline
-from cplane.web.problems import INVALID_REQUEST, Fault, RequestProblem
+from cplane.web.problems import INVALID_REQUEST, FieldError, RequestProblem
 
 ANSWER_S = 5.5
 """Every answer comes within 6 seconds, whatever has failed; a wait the client asked for comes on top."""
@@ -73,13 +73,15 @@ class ApiRequest(Request):
         values = dict(items)
         if len(values) < len(items):
             times = Counter(name for name, _ in items)
-            raise _invalid([Fault(parameter=name, detail="given more than once") for name in times if times[name] > 1])
+            raise _invalid(
+                [FieldError(parameter=name, detail="given more than once") for name in times if times[name] > 1]
+            )
         try:
             return model.model_validate(values)
         except ValidationError as error:
             raise _invalid(
                 [
-                    Fault(parameter=str(fault["loc"][0]), detail=_sentence(fault["type"], fault["msg"], model))
+                    FieldError(parameter=str(fault["loc"][0]), detail=_sentence(fault["type"], fault["msg"], model))
                     for fault in error.errors(include_url=False, include_input=False)
                 ]
             ) from None
@@ -92,19 +94,19 @@ class ApiRequest(Request):
         key = given[0][1:-1] if given[0].startswith('"') and given[0].endswith('"') else given[0]
         if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
             detail = f"one key of 1 to {MAX_KEY_LENGTH} printable ASCII characters"
-            raise _invalid([Fault(header="Idempotency-Key", detail=detail)])
+            raise _invalid([FieldError(header="Idempotency-Key", detail=detail)])
         return key
 
 
 def not_for_transient(job: str) -> RequestProblem:
     """The problem of an idempotency key for a job without records."""
     detail = f"'{job}' keeps no record that a key could lead to; leave the key out"
-    return _invalid([Fault(header="Idempotency-Key", detail=detail)])
+    return _invalid([FieldError(header="Idempotency-Key", detail=detail)])
 
 
 def not_to_be_waited_for(reason: str) -> RequestProblem:
     """The problem of a wait for a job that keeps no result."""
-    return _invalid([Fault(parameter="wait", detail=f"{reason}; leave the wait out")])
+    return _invalid([FieldError(parameter="wait", detail=f"{reason}; leave the wait out")])
 
 
 @cache
@@ -119,6 +121,6 @@ def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _invalid(faults: list[Fault]) -> RequestProblem:
+def _invalid(faults: list[FieldError]) -> RequestProblem:
     first = faults[0]
     return RequestProblem(INVALID_REQUEST, f"{first.parameter or first.header}: {first.detail}", errors=faults)

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cplane.web.deadline import Deadlines
-from cplane.web.problems import EXPECTED, METHOD, Kind, RequestProblem, handle
+from cplane.web.problems import EXPECTED, METHOD, ProblemType, RequestProblem, handle
 from cplane.web.request import ANSWER_S, BODY_S, ApiRequest
 
 Handler = Callable[[ApiRequest], Awaitable[Response]]
@@ -39,7 +39,7 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: type[BaseModel] | None = None
-    problems: Sequence[Kind] = ()
+    problems: Sequence[ProblemType] = ()
     tag: str = "jobs"
 
 
@@ -75,7 +75,7 @@ class Resource:
         raise RequestProblem(METHOD, f"use {self._allow}", headers={"allow": self._allow})
 
 
-class Direct:
+class ExactPathDispatch:
     """Finds a resource whose path has no parameters by the path alone; every other request goes the way of the routes."""
 
     def __init__(self, app: ASGIApp, resources: Mapping[str, Resource]) -> None:

@@ -128,20 +128,21 @@ class Retried(BaseModel):
 
 
 class QueueView(BaseModel):
-    """How one queue stands."""
+    """The state of one queue."""
 
     name: str
-    due: int = Field(description="ids that could start now")
-    later: int = Field(description="ids that are scheduled for later, or running")
-    lag: float = Field(description="seconds the longest due id has waited")
+    ready: int = Field(description="jobs that could start now")
+    scheduled: int = Field(description="jobs that are due later")
+    running: int = Field(description="jobs that a worker has leased")
+    latency_s: float = Field(description="seconds for which the longest ready job has waited")
 
 
 class QueueList(BaseModel):
-    """How all queues stand."""
+    """The state of all queues."""
 
     queues: list[QueueView]
-    aside: int = Field(
-        description="ids that were set aside because nobody could run them; `cplane queues aside` lists them"
+    dead_letters: int = Field(
+        description="ids that left a queue because nobody can run them; `cplane dead-letters` lists them"
     )
 
 

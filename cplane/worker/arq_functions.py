@@ -13,7 +13,7 @@ from arq.worker import Retry as ArqRetry
 
 from cplane.errors import Retry
 from cplane.redis.envelope import Envelope
-from cplane.redis.messages import Grant
+from cplane.redis.messages import Lease
 
 FOR_EVER = 0
 """What Redis is told to keep a result for ever."""
@@ -58,15 +58,15 @@ class PlainFunction:
             retry=retry,
         )
 
-    def call(self, args: bytes | Envelope, grant: Grant, number: int, shared: dict[Any, Any]) -> Awaitable[object]:
+    def call(self, args: bytes | Envelope, lease: Lease, number: int, shared: dict[Any, Any]) -> Awaitable[object]:
         """Start the function with arq's ctx."""
         envelope = cast("Envelope", args)
         ctx = {
             **shared,
-            "job_id": grant.id,
+            "job_id": lease.id,
             "job_try": number,
             "enqueue_time": datetime.fromtimestamp(envelope.et / 1000, tz=UTC),
-            "score": grant.due_ms,
+            "score": lease.due_ms,
         }
         return cast("Awaitable[object]", self.function(ctx, *envelope.a, **envelope.k))
 

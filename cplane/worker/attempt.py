@@ -18,9 +18,9 @@ from cplane.browser import BrowserPool, PageLease, PageOptions
 from cplane.errors import (
     BrowserGone,
     CplaneError,
+    InfrastructureError,
     InvalidArguments,
     JobTimeout,
-    OutsideError,
     QueueUnavailable,
     SessionBusy,
     TooManyRequests,
@@ -35,11 +35,11 @@ from cplane.postgres.store import Store
 from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
-from cplane.redis.limiter import Hosts
-from cplane.redis.messages import Grant
+from cplane.redis.limiter import Limiter
+from cplane.redis.messages import Lease
 from cplane.sessions.store import HOLD_S, Held, Sessions
 from cplane.worker.arq_functions import PlainFunction
-from cplane.worker.evidence import Archive, Suspects
+from cplane.worker.evidence import EvidenceStore, TraceSampler
 from cplane.worker.outcome import Outcome, cooldown_s, decide
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ class Tools:
     pool: Callable[[], BrowserPool]
     """Raises BrowserError while there is no browser."""
     sessions: Sessions
-    archive: Archive
-    suspects: Suspects
+    evidence: EvidenceStore
+    trace_sampler: TraceSampler
     vacate: "Callable[[Attempt], None]"
     """Makes room for another job, once an attempt has ended that still has something to keep."""
-    hosts: Hosts
+    limiter: Limiter
     respects_retry_after: bool
     settle: "Callable[[Attempt, Outcome | None], None]"
     """Takes what came of an attempt, once; None: its lease was lost, and nothing it did counts."""
@@ -97,13 +97,13 @@ class Tools:
 
 
 AnyFence = Fence | tuple[str, str]
-"""Of a record its id and the attempt; of a transient job its id and the token of its lease, which the other grants of the claim have too."""
+"""Of a record its id and the attempt; of a transient job its id and the token of its lease, which the other leases of the claim have too."""
 
 
 class Attempt(msgspec.Struct, eq=False):
     """A granted job on this worker: its fence, its trust in its lease, and its task."""
 
-    grant: Grant
+    lease: Lease
     job: AnyJob | PlainFunction
     tools: Tools
     trusted_until: float
@@ -127,7 +127,7 @@ class Attempt(msgspec.Struct, eq=False):
     over: bool = False
     """The job has ended; its outcome is being recorded, and nothing stops it any more."""
     task: "asyncio.Task[None] | None" = None
-    lease: PageLease | None = None
+    page_lease: PageLease | None = None
     session: Held | None = None
     """The browser session it holds; the hold ends with the attempt."""
     transaction: JobTransaction | None = None
@@ -140,10 +140,10 @@ class Attempt(msgspec.Struct, eq=False):
     timers: list[asyncio.TimerHandle] = []
 
     @classmethod
-    def of_record(cls, started: Started, grant: Grant, job: AnyJob, tools: Tools, trusted_until: float) -> Self:
+    def of_record(cls, started: Started, lease: Lease, job: AnyJob, tools: Tools, trusted_until: float) -> Self:
         """The attempt of a record that has been started."""
         return cls(
-            grant, job, tools, trusted_until, (started.id, started.attempt), started.attempt, started.args_json,
+            lease, job, tools, trusted_until, (started.id, started.attempt), started.attempt, started.args_json,
             started.id, started.failures, started.interruptions, 0, job.needs_page,
         )  # fmt: skip
 
@@ -151,7 +151,7 @@ class Attempt(msgspec.Struct, eq=False):
     def of_envelope(
         cls,
         envelope: Envelope,
-        grant: Grant,
+        lease: Lease,
         job: AnyJob | PlainFunction,
         tools: Tools,
         *,
@@ -160,7 +160,7 @@ class Attempt(msgspec.Struct, eq=False):
     ) -> Self:
         """The attempt of a transient job."""
         return cls(
-            grant, job, tools, trusted_until, (grant.id, grant.token), max(grant.tries, envelope.t or 1), envelope,
+            lease, job, tools, trusted_until, (lease.id, lease.token), max(lease.tries, envelope.t or 1), envelope,
             None, envelope.failures, envelope.interruptions, began_ms, job.needs_page,
         )  # fmt: skip
 
@@ -168,7 +168,7 @@ class Attempt(msgspec.Struct, eq=False):
     def log(self) -> "FilteringBoundLogger":
         """A log that names the attempt."""
         if self.bound_log is None:
-            self.bound_log = log.bind(record=self.grant.id, job=self.job.name, attempt=self.number)
+            self.bound_log = log.bind(record=self.lease.id, job=self.job.name, attempt=self.number)
         return cast("FilteringBoundLogger", self.bound_log)
 
     @property
@@ -177,9 +177,9 @@ class Attempt(msgspec.Struct, eq=False):
         if self.record_id is not None:
             return self.record_id
         try:
-            return UUID(self.grant.id)
+            return UUID(self.lease.id)
         except ValueError:
-            return uuid5(NAMESPACE_OID, self.grant.id)
+            return uuid5(NAMESPACE_OID, self.lease.id)
 
     def arm(self) -> None:
         """The deadline begins. A job that has ended already needs none, and waiting for a page is not run time."""
@@ -214,8 +214,8 @@ class Attempt(msgspec.Struct, eq=False):
         if not self.seal():
             return
         self.log.error("the job ignores that it was stopped and is left behind", after_s=CLEANUP_S)
-        if self.lease is not None:
-            self.lease.release()
+        if self.page_lease is not None:
+            self.page_lease.release()
         if self.task is not None:
             _left_behind.add(self.task)
             self.task.add_done_callback(_left_behind.discard)
@@ -255,8 +255,8 @@ async def run(attempt: Attempt) -> None:
         attempt.log.error("the outcome of the attempt is unknown; its lease ends by itself", exc_info=error)
         attempt.tools.settle(attempt, None)
     finally:
-        if attempt.lease is not None:
-            attempt.lease.release()
+        if attempt.page_lease is not None:
+            attempt.page_lease.release()
         if attempt.transaction is not None:
             await attempt.transaction.rollback()
 
@@ -268,8 +268,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
         if attempt.stopped:
             raise asyncio.CancelledError
         if isinstance(job, PlainFunction):
-            return _succeeded(attempt, value=await job.call(attempt.args, attempt.grant, attempt.number, tools.ctx))
-        if host_among(attempt.grant.host):
+            return _succeeded(attempt, value=await job.call(attempt.args, attempt.lease, attempt.number, tools.ctx))
+        if host_among(attempt.lease.host):
             retry_after.respected.set(tools.respects_retry_after)
         args = attempt.args
         arguments = job.decode(args) if isinstance(args, bytes) else job.decode_call(args.a, args.k)
@@ -277,8 +277,8 @@ async def _perform(attempt: Attempt) -> Outcome | None:
         if attempt.stopped:  # a cancellation can get lost on the way (see endings.py)
             raise asyncio.CancelledError
         result = await job.call(arguments, resources, tools.threads)
-        if attempt.lease is not None:
-            attempt.lease.ended_well = True
+        if attempt.page_lease is not None:
+            attempt.page_lease.ended_well = True
         return _succeeded(attempt, result_json=job.encode_result(result))
     except GeneratorExit:  # the loop is closed under the job: there is nobody left to tell
         raise
@@ -308,33 +308,33 @@ def _succeeded(attempt: Attempt, *, result_json: bytes | None = None, value: obj
     if attempt.stopped and attempt.stopped is not Stop.RELEASE:
         return stopped_outcome(attempt)
     if result_json == b"null" and value is None:
-        return _NOTHING_RETURNED
+        return _NOTHING_ACK_RESULTS
     return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json, value=value)
 
 
 async def _keep_evidence(attempt: Attempt, outcome: Outcome | None) -> None:
     """What the page of a failed job looked like. Room and page are the next job's already while it is collected."""
-    lease, tools, record_id = attempt.lease, attempt.tools, attempt.record_id
-    if lease is None or record_id is None or outcome is None:
+    page_lease, tools, record_id = attempt.page_lease, attempt.tools, attempt.record_id
+    if page_lease is None or record_id is None or outcome is None:
         return
     within_s = attempt.trusted_until - time.monotonic() - 1.0
     if outcome.error is not None and outcome.attempt_state in EXPLAINED and outcome.error.type != "TooManyRequests":
         if outcome.attempt_state is not AttemptState.INTERRUPTED:
-            tools.suspects.note(attempt.job.name)
-        if lease.yield_slot():
+            tools.trace_sampler.note(attempt.job.name)
+        if page_lease.yield_slot():
             tools.vacate(attempt)
         told = f"{outcome.error.type}: {outcome.error.message}"
-        await tools.archive.keep(lease, record_id, attempt.number, error=told, within_s=within_s)
-    elif attempt.keeps_trace and lease.traced:
-        await tools.archive.keep(lease, record_id, attempt.number, error=None, within_s=within_s)
+        await tools.evidence.keep(page_lease, record_id, attempt.number, error=told, within_s=within_s)
+    elif attempt.keeps_trace and page_lease.traced:
+        await tools.evidence.keep(page_lease, record_id, attempt.number, error=None, within_s=within_s)
 
 
 async def _keep_session(attempt: Attempt, held: Held, outcome: Outcome | None) -> Outcome | None:
     """What a job that succeeded leaves in its browser session is there for the next that holds it."""
-    if outcome is None or outcome.state is not State.SUCCEEDED or attempt.lease is None:
+    if outcome is None or outcome.state is not State.SUCCEEDED or attempt.page_lease is None:
         return outcome
     try:
-        if await attempt.tools.sessions.save(held, await attempt.lease.storage_state()):
+        if await attempt.tools.sessions.save(held, await attempt.page_lease.storage_state()):
             return outcome
     except CplaneError as error:
         return attempt.decide(error)
@@ -348,7 +348,7 @@ async def _commit(attempt: Attempt, transaction: JobTransaction, outcome: Outcom
         return outcome
     try:
         owned = await transaction.commit(finish_of(attempt, outcome) if attempt.record_id is not None else None)
-    except OutsideError as error:  # if it did commit, the record refuses to be queued again
+    except InfrastructureError as error:  # if it did commit, the record refuses to be queued again
         return attempt.decide(error)
     if not owned:
         attempt.log.warning("the record was no longer this attempt's; its writes are rolled back")
@@ -371,7 +371,9 @@ def stopped_outcome(attempt: Attempt) -> Outcome | None:
             return attempt.decide(error)
         case Stop.PAGE_LOST:
             return attempt.decide(
-                attempt.lease.loss if attempt.lease and attempt.lease.loss else BrowserGone("the page was lost")
+                attempt.page_lease.loss
+                if attempt.page_lease and attempt.page_lease.loss
+                else BrowserGone("the page was lost")
             )
         case _:
             return None
@@ -379,11 +381,11 @@ def stopped_outcome(attempt: Attempt) -> Outcome | None:
 
 async def _cool_down(attempt: Attempt, seconds: float) -> bool:
     """Leave the host of the job alone, for all workers; answers whether it has one, and Redis was told."""
-    host = host_among(attempt.grant.host)
+    host = host_among(attempt.lease.host)
     if host is None:
         return False
     try:
-        lasts_s = await attempt.tools.hosts.cool_down(host, seconds)
+        lasts_s = await attempt.tools.limiter.cool_down(host, seconds)
     except QueueUnavailable as error:
         attempt.log.warning("Redis could not be told to leave a host alone", host=host, reason=str(error))
         return False
@@ -396,7 +398,7 @@ def finish_of(attempt: Attempt, outcome: Outcome) -> Finish:
     return Finish(
         id=cast("UUID", attempt.record_id),
         attempt=attempt.number,
-        token=attempt.grant.token,
+        token=attempt.lease.token,
         state=outcome.state,
         attempt_state=outcome.attempt_state,
         result_json=outcome.result_json,
@@ -418,24 +420,24 @@ async def _open(attempt: Attempt, job: AnyJob, arguments: Mapping[str, Any]) -> 
             options = _traced(attempt, PageOptions.read(job.page_options(arguments)))
             attempt.session = await _hold_session(attempt, options)
             state = attempt.session.storage_state if attempt.session is not None else None
-            attempt.lease = await tools.pool().acquire_page(options, scope=job.name, storage_state=state)
+            attempt.page_lease = await tools.pool().acquire_page(options, scope=job.name, storage_state=state)
         finally:
             attempt.waits_for_page = False
-        attempt.lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
+        attempt.page_lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
         attempt.arm()
     return Resources(
         context=_context(attempt, transaction),
-        page=attempt.lease and attempt.lease.page,
-        browser_context=attempt.lease and attempt.lease.context,
+        page=attempt.page_lease and attempt.page_lease.page,
+        browser_context=attempt.page_lease and attempt.page_lease.context,
         session=await transaction.begin() if job.signature.wants("session") else None,
     )
 
 
 def _traced(attempt: Attempt, options: PageOptions) -> PageOptions:
     """The options with what is to be recorded of this run; of a job that keeps no files, nothing."""
-    suspects = attempt.tools.suspects
-    attempt.keeps_trace = suspects.wants(options.trace) == "on"
-    trace = "off" if attempt.record_id is None else suspects.trace(options.trace, attempt.job.name, attempt.number)
+    trace_sampler = attempt.tools.trace_sampler
+    attempt.keeps_trace = trace_sampler.wants(options.trace) == "on"
+    trace = "off" if attempt.record_id is None else trace_sampler.trace(options.trace, attempt.job.name, attempt.number)
     return options.model_copy(update={"trace": trace})
 
 
@@ -458,8 +460,8 @@ async def _cause(attempt: Attempt, error: BaseException) -> BaseException:
     if isinstance(error, Exception):
         if attempt.transaction is not None:
             cause = attempt.transaction.cause(error)
-        if attempt.lease is not None:
-            cause = await attempt.lease.cause(error)
+        if attempt.page_lease is not None:
+            cause = await attempt.page_lease.cause(error)
     if cause is not error:
         cause.__cause__ = error
     return cause
@@ -491,7 +493,7 @@ def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
 
     return Context(
         id=attempt.uuid,
-        key=attempt.grant.id,
+        key=attempt.lease.id,
         job=attempt.job.name,
         attempt=attempt.number,
         log=attempt.log,
@@ -504,4 +506,4 @@ def _context(attempt: Attempt, transaction: JobTransaction) -> Context:
 
 
 NOTHING = Resources()
-_NOTHING_RETURNED = Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=b"null")
+_NOTHING_ACK_RESULTS = Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=b"null")

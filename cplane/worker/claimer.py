@@ -13,22 +13,23 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from cplane.errors import DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch, UnknownJob
+from cplane.errors import DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
 from cplane.jobs.registry import Registry
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.postgres.rows import Error, Finish, Started
 from cplane.postgres.store import Store
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.envelope import Envelope, decode_envelope, now_ms
-from cplane.redis.limiter import GRANTED, Ask, Hosts
-from cplane.redis.messages import Action, Claim, Grant, Id, Return
+from cplane.redis.limiter import GRANTED, Limiter, LimitRequest
+from cplane.redis.messages import Ack, Claim, Disposition, Id, Lease
 from cplane.redis.queue import Queue
 from cplane.runtime.cancellation import first
 from cplane.worker.arq_functions import PlainFunction
 from cplane.worker.attempt import Attempt, Tools
 from cplane.worker.browser_pool import Pages
-from cplane.worker.leases import Leases
+from cplane.worker.leases import LeaseKeeper
 from cplane.worker.outcome import Outcome
 from cplane.worker.poller import Poller
 
@@ -47,7 +48,7 @@ LONGEST_PAUSE_S = 5.0
 log = structlog.get_logger("cplane")
 
 
-class Allowance:
+class JobBudget:
     """How many jobs a burst worker may start (arq's `max_burst_jobs`); None: any number."""
 
     def __init__(self, most: int | None) -> None:
@@ -84,17 +85,18 @@ class Claims:
     worker: str
     store: Store
     queue: Queue
-    hosts: Hosts
+    dead_letters: DeadLetterStream
+    limiter: Limiter
     per_host: PerHost | None
     """The limits of jobs that say nothing of their own."""
     jobs: Registry
     functions: Mapping[str, PlainFunction]
-    leases: Leases
+    lease_keeper: LeaseKeeper
     pages: Pages
     tools: Tools
     lease_s: float
     burst: bool
-    allowance: Allowance
+    job_budget: JobBudget
     stopping: asyncio.Event
     begin: Callable[[Sequence[Attempt]], None]
     """Runs attempts; `Claimer.leave` is called when one is over, `Claimer.recorded` when its outcome is recorded."""
@@ -135,14 +137,14 @@ class Claimer:
                 if room and not self._shared.stopping.is_set():
                     await self._claim(min(room, self._portion))
                 pause_s = FIRST_PAUSE_S
-            except (OutsideError, SchemaMismatch) as error:
+            except (InfrastructureError, SchemaMismatch) as error:
                 log.warning("jobs cannot be claimed; trying again", queue=self._queue, reason=str(error))
                 await first(asyncio.sleep(pause_s), self._shared.stopping.wait())
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         await self._poller.close()
         try:
             await self._started()
-        except (OutsideError, SchemaMismatch) as error:
+        except (InfrastructureError, SchemaMismatch) as error:
             log.warning("the last claim could not be started", queue=self._queue, reason=str(error))
 
     def leave(self) -> None:
@@ -165,7 +167,7 @@ class Claimer:
             room = min(self._concurrency - self._running, MOST_UNRECORDED + self._concurrency - self._unrecorded)
             if room > 0 and not shared.jobs.needs_pages(self._queue):
                 return room
-            pages = shared.pages.free - sum(attempt.waits_for_page for attempt in shared.leases)
+            pages = shared.pages.free - sum(attempt.waits_for_page for attempt in shared.lease_keeper)
             if min(room, pages) > 0:
                 return min(room, pages)
             waiting = [self._left.wait(), shared.stopping.wait()]
@@ -178,21 +180,21 @@ class Claimer:
     async def _claim(self, room: int) -> None:
         """One claim; its start goes on while the next claim is under way, but not while the one after it is."""
         shared = self._shared
-        if shared.allowance.spent:
+        if shared.job_budget.spent:
             await self._started()
             shared.stopping.set()
             return
-        sent, room = time.monotonic(), shared.allowance.take(room)
+        sent, room = time.monotonic(), shared.job_budget.take(room)
         granted = 0
         try:
             claim = await self._poller.claim(room)
-            granted = len(claim.grants)
+            granted = len(claim.leases)
         finally:
-            shared.allowance.settle(room, granted)
-        brought = bool(claim.grants or claim.missing or claim.odd)
+            shared.job_budget.settle(room, granted)
+        brought = bool(claim.leases or claim.missing or claim.malformed)
         if brought:
-            self._running += len(claim.grants)
-            self._unrecorded += len(claim.grants)
+            self._running += len(claim.leases)
+            self._unrecorded += len(claim.leases)
             before, self._starting = self._starting, asyncio.create_task(
                 self._take(claim, sent), name=f"start jobs of {self._queue}"
             )  # fmt: skip
@@ -215,10 +217,10 @@ class Claimer:
     async def _take(self, claim: Claim, sent: float) -> None:
         """Begin what was claimed: transient jobs at once, records when Postgres has started them. The others go back."""
         shared = self._shared
-        sorted_ = _Sorted(shared.leases.trusted_until(sent), now_ms())
-        if self._in_time(sent, len(claim.grants)):
-            for grant in claim.grants:
-                self._sort(grant, sorted_)
+        sorted_ = _Sorted(shared.lease_keeper.trusted_until(sent), now_ms())
+        if self._in_time(sent, len(claim.leases)):
+            for lease in claim.leases:
+                self._sort(lease, sorted_)
         self._begin_sorted(sorted_)
         try:
             unasked = await self._ask_hosts(sorted_, sent) if sorted_.asks else None
@@ -226,9 +228,9 @@ class Claimer:
                 await self._start(sorted_.records, sent)
         finally:  # what is refused goes back even while Postgres is away
             if sorted_.refused:
-                await shared.queue.finish(sorted_.refused)
-        if claim.odd:
-            await self._set_aside(claim.odd)
+                await shared.queue.ack(sorted_.refused)
+        if claim.malformed:
+            await self._add_dead_letters(claim.malformed)
         if claim.missing:
             await shared.restore(claim.missing)
         if unasked is not None:
@@ -243,33 +245,33 @@ class Claimer:
         sorted_.transient = []
 
     async def _ask_hosts(self, sorted_: "_Sorted", sent: float) -> QueueUnavailable | None:
-        """Ask the hosts whose time jobs take: those that have their turn go on, the others are back in the queue, and hold nothing.
+        """LimitRequest the hosts whose time jobs take: those that have their turn go on, the others are back in the queue, and hold nothing.
 
         Answers why it could not be asked: the jobs come back when their leases have ended, those without a host go on.
         """
         asks, sorted_.asks = sorted_.asks, []
-        granted: list[Ask] = []
+        granted: list[LimitRequest] = []
         unasked: QueueUnavailable | None = None
         try:
-            answers = await self._shared.hosts.ask(self._queue, asks)
+            answers = await self._shared.limiter.acquire(self._queue, asks)
             granted = [ask for ask, answer in zip(asks, answers, strict=True) if answer == GRANTED]
         except QueueUnavailable as error:
             unasked = error
         finally:
             for _ in range(len(asks) - len(granted)):
                 self._give_up()
-            self._shared.allowance.put_back(len(asks) - len(granted))
+            self._shared.job_budget.put_back(len(asks) - len(granted))
         if len(granted) < len(asks):
             log.debug("jobs wait for their hosts", queue=self._queue, count=len(asks) - len(granted))
         if self._in_time(sent, len(granted)):
             for ask in granted:
-                self._sort(msgspec.structs.replace(ask.grant, host=ask.host), sorted_)
+                self._sort(msgspec.structs.replace(ask.lease, host=ask.host), sorted_)
             self._begin_sorted(sorted_)
         return unasked
 
     def _in_time(self, sent: float, count: int) -> bool:
-        """Whether leases asked for at `sent` can still be trusted; if not, the grants are given up: others may have begun them by now."""
-        if not count or time.monotonic() < self._shared.leases.trusted_until(sent):
+        """Whether leases asked for at `sent` can still be trusted; if not, the leases are given up: others may have begun them by now."""
+        if not count or time.monotonic() < self._shared.lease_keeper.trusted_until(sent):
             return True
         log.warning("jobs were claimed so slowly that their leases may have ended; they are not begun", count=count)
         for _ in range(count):
@@ -277,65 +279,65 @@ class Claimer:
         return False
 
     def _give_up(self) -> None:
-        """A grant that does not become an attempt gives its room back."""
+        """A lease that does not become an attempt gives its room back."""
         self.leave()
         self.recorded()
 
-    def _sort(self, grant: Grant, into: "_Sorted") -> None:
-        """What a grant is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
+    def _sort(self, lease: Lease, into: "_Sorted") -> None:
+        """What a lease is: a record to start, a transient job to begin, or something that goes back. Nothing is deleted unseen."""
         shared = self._shared
         try:
-            _check_text(grant.id)
-            envelope = decode_envelope(grant.payload)
+            _check_text(lease.id)
+            envelope = decode_envelope(lease.payload)
             if envelope.record:
-                recorded, record_id = shared.jobs.get(envelope.f), _record_id(grant.id)
-                if not self._must_ask(envelope, grant, recorded, into):
-                    into.records[record_id] = grant
+                recorded, record_id = shared.jobs.get(envelope.f), _record_id(lease.id)
+                if not self._must_ask(envelope, lease, recorded, into):
+                    into.records[record_id] = lease
                 return
             job = shared.functions.get(envelope.f) or shared.jobs.get(envelope.f)
         except UnknownJob as error:
-            log.warning("a queued job cannot be run here; it goes back", id=grant.id[:100], reason=str(error))
-            into.refused.append(Return(grant, Action.POSTPONE, int(UNKNOWN_JOB_S * 1000)))
+            log.warning("a queued job cannot be run here; it goes back", id=lease.id[:100], reason=str(error))
+            into.refused.append(Ack(lease, Disposition.POSTPONE, int(UNKNOWN_JOB_S * 1000)))
             return
         except ValueError as error:
-            log.error("something in the queue is no job of ours; it is set aside", id=grant.id[:100], reason=str(error))
-            into.refused.append(Return(grant, Action.ASIDE, text=str(error).encode()))
+            log.error("something in the queue is no job of ours; it is set aside", id=lease.id[:100], reason=str(error))
+            into.refused.append(Ack(lease, Disposition.DEAD_LETTER, text=str(error).encode()))
             return
-        if self._must_ask(envelope, grant, job, into):
+        if self._must_ask(envelope, lease, job, into):
             return
         attempt = Attempt.of_envelope(
-            envelope, grant, job, shared.tools, trusted_until=into.trusted_until, began_ms=into.now_ms
+            envelope, lease, job, shared.tools, trusted_until=into.trusted_until, began_ms=into.now_ms
         )
-        shared.leases.add(attempt)
+        shared.lease_keeper.add(attempt)
         if (outcome := _spent(attempt, envelope)) is not None:
             attempt.seal()
             shared.tools.settle(attempt, outcome)
         else:
             into.transient.append(attempt)
 
-    def _must_ask(self, envelope: Envelope, grant: Grant, job: AnyJob | PlainFunction, into: "_Sorted") -> bool:
+    def _must_ask(self, envelope: Envelope, lease: Lease, job: AnyJob | PlainFunction, into: "_Sorted") -> bool:
         """Whether it has to be asked for a place first; who has asked holds it."""
-        if envelope.host is None or grant.host or grant.abort_wanted or isinstance(job, PlainFunction):
+        if envelope.host is None or lease.host or lease.abort_wanted or isinstance(job, PlainFunction):
             return False
         limits = job.limits(self._shared.per_host)
         host = host_among(envelope.host) if limits is not None else None
         places = places_of(session_among(envelope.host), host)
         if places is not None:
-            into.asks.append(Ask(grant, places, limits or UNLIMITED))
+            into.asks.append(LimitRequest(lease, places, limits or UNLIMITED))
         return places is not None
 
-    async def _start(self, grants: dict[UUID, Grant], sent: float) -> None:
+    async def _start(self, leases: dict[UUID, Lease], sent: float) -> None:
         """Start records and begin each that is ours; Redis is told of the others."""
         shared = self._shared
         try:
-            started = await self._start_records(grants)
+            started = await self._start_records(leases)
         except BaseException:
-            for _ in grants:
+            for _ in leases:
                 self._give_up()
             raise
-        if not self._in_time(sent, len(grants)):
+        if not self._in_time(sent, len(leases)):
             return
-        trusted_until = shared.leases.trusted_until(sent)
+        trusted_until = shared.lease_keeper.trusted_until(sent)
         attempts: list[Attempt] = []
         unknown: list[Started] = []
         for record in started:
@@ -343,36 +345,36 @@ class Claimer:
             if job is None:
                 unknown.append(record)
                 continue
-            attempt = Attempt.of_record(record, grants.pop(record.id), job, shared.tools, trusted_until)
-            shared.leases.add(attempt)
+            attempt = Attempt.of_record(record, leases.pop(record.id), job, shared.tools, trusted_until)
+            shared.lease_keeper.add(attempt)
             attempts.append(attempt)
         shared.begin(attempts)
-        for _ in grants:
+        for _ in leases:
             self._give_up()
         if unknown:
             await self._hand_back(unknown)
-        if grants:
-            await shared.queue.finish(await self._settle(grants))
+        if leases:
+            await shared.queue.ack(await self._settle(leases))
 
-    async def _start_records(self, grants: Mapping[UUID, Grant]) -> list[Started]:
+    async def _start_records(self, leases: Mapping[UUID, Lease]) -> list[Started]:
         """Start in Postgres; a lost reply is answered by asking again with the same token, until the leases are half over."""
         shared = self._shared
         until = time.monotonic() + shared.lease_s / 2
-        token = next(iter(grants.values())).token  # all came with one claim
+        token = next(iter(leases.values())).token  # all came with one claim
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return await shared.store.start(shared.worker, list(grants), token, shared.lease_s)
+                return await shared.store.start(shared.worker, list(leases), token, shared.lease_s)
             except (DatabaseUnavailable, SchemaMismatch):
                 if time.monotonic() + pause_s > until or shared.stopping.is_set():
-                    await self._release(grants.values())
+                    await self._release(leases.values())
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    async def _release(self, grants: Iterable[Grant]) -> None:
-        """Hand grants back to where they stood in the queue."""
-        await self._shared.queue.finish([Return.release(grant) for grant in grants])
+    async def _release(self, leases: Iterable[Lease]) -> None:
+        """Hand leases back to where they stood in the queue."""
+        await self._shared.queue.ack([Ack.release(lease) for lease in leases])
 
     async def _hand_back(self, unknown: Sequence[Started]) -> None:
         """A payload named a job we know, its record another that we do not: the record goes back, and Redis hears it below."""
@@ -388,38 +390,39 @@ class Claimer:
             ]
         )  # fmt: skip
 
-    async def _settle(self, grants: Mapping[UUID, Grant]) -> list[Return]:
+    async def _settle(self, leases: Mapping[UUID, Lease]) -> list[Ack]:
         """What Redis is told of ids whose record could not be started: final ones leave it, the others come back when due."""
-        standings = await self._shared.store.standing(list(grants))
-        returns: list[Return] = []
-        for record_id, grant in grants.items():
+        standings = await self._shared.store.standing(list(leases))
+        returns: list[Ack] = []
+        for record_id, lease in leases.items():
             standing = standings.get(record_id)
             if standing is None or standing.state.final:
-                returns.append(Return(grant, Action.DONE))
+                returns.append(Ack(lease, Disposition.DONE))
             else:  # not due yet, or running elsewhere: a second after its lease has ended the reconciler has seen it
                 wait_ms = standing.due_in_ms + (1000 if standing.state is State.RUNNING else 1)
-                returns.append(Return(grant, Action.RETRY, wait_ms))
+                returns.append(Ack(lease, Disposition.RETRY, wait_ms))
         return returns
 
-    async def _set_aside(self, odd: Sequence[tuple[Id, str, bytes]]) -> None:
+    async def _add_dead_letters(self, malformed: Sequence[tuple[Id, str, bytes]]) -> None:
         log.error(
-            "ids in the queue have keys of a foreign kind; they are set aside", ids=[i.id[:100] for i, *_ in odd[:10]]
+            "ids in the queue have keys of a foreign kind; they are set aside",
+            ids=[i.id[:100] for i, *_ in malformed[:10]],
         )
-        await self._shared.queue.set_aside(odd)
+        await self._shared.dead_letters.add(malformed)
 
 
 class _Sorted:
-    """What the grants of one claim are."""
+    """What the leases of one claim are."""
 
     def __init__(self, trusted_until: float, now_ms: int) -> None:
         self.trusted_until = trusted_until
         self.now_ms = now_ms
-        self.records: dict[UUID, Grant] = {}
+        self.records: dict[UUID, Lease] = {}
         self.transient: list[Attempt] = []
-        self.refused: list[Return] = []
+        self.refused: list[Ack] = []
         self.given_up = 0
         """How many of the refused gave up their room already."""
-        self.asks: list[Ask] = []
+        self.asks: list[LimitRequest] = []
         """Jobs whose host is to be asked first."""
 
 
@@ -441,15 +444,15 @@ def _record_id(id_: str) -> UUID:
 
 def _spent(attempt: Attempt, envelope: Envelope) -> Outcome | None:
     """What came of a transient job that is not run any more: it is cancelled, or its budget is spent."""
-    grant, job = attempt.grant, attempt.job
-    if grant.abort_wanted:
+    lease, job = attempt.lease, attempt.job
+    if lease.abort_wanted:
         return Outcome(state=State.CANCELLED, attempt_state=AttemptState.CANCELLED)
     if isinstance(job, PlainFunction):
         if attempt.number <= job.max_tries:
             return None
         error = Error("JobExecutionFailed", f"max {job.max_tries} retries exceeded")
         return Outcome(state=State.FAILED, attempt_state=AttemptState.FAILED, error=error)
-    crashes = grant.tries - 1 - envelope.failures - envelope.interruptions
+    crashes = lease.tries - 1 - envelope.failures - envelope.interruptions
     if crashes < MAX_CRASHES:
         return None
     error = Error("WorkerLost", f"its workers died or lost their leases ({crashes} of {MAX_CRASHES})")

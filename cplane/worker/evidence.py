@@ -20,7 +20,7 @@ SUSPECT_S = 600.0
 log = structlog.get_logger("cplane")
 
 
-class Suspects:
+class TraceSampler:
     """Names of jobs that failed lately. A trace with snapshots costs a sixth more processor time than none: it is made where it is worth that."""
 
     def __init__(self, default: Trace) -> None:
@@ -43,19 +43,21 @@ class Suspects:
 
 
 @dataclass(frozen=True, slots=True)
-class Archive:
+class EvidenceStore:
     """Where evidence goes: files into the store of artifacts, their names into the record."""
 
     store: Store
     artifacts: ArtifactStore
 
     async def keep(
-        self, lease: PageLease, record_id: UUID, attempt: int, *, error: str | None, within_s: float
+        self, page_lease: PageLease, record_id: UUID, attempt: int, *, error: str | None, within_s: float
     ) -> None:
         """Collect what the page can tell of an error, or without one its trace, and store it; what is not stored in time is left out."""
         try:
             async with asyncio.timeout(min(BUDGET_S, within_s)):
-                files = await (collect_trace(lease, attempt) if error is None else collect(lease, attempt, error))
+                files = await (
+                    collect_trace(page_lease, attempt) if error is None else collect(page_lease, attempt, error)
+                )
                 await asyncio.gather(*(self._store(record_id, attempt, file) for file in files))
         except TimeoutError:
             log.warning("not all evidence could be kept in time", record=str(record_id), attempt=attempt)

@@ -22,7 +22,7 @@ TICK_S = 1.0
 log = structlog.get_logger("cplane")
 
 
-class Leases:
+class LeaseKeeper:
     """Who runs, and until when that is certain."""
 
     def __init__(self, store: Store, queue: Queue, events: Events, lease_s: float) -> None:
@@ -89,7 +89,7 @@ class Leases:
 
     async def _renew_queued(self, attempts: Sequence[Attempt], sent: float) -> bool:
         try:
-            renewals = await self._queue.renew([attempt.grant for attempt in attempts], self._lease_s)
+            renewals = await self._queue.renew([attempt.lease for attempt in attempts], self._lease_s)
         except QueueUnavailable as error:
             log.warning("Redis could not be told that leases are renewed", count=len(attempts), reason=str(error))
             return False
@@ -140,4 +140,4 @@ class Leases:
 def _renewal(attempt: Attempt) -> Renew:
     progress = None if attempt.progress_told else attempt.progress
     record_id = cast("UUID", attempt.record_id)
-    return Renew(id=record_id, attempt=attempt.number, token=attempt.grant.token, progress=progress)
+    return Renew(id=record_id, attempt=attempt.number, token=attempt.lease.token, progress=progress)

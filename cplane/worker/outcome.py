@@ -10,10 +10,10 @@ import msgspec
 from cplane.errors import (
     MAX_COOL_DOWN_S,
     EgressBlocked,
+    InfrastructureError,
     InvalidArguments,
     InvalidSession,
     JobTimeout,
-    OutsideError,
     PageCrashed,
     ResultNotSerializable,
     Retry,
@@ -79,7 +79,7 @@ def decide(
     described = describe(error)
     if isinstance(error, SessionBusy):
         return _wait_for_session(described, number)
-    if isinstance(error, OutsideError):
+    if isinstance(error, InfrastructureError):
         return _interrupted(error, described, interruptions)
     attempt_state = AttemptState.TIMED_OUT if isinstance(error, JobTimeout) else AttemptState.FAILED
     delay_s = _retry_in_s(error, job, failures)
@@ -95,7 +95,7 @@ def decide(
     )
 
 
-def _interrupted(error: OutsideError, described: Error, interruptions: int) -> Outcome:
+def _interrupted(error: InfrastructureError, described: Error, interruptions: int) -> Outcome:
     """What the job depends on failed: it runs again without spending a retry, but not for ever."""
     most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
     if interruptions >= most:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cplane.errors import QueueUnavailable
-from cplane.redis.messages import Claim, Return
+from cplane.redis.messages import Ack, Claim
 from cplane.redis.queue import Queue
 from cplane.runtime.cancellation import end
 
@@ -20,7 +20,7 @@ BURST_POLL_S = 0.05
 """The same for a worker that is to leave as soon as nothing is left."""
 
 NUDGE_S = 1.0
-"""A worker that stops gives Redis so long to answer the claim that it slept on; a grant whose answer is lost ends with its lease."""
+"""A worker that stops gives Redis so long to answer the claim that it slept on; a lease whose answer is lost ends with its lease."""
 
 T = TypeVar("T")
 
@@ -66,9 +66,9 @@ class Poller:
         claim = await self._until_stopped(claiming, partial(self._queue.nudge, self._name))
         if claim is None:
             return Claim([], [], [], 0)
-        if claim.grants and self._stopping.is_set():  # they came because it was nudged: they stay where they are
-            await self._queue.finish([Return.release(grant) for grant in claim.grants])
-            return replace(claim, grants=[])
+        if claim.leases and self._stopping.is_set():  # they came because it was nudged: they stay where they are
+            await self._queue.ack([Ack.release(lease) for lease in claim.leases])
+            return replace(claim, leases=[])
         return claim
 
     async def rest(self, wait_s: float | None, *, brought: bool) -> None:

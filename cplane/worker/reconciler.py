@@ -9,7 +9,7 @@ from cplane.jobs.states import State
 from cplane.postgres.rows import Standing
 from cplane.postgres.store import Store
 from cplane.redis.events import Event, Events
-from cplane.redis.messages import Id, Push, Pushed
+from cplane.redis.messages import EnqueueRequest, EnqueueResult, Id
 from cplane.redis.queue import Queue
 
 EVERY_S = 5.0
@@ -49,7 +49,7 @@ class Reconciler:
         await self._reap()
         await self._check_epoch()
         for queue in self._queues:
-            await self.restore((await self._queue.sweep(queue)).missing)
+            await self.restore(await self._queue.sweep(queue))
             await self._schedule_lost(await self._store.overdue(queue, HEADS))
         page = await self._store.queued(self._walked, PAGE)
         await self._schedule_lost(page)
@@ -95,10 +95,10 @@ class Reconciler:
 
     async def _schedule(self, standings: Sequence[Standing], *, late_ms: int = LATE_MS) -> int:
         pushes = [
-            Push.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, host=s.host, late_ms=late_ms)
+            EnqueueRequest.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, host=s.host, late_ms=late_ms)
             for s in standings
         ]
-        return (await self._queue.enqueue(pushes)).count(Pushed.SCHEDULED) if pushes else 0
+        return (await self._queue.enqueue(pushes)).count(EnqueueResult.SCHEDULED) if pushes else 0
 
 
 def _record_id(id_: str) -> UUID | None:

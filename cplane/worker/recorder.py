@@ -18,7 +18,7 @@ from cplane.postgres.store import Store
 from cplane.redis.envelope import ErrorText, KeptResult, encode, encode_envelope, now_ms
 from cplane.redis.events import Events
 from cplane.redis.keys import redis_name
-from cplane.redis.messages import Action, Return
+from cplane.redis.messages import Ack, Disposition
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.worker.arq_functions import PlainFunction
@@ -110,7 +110,7 @@ class Recorder:
             return states
         (ended,) = group
         if ended.outcome.attempt_state is AttemptState.FAILED and ended.outcome.result_json is None:
-            log.error("an outcome cannot be stored", record=ended.attempt.grant.id, exc_info=error)
+            log.error("an outcome cannot be stored", record=ended.attempt.lease.id, exc_info=error)
             return {}
         reason = Error("ResultNotSerializable", f"the outcome cannot be stored: {type(error).__name__}")
         failed = Outcome(state=State.FAILED, attempt_state=AttemptState.FAILED, error=reason, failures=1)
@@ -125,8 +125,8 @@ class Recorder:
         told, pause_s, now = group, FIRST_PAUSE_S, now_ms()
         while told:
             try:
-                await self._queue.finish([self._return(ended, now) for ended in told])
-                await self._events.publish([(e.attempt.grant.id, e.state, e.attempt.number) for e in told])
+                await self._queue.ack([self._return(ended, now) for ended in told])
+                await self._events.publish([(e.attempt.lease.id, e.state, e.attempt.number) for e in told])
                 break
             except QueueUnavailable as error:
                 log.warning("Redis could not be told of outcomes", count=len(told), reason=str(error))
@@ -137,26 +137,26 @@ class Recorder:
             self._done(ended.attempt, ended.outcome, ended.state)
         return [None] * len(group)
 
-    def _return(self, ended: Ended, now: int) -> Return:
+    def _return(self, ended: Ended, now: int) -> Ack:
         """How the lease leaves Redis."""
         attempt, outcome = ended.attempt, ended.outcome
         if ended.state is not State.QUEUED:
             kept = attempt.record_id is None
-            return self._kept(ended, now) if kept else Return(attempt.grant, Action.DONE)
+            return self._kept(ended, now) if kept else Ack(attempt.lease, Disposition.DONE)
         if outcome.attempt_state is AttemptState.RELEASED and not outcome.delay_s:
-            return Return.release(attempt.grant)
-        return Return(attempt.grant, Action.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
+            return Ack.release(attempt.lease)
+        return Ack(attempt.lease, Disposition.RETRY, int(outcome.delay_s * 1000), _next_payload(attempt, outcome))
 
-    def _kept(self, ended: Ended, now: int) -> Return:
+    def _kept(self, ended: Ended, now: int) -> Ack:
         """The end of a transient job: its result stays in Redis for as long as the job says."""
         attempt, outcome = ended.attempt, ended.outcome
         job = attempt.job
         keep_lease_ms = job.keep_lease_ms if isinstance(job, PlainFunction) else 0
         keep_ms = job.keep_result_ms if isinstance(job, PlainFunction) else _keep_ms(job.options, ended.state)
         if keep_ms is None:
-            return Return(attempt.grant, Action.DONE, keep_ms=keep_lease_ms)
+            return Ack(attempt.lease, Disposition.DONE, keep_ms=keep_lease_ms)
         result = self._encode(_kept_result(attempt, outcome, now))
-        return Return(attempt.grant, Action.DONE, keep_ms, result, keep_lease_ms)
+        return Ack(attempt.lease, Disposition.DONE, keep_ms, result, keep_lease_ms)
 
     def _encode(self, result: KeptResult) -> bytes:
         try:
@@ -210,8 +210,8 @@ def _kept_result(attempt: Attempt, outcome: Outcome, now: int) -> KeptResult:
         r=value,
         st=attempt.began_ms,
         ft=now,
-        q=redis_name(attempt.grant.queue, attempt.grant.priority),
-        id=attempt.grant.id,
+        q=redis_name(attempt.lease.queue, attempt.lease.priority),
+        id=attempt.lease.id,
     )
 
 

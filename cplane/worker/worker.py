@@ -20,13 +20,14 @@ from arq.constants import default_queue_name
 from arq.cron import CronJob
 from redis.exceptions import RedisError
 
-from cplane.errors import CplaneError, DatabaseUnavailable, OutsideError, QueueUnavailable, SchemaMismatch
+from cplane.errors import CplaneError, DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch
 from cplane.jobs.definition import Job
 from cplane.jobs.registry import Registry, load_jobs
 from cplane.jobs.states import State
-from cplane.logs import Ration, configure_logs
+from cplane.logs import LogRateLimiter, configure_logs
 from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.envelope import deserialize, serialize
 from cplane.redis.events import Event
 from cplane.redis.keys import queue_of
@@ -37,9 +38,9 @@ from cplane.settings import CplaneSettings, load_settings
 from cplane.worker.arq_functions import PlainFunction
 from cplane.worker.attempt import CLEANUP_S, Attempt, Stop, Tools, run
 from cplane.worker.browser_pool import Pages
-from cplane.worker.claimer import Allowance, Claimer, Claims
-from cplane.worker.evidence import Archive, Suspects
-from cplane.worker.leases import Leases
+from cplane.worker.claimer import Claimer, Claims, JobBudget
+from cplane.worker.evidence import EvidenceStore, TraceSampler
+from cplane.worker.leases import LeaseKeeper
 from cplane.worker.outcome import Outcome
 from cplane.worker.reconciler import EVERY_S, Reconciler
 from cplane.worker.recorder import Recorder
@@ -173,7 +174,7 @@ class Worker(arq.worker.Worker):
         self._signals = handle_signals
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ration = Ration(LINES_PER_S)
+        self._ration = LogRateLimiter(LINES_PER_S)
         self._between_hooks = on_job_start is not None or on_job_end is not None
 
     # running and stopping
@@ -237,7 +238,9 @@ class Worker(arq.worker.Worker):
                 Recorder(self.plane.store, self.plane.queue, self.plane.events, self._recorded, self._given_serializer)
             )
             self._events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
-            self._leases = Leases(self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s)
+            self._lease_keeper = LeaseKeeper(
+                self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s
+            )
             self.pages = Pages(self.settings, self.jobs.jobs.values())
             self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
             stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
@@ -248,10 +251,10 @@ class Worker(arq.worker.Worker):
                 tell=self._events.post,
                 pool=self.pages.pool,
                 sessions=self.plane.sessions,
-                archive=Archive(self.plane.store, self.plane.artifacts),
-                suspects=Suspects(self.settings.trace),
+                evidence=EvidenceStore(self.plane.store, self.plane.artifacts),
+                trace_sampler=TraceSampler(self.settings.trace),
                 vacate=self._vacate,
-                hosts=self.plane.hosts,
+                limiter=self.plane.limiter,
                 respects_retry_after=self.settings.respect_retry_after,
                 settle=self._settle,
                 ctx=self.ctx,
@@ -261,16 +264,17 @@ class Worker(arq.worker.Worker):
                 worker=self.name,
                 store=self.plane.store,
                 queue=self.plane.queue,
-                hosts=self.plane.hosts,
+                dead_letters=DeadLetterStream(self.plane.redis),
+                limiter=self.plane.limiter,
                 per_host=self.settings.per_host,
                 jobs=self.jobs,
                 functions=self._plain,
-                leases=self._leases,
+                lease_keeper=self._lease_keeper,
                 pages=self.pages,
                 tools=tools,
                 lease_s=self.settings.lease_s,
                 burst=self.burst,
-                allowance=Allowance(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None),
+                job_budget=JobBudget(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None),
                 stopping=self._stopping,
                 begin=self._begin,
                 restore=self._reconciler.restore,
@@ -304,9 +308,9 @@ class Worker(arq.worker.Worker):
     async def _serve(self) -> None:
         """Serve until stopped, or until a task of ours ends by itself: that is a fault, and stops the worker."""
         side: list[asyncio.Task[None]] = [
-            asyncio.create_task(self._leases.keep(), name="keep leases"),
-            asyncio.create_task(self._leases.watch(), name="watch leases"),
-            asyncio.create_task(self._persist(self._leases.listen, "hear of cancels"), name="hear of cancels"),
+            asyncio.create_task(self._lease_keeper.keep(), name="keep leases"),
+            asyncio.create_task(self._lease_keeper.watch(), name="watch leases"),
+            asyncio.create_task(self._persist(self._lease_keeper.listen, "hear of cancels"), name="hear of cancels"),
             asyncio.create_task(self._every(EVERY_S, self._reconciler.run, "reconcile"), name="reconcile"),
             asyncio.create_task(
                 self._every(self.health_check_interval, self._tell_health, "tell health"), name="tell health"
@@ -349,7 +353,7 @@ class Worker(arq.worker.Worker):
         if running := self._running():
             log.info("draining", running=len(running), at_most_s=self.settings.drain_s)
             await asyncio.wait(running, timeout=self.settings.drain_s)
-        for attempt in self._leases:
+        for attempt in self._lease_keeper:
             attempt.stop(Stop.RELEASE)
         if running := self._running():
             _, stuck = await asyncio.wait(running, timeout=CLEANUP_S * 2)
@@ -360,7 +364,7 @@ class Worker(arq.worker.Worker):
 
     def _running(self) -> set[asyncio.Task[None]]:
         """The tasks of attempts that have not ended."""
-        return {attempt.task for attempt in self._leases if attempt.task is not None and not attempt.task.done()}
+        return {attempt.task for attempt in self._lease_keeper if attempt.task is not None and not attempt.task.done()}
 
     # one attempt
 
@@ -369,7 +373,7 @@ class Worker(arq.worker.Worker):
         create_task = self._turning.create_task
         for attempt in attempts:
             coroutine = self._run(attempt) if self._between_hooks else run(attempt)
-            attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.grant.id}")
+            attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.lease.id}")
         self._turning.call_soon(_arm, attempts)
 
     async def _run(self, attempt: Attempt) -> None:
@@ -393,12 +397,12 @@ class Worker(arq.worker.Worker):
     def _vacate(self, attempt: Attempt) -> None:
         if not attempt.vacated:
             attempt.vacated = True
-            self._claimers[attempt.grant.queue].leave()
+            self._claimers[attempt.lease.queue].leave()
 
     def _recorded(self, attempt: Attempt, outcome: Outcome | None, state: State | None) -> None:
         """Everything is told: count it, and say so."""
-        self._leases.remove(attempt)
-        self._claimers[attempt.grant.queue].recorded()
+        self._lease_keeper.remove(attempt)
+        self._claimers[attempt.lease.queue].recorded()
         if state is None or outcome is None:
             attempt.log.warning("the record was no longer this attempt's; its outcome is dropped")
             return
@@ -412,7 +416,7 @@ class Worker(arq.worker.Worker):
             self._tell_outcome(attempt, outcome, state)
         if self.after_job_end is not None:
             hook = self._hook(self.after_job_end, self._job_ctx(attempt))
-            task = asyncio.create_task(hook, name=f"after {attempt.grant.id}")
+            task = asyncio.create_task(hook, name=f"after {attempt.lease.id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -430,9 +434,9 @@ class Worker(arq.worker.Worker):
     def _job_ctx(self, attempt: Attempt) -> dict[Any, Any]:
         return {
             **self.ctx,
-            "job_id": attempt.grant.id,
+            "job_id": attempt.lease.id,
             "job_try": attempt.number,
-            "score": attempt.grant.due_ms,
+            "score": attempt.lease.due_ms,
         }
 
     # helpers
@@ -450,13 +454,13 @@ class Worker(arq.worker.Worker):
     async def _abort(self) -> None:
         """arq's `Job.abort`: what runs here and is to be aborted is cancelled."""
         wanted = await self.plane.queue.aborts()
-        for attempt in self._leases:
-            if attempt.grant.id in wanted:
+        for attempt in self._lease_keeper:
+            if attempt.lease.id in wanted:
                 attempt.stop(Stop.CANCEL)
 
     async def _idle(self) -> None:
         """A burst worker leaves when nothing is queued and nothing runs."""
-        if not self.burst or self._tasks or len(self._leases):
+        if not self.burst or self._tasks or len(self._lease_keeper):
             return
         depths = [await self.plane.queue.depth(queue) for queue in self.queues]
         if not any(depths):
@@ -471,7 +475,7 @@ class Worker(arq.worker.Worker):
 
     async def _tell_health(self) -> None:
         """arq's health key, which `arq --check` reads."""
-        info = f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} j_ongoing={len(self._leases)}"
+        info = f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} j_ongoing={len(self._lease_keeper)}"
         await self.plane.queue.tell_health(self.health_check_key, info, self.health_check_interval + 5)
 
     async def _hook(self, hook: Any, ctx: dict[Any, Any]) -> None:
@@ -497,7 +501,7 @@ class Worker(arq.worker.Worker):
         while True:
             try:
                 await work()
-            except (OutsideError, SchemaMismatch) as error:
+            except (InfrastructureError, SchemaMismatch) as error:
                 log.warning("a side task failed; trying again", task=name, reason=str(error))
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
 

@@ -23,7 +23,7 @@ from playwright.async_api import BrowserContext, Page
 
 from cplane import Context, ControlPlane, job
 from cplane.browser import BrowserPool, PoolStats
-from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.dev import DevStack
 from cplane.jobs.states import FINAL, State
 from cplane.postgres.migrations import upgrade
@@ -201,7 +201,7 @@ class Left:
     @classmethod
     def look(cls) -> "Left":
         temporary = Path(tempfile.gettempdir())
-        files = {*temporary.glob(PROFILES), *temporary.glob(TRACES), *Ledger().folder.glob("*")}
+        files = {*temporary.glob(PROFILES), *temporary.glob(TRACES), *ProcessRegistry().folder.glob("*")}
         return cls(find_descendants(), files)
 
     async def judge(self, verdict: Verdict) -> None:

@@ -72,7 +72,7 @@ class Arena:
         return f"unix://{quote(str(self._through / 'redis.sock'))}?db=0"
 
     async def query(self, statement: str, *values: object) -> list[dict[str, Any]]:
-        """Ask Postgres past everything."""
+        """LimitRequest Postgres past everything."""
         return await query(self.database_url, statement, *values)
 
     # Redis
@@ -172,7 +172,7 @@ async def query(database_url: str, statement: str, *values: object) -> list[dict
 
 
 async def until(deadline_s: float, look: Any, *, every_s: float = 0.05) -> bool:
-    """Ask `look` until it answers true; False when it does not in time. A server that is away just then is no answer."""
+    """LimitRequest `look` until it answers true; False when it does not in time. A server that is away just then is no answer."""
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             while True:

@@ -19,13 +19,19 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable
 from cplane.postgres.store import Store
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.events import Events
 from cplane.redis.messages import Claim
 from cplane.redis.queue import Queue
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal
 
-GATEWAYS: dict[str, type[Any]] = {"store": Store, "queue": Queue, "events": Events}
+GATEWAYS: dict[str, type[Any]] = {
+    "store": Store,
+    "queue": Queue,
+    "dead_letters": DeadLetterStream,
+    "events": Events,
+}
 
 CLIENT = frozenset(
     {
@@ -41,7 +47,15 @@ CLIENT = frozenset(
             "store.replay_many",
         ),
         *("store.artifact", "store.artifacts", "store.add_artifact"),
-        *("queue.ping", "queue.results", "queue.standing", "queue.abort", "queue.now_ms", "queue.aside", "queue.depth"),
+        *(
+            "queue.ping",
+            "queue.results",
+            "queue.standing",
+            "queue.abort",
+            "queue.now_ms",
+            "dead_letters.newest",
+            "queue.depth",
+        ),
     }
 )
 """Verbs that a worker calls for nobody, or only for jobs with files: a crash there is a crash of the client."""
@@ -250,7 +264,7 @@ def _opens_block(verb: object) -> bool:
 def _has_content(value: object) -> bool:
     """Whether a call was given, or answered, anything to lose. A verb that answers nothing always counts."""
     if isinstance(value, Claim):
-        return bool(value.grants)
+        return bool(value.leases)
     if isinstance(value, tuple):
         value = next(iter(cast("tuple[object, ...]", value)), None)  # events, and the position after them
     if isinstance(value, list | dict):

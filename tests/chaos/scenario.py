@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from cplane.errors import CplaneError, IllegalMove, OutsideError, RecordNotFound
+from cplane.errors import CplaneError, InfrastructureError, InvalidTransition, RecordNotFound
 from cplane.jobs.handle import Handle
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import load_settings
@@ -181,7 +181,7 @@ class Scenario:
         """Jobs without a record; of those that were not acknowledged nobody knows anything."""
         for call in calls:
             at = time.monotonic()
-            with suppress(OutsideError):
+            with suppress(InfrastructureError):
                 handle = await self.plane.create_job(call.job, {"tag": call.tag} | call.args, delay=call.delay_s)
                 self._transients.append((at, handle))
 
@@ -196,7 +196,7 @@ class Scenario:
         ]
         try:
             handles = await self.plane.submit_many(submissions)
-        except OutsideError:
+        except InfrastructureError:
             handles = []
         for place, call in enumerate(calls):
             self._note_submit(call, at, handles[place].id if handles else None)
@@ -204,9 +204,9 @@ class Scenario:
     async def cancel(self, record: UUID) -> None:
         try:
             state = await self.plane.cancel(record)
-        except IllegalMove:
+        except InvalidTransition:
             return
-        except OutsideError:  # it may have been carried out all the same
+        except InfrastructureError:  # it may have been carried out all the same
             self.journal.write("steer", record=record, verb="cancel", state="unknown")
         else:
             self.journal.write("steer", record=record, verb="cancel", state=state.value)

@@ -63,5 +63,5 @@ async def test_a_replayed_job_is_due_at_once_whatever_it_waited_for_before(run: 
     assert record is not None
     await run.cancel(record)
     await run.replay(record)
-    grants = (await run.plane.queue.claim("default", 10, 30.0)).grants
-    assert [UUID(grant.id) for grant in grants] == [record]
+    leases = (await run.plane.queue.claim("default", 10, 30.0)).leases
+    assert [UUID(lease.id) for lease in leases] == [record]

@@ -1,4 +1,4 @@
-"""The wall clock of a worker is set an hour forward or back. Leases and due times do not care."""
+"""The wall clock of a worker is set an hour forward or back. LeaseKeeper and due times do not care."""
 
 import signal
 

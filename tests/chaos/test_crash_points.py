@@ -10,7 +10,7 @@ import pytest
 
 from cplane.jobs.states import Priority
 from cplane.postgres.rows import NewRecord
-from cplane.redis.messages import Push
+from cplane.redis.messages import EnqueueRequest
 from cplane.runtime.ids import new_id
 from tests.chaos.arena import Arena, arena, query, until
 from tests.chaos.gateways import Act, Point, verbs
@@ -50,13 +50,13 @@ REACHED = (
         "queue.claim",
         "queue.enqueue",
         "queue.renew",
-        "queue.finish",
+        "queue.ack",
         "queue.sleep",
         "queue.tell_health",
         "queue.sleep_and_claim",
         "queue.nudge",
     ),
-    *("queue.sweep", "queue.epoch", "queue.set_aside", "queue.aborts", "queue.eviction"),
+    *("queue.sweep", "queue.epoch", "dead_letters.add", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
 """Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
@@ -143,7 +143,7 @@ async def prepare(run: Scenario, *, behind: bool) -> None:
     await run.plane.store.submit([unheard, dead])
     with run.died_elsewhere():
         await run.plane.store.start("dead worker", [dead.id], "dead", -1.0)
-    await run.plane.queue.enqueue([Push.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
+    await run.plane.queue.enqueue([EnqueueRequest.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])
     if behind:
         await run.plane.store.note_epoch(5)

@@ -12,5 +12,5 @@ async def test_a_replay_that_redis_never_heard_of_is_due_by_the_next_pass(run: S
     await run.plane.store.replay(record)
     await run.arena.query("UPDATE cplane.jobs SET run_at = run_at - interval '2 seconds' WHERE id = $1", record)
     await Reconciler("w", run.plane.store, run.plane.queue, run.plane.events, ["default"]).run()
-    grants = (await run.plane.queue.claim("default", 10, 30.0)).grants
-    assert [grant.id for grant in grants] == [str(record)]
+    leases = (await run.plane.queue.claim("default", 10, 30.0)).leases
+    assert [lease.id for lease in leases] == [str(record)]

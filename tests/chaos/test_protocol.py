@@ -25,14 +25,14 @@ from hypothesis.stateful import (
 )
 from pydantic import SecretStr
 
-from cplane.errors import IllegalMove
+from cplane.errors import InvalidTransition
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
 from cplane.postgres.rows import Error, Finish, NewRecord, Renew, Started
 from cplane.postgres.store import Store
 from cplane.redis.connection import connect
 from cplane.redis.events import Events
-from cplane.redis.messages import Action, Grant, Push, Return
+from cplane.redis.messages import Ack, Disposition, EnqueueRequest, Lease
 from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from cplane.worker.reconciler import Reconciler
@@ -120,7 +120,7 @@ class Protocol(RuleBasedStateMachine):
         super().__init__()
         self.servers = servers
         self.models: dict[UUID, Model] = {}
-        self.grants: list[Grant] = []
+        self.leases: list[Lease] = []
         self.started: list[Started] = []
         servers.sql("DELETE FROM cplane.jobs")
         servers.do(servers.redis.flushdb())
@@ -149,7 +149,7 @@ class Protocol(RuleBasedStateMachine):
         record = self.pick(data)
         model = self.models[record]
         if model.state.final:
-            with pytest.raises(IllegalMove):
+            with pytest.raises(InvalidTransition):
                 self.servers.do(self.servers.store.cancel(record))
             return
         left = State.CANCELLED if model.state is State.QUEUED else State.RUNNING
@@ -162,7 +162,7 @@ class Protocol(RuleBasedStateMachine):
         record = self.pick(data, data.draw(st.sampled_from([State.FAILED, State.CANCELLED, State.SUCCEEDED])))
         model = self.models[record]
         if model.state not in {State.FAILED, State.CANCELLED}:
-            with pytest.raises(IllegalMove):
+            with pytest.raises(InvalidTransition):
                 self.servers.do(self.servers.store.replay(record))
             return
         self.servers.do(self.servers.store.replay(record))
@@ -179,38 +179,38 @@ class Protocol(RuleBasedStateMachine):
     @rule(room=st.integers(1, 4))
     def work(self, room: int) -> None:
         """Claim and start, as a worker does."""
-        for grant in self.claim(room):
-            self.start_record(grant)
+        for lease in self.claim(room):
+            self.start_record(lease)
 
     @rule(room=st.integers(1, 4))
     def claim_and_die(self, room: int) -> None:
         self.claim(room)
 
-    def claim(self, room: int) -> list[Grant]:
-        grants = self.servers.do(self.servers.queue.claim(QUEUE, room, LEASE_S)).grants
-        assert len({grant.id for grant in grants}) == len(grants) <= room
-        assert not any(self.models[UUID(grant.id)].deferred for grant in grants)
-        self.grants += grants
-        return grants
+    def claim(self, room: int) -> list[Lease]:
+        leases = self.servers.do(self.servers.queue.claim(QUEUE, room, LEASE_S)).leases
+        assert len({lease.id for lease in leases}) == len(leases) <= room
+        assert not any(self.models[UUID(lease.id)].deferred for lease in leases)
+        self.leases += leases
+        return leases
 
-    @precondition(lambda self: self.grants)
+    @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
-        """With any grant there ever was; twice with the same is once."""
-        self.start_record(data.draw(st.sampled_from(self.grants)))
+        """With any lease there ever was; twice with the same is once."""
+        self.start_record(data.draw(st.sampled_from(self.leases)))
 
-    def start_record(self, grant: Grant) -> None:
-        record = UUID(grant.id)
+    def start_record(self, lease: Lease) -> None:
+        record = UUID(lease.id)
         model = self.models[record]
-        answers = self.servers.do(self.servers.store.start("w", [record], grant.token, LEASE_S))
+        answers = self.servers.do(self.servers.store.start("w", [record], lease.token, LEASE_S))
         if model.state is State.QUEUED and not model.deferred:
-            model = replace(model, state=State.RUNNING, attempt=model.attempt + 1, token=grant.token, lease_over=False)
+            model = replace(model, state=State.RUNNING, attempt=model.attempt + 1, token=lease.token, lease_over=False)
             self.models[record] = model
-        elif model.state is not State.RUNNING or model.token != grant.token:
+        elif model.state is not State.RUNNING or model.token != lease.token:
             assert answers == []
             return
         (answer,) = answers
-        assert (answer.attempt, answer.token) == (model.attempt, grant.token)
+        assert (answer.attempt, answer.token) == (model.attempt, lease.token)
         self.started.append(answer)
 
     @precondition(lambda self: self.started)
@@ -240,8 +240,8 @@ class Protocol(RuleBasedStateMachine):
             assert not owned or (started.id, started.attempt) in answers
             assert set(answers.values()) <= {self.models[started.id].state}
         if told and owned:
-            action = Action.RETRY if self.models[started.id].state is State.QUEUED else Action.DONE
-            self.servers.do(self.servers.queue.finish([Return(self.grant_of(started), action)]))
+            action = Disposition.RETRY if self.models[started.id].state is State.QUEUED else Disposition.DONE
+            self.servers.do(self.servers.queue.ack([Ack(self.grant_of(started), action)]))
 
     @precondition(lambda self: self.started)
     @rule(name=st.sampled_from(["retries", "is released", "is interrupted", "fails"]))
@@ -252,12 +252,12 @@ class Protocol(RuleBasedStateMachine):
             self.models[started.id] = self.models[started.id].finished(name)
         self.servers.do(self.servers.store.finish([outcome(started, name)]))
 
-    @precondition(lambda self: self.grants)
+    @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """A worker hands back what it claimed, at any time."""
-        grant = data.draw(st.sampled_from(self.grants))
-        self.servers.do(self.servers.queue.finish([Return(grant, Action.RELEASE, grant.due_ms)]))
+        lease = data.draw(st.sampled_from(self.leases))
+        self.servers.do(self.servers.queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]))
 
     # time, faults and the reconciler
 
@@ -306,12 +306,12 @@ class Protocol(RuleBasedStateMachine):
         self.reconcile()
         self.servers.sql(aged)  # what was reaped a moment ago
         self.reconcile()
-        grants = self.servers.do(self.servers.queue.claim(QUEUE, 1000, LEASE_S)).grants
-        self.grants += grants
-        claimed = {UUID(grant.id) for grant in grants}
+        leases = self.servers.do(self.servers.queue.claim(QUEUE, 1000, LEASE_S)).leases
+        self.leases += leases
+        claimed = {UUID(lease.id) for lease in leases}
         assert {record for record, model in self.models.items() if is_due(model)} <= claimed
-        for grant in grants:
-            self.start_record(grant)
+        for lease in leases:
+            self.start_record(lease)
 
     @invariant()
     def rows_are_as_modelled(self) -> None:
@@ -329,8 +329,8 @@ class Protocol(RuleBasedStateMachine):
         model = self.models[started.id]
         return model.state is State.RUNNING and (model.attempt, model.token) == (started.attempt, started.token)
 
-    def grant_of(self, started: Started) -> Grant:
-        return next(grant for grant in self.grants if grant.token == started.token)
+    def grant_of(self, started: Started) -> Lease:
+        return next(lease for lease in self.leases if lease.token == started.token)
 
     def expect_reaped(self, dead: dict[UUID, Model]) -> None:
         self.models |= {record: model.reaped() for record, model in dead.items()}
@@ -342,8 +342,8 @@ class Protocol(RuleBasedStateMachine):
             self.servers.do(redis.zadd("arq:queue", {str(record): 1}, xx=True))
 
 
-def push(record: UUID, delay_ms: int, *, late_ms: int = -1) -> Push:
-    return Push.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, late_ms=late_ms)
+def push(record: UUID, delay_ms: int, *, late_ms: int = -1) -> EnqueueRequest:
+    return EnqueueRequest.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, late_ms=late_ms)
 
 
 def is_dead(model: Model) -> bool:

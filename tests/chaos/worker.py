@@ -179,7 +179,7 @@ def without_reconciler() -> Generator[None]:
 
 @contextmanager
 def without_renewal() -> Generator[None]:
-    """Leases are never extended, and the worker believes that they are."""
+    """LeaseKeeper are never extended, and the worker believes that they are."""
 
     async def store_renew(self: Store, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
         return {(renewal.id, renewal.attempt): False for renewal in renewals}

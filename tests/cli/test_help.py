@@ -27,7 +27,10 @@ async def test_help_names_every_command_with_an_example(cplane: "Cplane") -> Non
     [
         *([command] for command in COMMANDS),
         *(["jobs", verb] for verb in ("list", "show", "cancel", "retry")),
-        ["queues", "aside"],
+        ["dead-letters"],
+        ["dead-letters", "list"],
+        ["dead-letters", "requeue"],
+        ["dead-letters", "drop"],
         ["queues", "hosts"],
         *(["sessions", verb] for verb in ("list", "import", "delete", "rotate")),
         ["db", "upgrade"],

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from cplane import ControlPlane, CplaneSettings, State
 from cplane.jobs.states import Priority
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.envelope import record_envelope
 from cplane.redis.messages import Id
 
@@ -28,46 +29,47 @@ async def test_the_queues_have_their_numbers(cplane: "Cplane", addresses: dict[s
     await plane.create_job("links", {"url": "http://localhost"}, queue="busy", delay=60, priority="high")
     ended = await cplane("queues", "--json", **addresses)
     told = json.loads(ended.stdout)
-    assert (ended.code, told["aside"]) == (0, 0)
+    assert (ended.code, told["dead_letters"]) == (0, 0)
     (busy,) = [queue for queue in told["queues"] if queue["name"] == "busy"]
-    assert (busy["due"], busy["later"]) == (1, 1)
+    assert (busy["ready"], busy["scheduled"], busy["running"]) == (1, 1, 0)
     shown = await cplane("queues", **addresses)
-    assert re.search(r"^ ?busy +1 +1 +\d", shown.stdout, re.MULTILINE)
+    assert re.search(r"^ ?busy +1 +1 +0 +\d", shown.stdout, re.MULTILINE)
     assert shown.stderr == ""
 
 
-async def test_what_was_set_aside_is_listed_put_back_and_forgotten(
+async def test_dead_letters_are_listed_requeued_and_dropped(
     cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane
 ) -> None:
-    assert (await cplane("queues", "aside", **addresses)).stderr == "nothing is set aside\n"
+    assert (await cplane("dead-letters", **addresses)).stderr == "there are no dead letters\n"
     payload = record_envelope("links")
     await plane.redis.xadd(
-        "cplane:aside", {"queue": "arq:queue:busy@high", "id": "odd", "reason": "[it] is odd", "payload": payload}
+        "cplane:dead-letters",
+        {"queue": "arq:queue:busy@high", "id": "odd", "reason": "[it] is odd", "payload": payload},
     )
-    await plane.queue.set_aside([(Id("default", Priority.NORMAL, "gone"), "its payload is gone", b"")])
+    await DeadLetterStream(plane.redis).add([(Id("default", Priority.NORMAL, "gone"), "its payload is gone", b"")])
 
-    listed = json.loads((await cplane("queues", "aside", "--json", **addresses)).stdout)
+    listed = json.loads((await cplane("dead-letters", "list", "--json", **addresses)).stdout)
     assert [(each["id"], each["queue"], each["reason"]) for each in listed] == [
         ("gone", "arq:queue", "its payload is gone"),
         ("odd", "arq:queue:busy@high", "[it] is odd"),
     ]
-    shown = await cplane("queues", "aside", **addresses)
+    shown = await cplane("dead-letters", **addresses)
     assert re.search(r"arq:queue:busy@high +odd +\[it\] is odd", shown.stdout)
-    assert "2 set aside" in (await cplane("queues", **addresses)).stderr
+    assert "2 dead letters" in (await cplane("queues", **addresses)).stderr
     doctor = json.loads((await cplane("doctor", "--json", **addresses)).stdout)
     (redis,) = [check for check in doctor["checks"] if check["name"] == "redis"]
-    assert (redis["verdict"], "2 ids were set aside" in redis["detail"]) == ("warning", True)
+    assert (redis["verdict"], "2 dead letters" in redis["detail"]) == ("warning", True)
 
-    assert (await cplane("queues", "aside", "--requeue", "odd", **addresses)).stderr == "queued again\n"
-    (grant,) = (await plane.queue.claim("busy", 5, 30)).grants
-    assert (grant.id, grant.payload, grant.priority) == ("odd", payload, Priority.HIGH)
-    lost = await cplane("queues", "aside", "--requeue", "gone", **addresses)
-    assert (lost.code, "nothing is left of it" in lost.stderr) == (1, True)
-    assert (await cplane("queues", "aside", "--drop", "gone", **addresses)).stderr == "forgotten\n"
-    assert await plane.count_aside() == 0
-    for option in ("--drop", "--requeue"):
-        again = await cplane("queues", "aside", option, "gone", **addresses)
-        assert (again.code, "nothing is set aside under the id 'gone'" in again.stderr) == (1, True)
+    assert (await cplane("dead-letters", "requeue", "odd", **addresses)).stderr == "requeued\n"
+    (lease,) = (await plane.queue.claim("busy", 5, 30)).leases
+    assert (lease.id, lease.payload, lease.priority) == ("odd", payload, Priority.HIGH)
+    lost = await cplane("dead-letters", "requeue", "gone", **addresses)
+    assert (lost.code, "nothing is left to run" in lost.stderr) == (1, True)
+    assert (await cplane("dead-letters", "drop", "gone", **addresses)).stderr == "dropped\n"
+    assert await plane.dead_letters.count() == 0
+    for verb in ("drop", "requeue"):
+        again = await cplane("dead-letters", verb, "gone", **addresses)
+        assert (again.code, "there is no dead letter with the id 'gone'" in again.stderr) == (1, True)
 
 
 @pytest.fixture
@@ -181,7 +183,7 @@ async def test_the_hosts_that_jobs_wait_for_are_listed(
     cplane: "Cplane", addresses: dict[str, str], plane: ControlPlane
 ) -> None:
     assert (await cplane("queues", "hosts", **addresses)).stderr == "no job waits for a host or a session\n"
-    await plane.hosts.cool_down("busy.test:8080", 3000)
+    await plane.limiter.cool_down("busy.test:8080", 3000)
     (told,) = json.loads((await cplane("queues", "hosts", "--json", **addresses)).stdout)
     assert (told["host"], told["waiting"], told["concurrency"]) == ("busy.test:8080", 0, None)
     assert 2000 < told["cooldown"] <= 3000

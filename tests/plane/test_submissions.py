@@ -90,7 +90,7 @@ class Disk:
 async def scheduled(plane: ControlPlane, count: int) -> None:
     """Wait until so many jobs are due."""
     async with asyncio.timeout(WAIT_S):
-        while (await plane.queue.stand("default")).due < count:
+        while (await plane.queue.stats("default")).ready < count:
             await asyncio.sleep(0.01)
 
 

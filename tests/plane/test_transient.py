@@ -27,14 +27,14 @@ from cplane import (
 from cplane.errors import (
     BrowserGone,
     DatabaseUnavailable,
-    IllegalMove,
     InvalidArguments,
+    InvalidTransition,
     QueueUnavailable,
     RecordNotFound,
 )
 from cplane.jobs.states import MAX_CRASHES
 from cplane.redis.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
-from cplane.redis.messages import Grant, Push, Renewal, Return, Returned
+from cplane.redis.messages import Ack, AckResult, EnqueueRequest, Lease, Renewal
 from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
@@ -220,7 +220,7 @@ async def test_a_failing_job_is_retried_as_its_policy_says(settings: CplaneSetti
 async def test_what_a_job_has_spent_travels_in_its_envelope(settings: CplaneSettings, plane: ControlPlane) -> None:
     job_id = str(new_id())
     spent = encode_envelope("transient_always_fails", (), {}, failures=1, interruptions=1)
-    await plane.queue.enqueue([Push("default", job_id, spent)])
+    await plane.queue.enqueue([EnqueueRequest("default", job_id, spent)])
     async with running(settings):
         await kept_result(plane, job_id)
     assert runs == [1, 2], "one of its two retries was spent before"
@@ -252,7 +252,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: Cplane
     assert await handle.cancel() is State.CANCELLED
     assert await handle.state() is State.CANCELLED
     assert await plane.queue.depth("default") == 0
-    with pytest.raises(IllegalMove, match="ended already"):
+    with pytest.raises(InvalidTransition, match="ended already"):
         await handle.cancel()
     async with running(settings):
         assert await (await transient_add.submit(1)).result(DEADLINE_S) == 3
@@ -335,8 +335,8 @@ async def test_a_job_waits_until_it_is_due(settings: CplaneSettings, plane: Cont
 async def test_a_job_whose_workers_die_is_poison_after_some(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await transient_gate.submit()
     for _ in range(MAX_CRASHES):
-        (grant,) = (await plane.queue.claim("default", 1, 30)).grants
-        assert grant.id == str(handle.id)
+        (lease,) = (await plane.queue.claim("default", 1, 30)).leases
+        assert lease.id == str(handle.id)
         await lose_lease(plane, handle.id)
     async with running(settings):
         with pytest.raises(JobFailed, match=r"WorkerLost: its workers died or lost their leases \(3 of 3\)"):
@@ -350,9 +350,9 @@ async def test_all_that_one_claim_brought_are_kept_leased(
     renewed, wanted, all_renewed = set[str](), set[str](), asyncio.Event()
     renew = Queue.renew
 
-    async def noting(queue: Queue, grants: Sequence[Grant], lease_s: float) -> list[Renewal]:
-        answers = await renew(queue, grants, lease_s)
-        renewed.update(g.id for g, answer in zip(grants, answers, strict=True) if answer is Renewal.RENEWED)
+    async def noting(queue: Queue, leases: Sequence[Lease], lease_s: float) -> list[Renewal]:
+        answers = await renew(queue, leases, lease_s)
+        renewed.update(g.id for g, answer in zip(leases, answers, strict=True) if answer is Renewal.RENEWED)
         if wanted <= renewed:
             all_renewed.set()
         return answers
@@ -380,10 +380,10 @@ async def test_workers_that_do_not_know_a_job_cost_it_nothing(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.claimer.UNKNOWN_JOB_S", 0.001)
-    job_id, returns, often = str(new_id()), list[Return](), asyncio.Event()
-    finish = Queue.finish
+    job_id, returns, often = str(new_id()), list[Ack](), asyncio.Event()
+    finish = Queue.ack
 
-    async def noting(queue: Queue, group: Sequence[Return]) -> list[Returned]:
+    async def noting(queue: Queue, group: Sequence[Ack]) -> list[AckResult]:
         answers = await finish(queue, group)
         returns.extend(group)
         if len(returns) > MAX_CRASHES + 3:
@@ -391,19 +391,19 @@ async def test_workers_that_do_not_know_a_job_cost_it_nothing(
         return answers
 
     monkeypatch.setattr(Queue, "finish", noting)
-    await plane.queue.enqueue([Push("default", job_id, encode_envelope("transient_unheard_of"))])
+    await plane.queue.enqueue([EnqueueRequest("default", job_id, encode_envelope("transient_unheard_of"))])
     async with running(settings), asyncio.timeout(DEADLINE_S):
         await often.wait()
-    grant = await due_again(plane)
-    assert (grant.id, grant.tries) == (job_id, 1)
+    lease = await due_again(plane)
+    assert (lease.id, lease.tries) == (job_id, 1)
 
 
-async def due_again(plane: ControlPlane) -> Grant:
+async def due_again(plane: ControlPlane) -> Lease:
     """What is claimed when something falls due."""
     async with asyncio.timeout(DEADLINE_S):
-        while not (claim := await plane.queue.claim("default", 1, 30)).grants:
+        while not (claim := await plane.queue.claim("default", 1, 30)).leases:
             await asyncio.sleep(0.001)
-    return claim.grants[0]
+    return claim.leases[0]
 
 
 async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
@@ -468,7 +468,9 @@ async def test_arguments_are_checked_when_submitted_and_when_run(settings: Cplan
             "transient_box", {"box": {"label": "x" * 1_100_000, "sides": [1, 2]}, "when": 0, "raw": ""}
         )
     job_id = new_id()
-    await plane.queue.enqueue([Push("default", str(job_id), encode_envelope("transient_add", ("no number",)))])
+    await plane.queue.enqueue(
+        [EnqueueRequest("default", str(job_id), encode_envelope("transient_add", ("no number",)))]
+    )
     async with running(settings):
         failed = decode_result(await kept_result(plane, str(job_id)))
     assert not failed.s
@@ -492,7 +494,7 @@ async def test_a_job_that_keeps_no_result_leaves_nothing_but_its_failure(
 ) -> None:
     done = await transient_forgotten.submit()
     failed = await transient_forgotten.submit(fails=True)
-    with pytest.raises(IllegalMove, match="'transient_forgotten' keeps no result that could be waited for"):
+    with pytest.raises(InvalidTransition, match="'transient_forgotten' keeps no result that could be waited for"):
         await done.result(DEADLINE_S)
     assert await done.state() is State.QUEUED
     async with running(settings):
@@ -530,7 +532,7 @@ async def test_without_postgres_redis_answers_for_its_jobs(settings: CplaneSetti
         assert (await waiting).result == 3
     for ended in (await blind.job(handle.id), await blind.wait(handle.id, DEADLINE_S)):
         assert (ended.state, ended.result) == (State.SUCCEEDED, 3)
-    with pytest.raises(IllegalMove):
+    with pytest.raises(InvalidTransition):
         await blind.cancel(handle.id)
     assert await blind.cancel((await transient_add.submit(1)).id) is State.CANCELLED
 

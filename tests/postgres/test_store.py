@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pydantic import SecretStr
 from sqlmodel import text
 
-from cplane.errors import ArtifactNotFound, IdempotencyConflict, IllegalMove, RecordNotFound
+from cplane.errors import ArtifactNotFound, IdempotencyConflict, InvalidTransition, RecordNotFound
 from cplane.jobs.context import Artifact, Progress
 from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
 from cplane.postgres import statements
@@ -466,7 +466,7 @@ async def test_what_is_final_cannot_be_cancelled(store: Store, database: Databas
     attempt = await started(store)
     await store.finish([finish(attempt, state)])
     before = await snapshot(database)
-    with pytest.raises(IllegalMove, match=f"the job has {state} already .*only queued and running"):
+    with pytest.raises(InvalidTransition, match=f"the job has {state} already .*only queued and running"):
         await store.cancel(attempt.id)
     assert await snapshot(database) == before
 
@@ -501,7 +501,7 @@ async def test_only_failed_and_cancelled_records_are_replayed(store: Store, data
     await store.finish([finish(done)])
     before = await snapshot(database)
     for record_id, state in ((waiting, "queued"), (running.id, "running"), (done.id, "succeeded")):
-        with pytest.raises(IllegalMove, match=f"the job is {state} .*only failed and cancelled"):
+        with pytest.raises(InvalidTransition, match=f"the job is {state} .*only failed and cancelled"):
             await store.replay(record_id)
     assert await snapshot(database) == before
 
@@ -802,7 +802,7 @@ class Game:
         (record_id,) = self.dice.sample(sorted(self.models), 1)
         model = self.models[record_id]
         if model.state.final:
-            with pytest.raises(IllegalMove):
+            with pytest.raises(InvalidTransition):
                 await self.store.cancel(record_id)
             return
         model.cancel = True
@@ -814,7 +814,7 @@ class Game:
         (record_id,) = self.dice.sample(sorted(self.models), 1)
         model = self.models[record_id]
         if model.state not in {State.FAILED, State.CANCELLED}:
-            with pytest.raises(IllegalMove):
+            with pytest.raises(InvalidTransition):
                 await self.store.replay(record_id)
             return
         model.move(State.QUEUED)

@@ -13,6 +13,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
 from cplane.redis.connection import connect
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.messages import Id
 from cplane.redis.queue import Queue
 
@@ -127,7 +128,7 @@ async def test_a_command_that_cannot_be_sent_closes_its_connection(
         connect(SecretStr(f"unix://{tmp_path}/s")) as client,
     ):
         with pytest.raises(QueueUnavailable):
-            await Queue(client).set_aside([(Id("default", Priority.NORMAL, "a"), "reason", b"x" * 50_000_000)])
+            await DeadLetterStream(client).add([(Id("default", Priority.NORMAL, "a"), "reason", b"x" * 50_000_000)])
         assert made.open == 0
         for writer in accepted:
             writer.transport.abort()

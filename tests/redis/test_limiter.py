@@ -9,8 +9,8 @@ from cplane import ControlPlane
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.states import Priority
 from cplane.redis.envelope import encode_envelope
-from cplane.redis.limiter import GRANTED, LEASE_GONE, Ask
-from cplane.redis.messages import Action, Grant, Push, Renewal, Return
+from cplane.redis.limiter import GRANTED, LEASE_GONE, LimitRequest
+from cplane.redis.messages import Ack, Disposition, EnqueueRequest, Lease, Renewal
 from tests.workers import raw
 
 LEASE_S = 30.0
@@ -20,32 +20,36 @@ UNLIMITED = PerHost()
 
 
 async def push(plane: ControlPlane, *ids: str, queue: str = "default", priority: Priority = Priority.NORMAL) -> None:
-    await plane.queue.enqueue([Push(queue, id_, b"payload", 0, priority) for id_ in ids])
+    await plane.queue.enqueue([EnqueueRequest(queue, id_, b"payload", 0, priority) for id_ in ids])
 
 
-async def claim(plane: ControlPlane, room: int = 100, queue: str = "default") -> list[Grant]:
-    return (await plane.queue.claim(queue, room, LEASE_S)).grants
+async def claim(plane: ControlPlane, room: int = 100, queue: str = "default") -> list[Lease]:
+    return (await plane.queue.claim(queue, room, LEASE_S)).leases
 
 
-async def next_due(plane: ControlPlane) -> Grant:
+async def next_due(plane: ControlPlane) -> Lease:
     """The one that was called: it is due within a millisecond."""
     async with asyncio.timeout(10):
-        while not (grants := await claim(plane)):
+        while not (leases := await claim(plane)):
             await asyncio.sleep(0.001)
-    (grant,) = grants
-    return grant
+    (lease,) = leases
+    return lease
 
 
-async def ask(plane: ControlPlane, grants: Sequence[Grant], limits: PerHost, host: str = "a.test") -> list[int]:
-    return await plane.hosts.ask(grants[0].queue, [Ask(grant, host, limits) for grant in grants]) if grants else []
+async def ask(plane: ControlPlane, leases: Sequence[Lease], limits: PerHost, host: str = "a.test") -> list[int]:
+    return (
+        await plane.limiter.acquire(leases[0].queue, [LimitRequest(lease, host, limits) for lease in leases])
+        if leases
+        else []
+    )
 
 
-def held(grant: Grant, host: str = "a.test") -> Grant:
-    return Grant(grant.queue, grant.priority, grant.id, grant.payload, grant.tries, grant.due, grant.token, host=host)
+def held(lease: Lease, host: str = "a.test") -> Lease:
+    return Lease(lease.queue, lease.priority, lease.id, lease.payload, lease.tries, lease.due, lease.token, host=host)
 
 
-async def finish(plane: ControlPlane, grant: Grant, host: str = "a.test") -> None:
-    await plane.queue.finish([Return(held(grant, host), Action.DONE)])
+async def finish(plane: ControlPlane, lease: Lease, host: str = "a.test") -> None:
+    await plane.queue.ack([Ack(held(lease, host), Disposition.DONE)])
 
 
 async def due_ms(plane: ControlPlane, id_: str, queue: str = "default") -> int:
@@ -63,7 +67,7 @@ async def test_so_many_of_a_host_start_and_the_others_go_back_without_a_lease(pl
     assert await claim(plane) == []
     look = await plane.queue.look("c")
     assert (look.leased, look.tries, look.payload) == (False, 0, b"payload")
-    (stand,) = await plane.host_stands()
+    (stand,) = await plane.limiter_stats()
     assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("a.test", 2, 2, 2)
 
 
@@ -88,12 +92,12 @@ async def test_a_newcomer_does_not_pass_those_who_wait(plane: ControlPlane) -> N
     await finish(plane, first[0])
     await push(plane, "new")
     # b was called; the newcomer happens to be claimed by a worker of its own first
-    claimed = {grant.id: grant for grant in await claim(plane)}
+    claimed = {lease.id: lease for lease in await claim(plane)}
     assert set(claimed) == {"b", "new"}
     assert (await ask(plane, [claimed["new"]], one))[0] > 0
     assert await ask(plane, [claimed["b"]], one) == [GRANTED]
     await finish(plane, claimed["b"])
-    assert [grant.id for grant in await claim(plane)] == ["c"]
+    assert [lease.id for lease in await claim(plane)] == ["c"]
 
 
 async def test_starts_keep_the_rate_and_who_waits_is_due_when_its_turn_comes(plane: ControlPlane) -> None:
@@ -102,7 +106,7 @@ async def test_starts_keep_the_rate_and_who_waits_is_due_when_its_turn_comes(pla
     assert answers[0] == GRANTED
     waits = answers[1:]
     assert waits == pytest.approx([2000, 4000, 6000, 8000], abs=2)
-    (stand,) = await plane.host_stands()
+    (stand,) = await plane.limiter_stats()
     assert (stand.rate, stand.waiting) == (0.5, 4)
 
 
@@ -124,7 +128,7 @@ async def test_hosts_do_not_share_anything(plane: ControlPlane) -> None:
 async def test_a_place_is_renewed_with_the_lease_and_ends_with_it(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "a", "b", "c")
-    (a,) = (await plane.queue.claim("default", 1, 1.0)).grants
+    (a,) = (await plane.queue.claim("default", 1, 1.0)).leases
     assert await ask(plane, [a], one) == [GRANTED]
     (b,) = await claim(plane, 1)
     assert (await ask(plane, [b], one))[0] > 0
@@ -142,7 +146,7 @@ async def test_a_place_is_renewed_with_the_lease_and_ends_with_it(plane: Control
 async def test_who_lost_its_lease_is_told_and_holds_no_place(plane: ControlPlane) -> None:
     await push(plane, "a")
     (a,) = await claim(plane)
-    stranger = Grant(a.queue, a.priority, a.id, a.payload, 1, a.due, "other")
+    stranger = Lease(a.queue, a.priority, a.id, a.payload, 1, a.due, "other")
     assert await ask(plane, [stranger], TWO) == [LEASE_GONE]
     assert await raw(plane).exists("cplane:host:a.test:held") == 0
 
@@ -161,12 +165,12 @@ async def test_a_job_whose_worker_died_comes_before_those_who_never_had_a_turn(p
 
 
 async def test_during_a_cooldown_nobody_starts_and_after_it_everybody_may(plane: ControlPlane) -> None:
-    assert await plane.hosts.cool_down("a.test", 60) == 60
-    assert await plane.hosts.cool_down("a.test", 1) == pytest.approx(60, abs=1)
+    assert await plane.limiter.cool_down("a.test", 60) == 60
+    assert await plane.limiter.cool_down("a.test", 1) == pytest.approx(60, abs=1)
     await push(plane, "a", "b")
     waits = await ask(plane, await claim(plane), PerHost())
     assert all(59_000 < wait < 60_200 for wait in waits)
-    (stand,) = await plane.host_stands()
+    (stand,) = await plane.limiter_stats()
     assert stand.cooldown_s > 59
     await raw(plane).hset("cplane:host:a.test", "until", 1)
     await raw(plane).zadd("arq:queue", {"a": 1, "b": 2})
@@ -174,14 +178,14 @@ async def test_during_a_cooldown_nobody_starts_and_after_it_everybody_may(plane:
 
 
 async def test_a_cooldown_lasts_an_hour_at_most(plane: ControlPlane) -> None:
-    assert await plane.hosts.cool_down("a.test", 1e9) == 3600
+    assert await plane.limiter.cool_down("a.test", 1e9) == 3600
 
 
 async def test_a_redis_that_was_wiped_limits_from_zero_and_holds_nobody_up(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1, rate=0.001)
     await push(plane, "a", "b")
     await ask(plane, await claim(plane), one)
-    await plane.hosts.cool_down("a.test", 600)
+    await plane.limiter.cool_down("a.test", 600)
     await raw(plane).flushdb()
     await push(plane, "b")
     assert await ask(plane, await claim(plane), one) == [GRANTED]
@@ -198,9 +202,9 @@ async def test_who_left_the_queue_or_is_never_claimed_holds_nobody_up(plane: Con
     await raw(plane).zrem("arq:queue", "cancelled")
     await raw(plane).zadd("arq:queue:elsewhere", {"unserved": await plane.queue.now_ms() - 10_000})
     await finish(plane, first)
-    (grant,) = await claim(plane)
-    assert grant.id == "last"
-    assert await ask(plane, [grant], one) == [GRANTED]
+    (lease,) = await claim(plane)
+    assert lease.id == "last"
+    assert await ask(plane, [lease], one) == [GRANTED]
 
 
 async def test_many_that_nobody_claims_stand_last_in_the_end(plane: ControlPlane) -> None:
@@ -218,7 +222,7 @@ async def test_many_that_nobody_claims_stand_last_in_the_end(plane: ControlPlane
     await finish(plane, first)
     assert await due_ms(plane, "last") <= 0
     assert await raw(plane).zrank("cplane:host:a.test:line", "arq:queue last") == 0
-    (waits,) = [grant for grant in await claim(plane, queue="elsewhere") if grant.id == "left0"]
+    (waits,) = [lease for lease in await claim(plane, queue="elsewhere") if lease.id == "left0"]
     assert (await ask(plane, [waits], one))[0] > 0
 
 
@@ -241,7 +245,7 @@ async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane)
     await ask(plane, await claim(plane), PerHost(rate=0.001))
     before = await due_ms(plane, "b")
     assert before > 900_000
-    again = Push("default", "b", b"payload", 0, late_ms=30_000, host="a.test")
+    again = EnqueueRequest("default", "b", b"payload", 0, late_ms=30_000, host="a.test")
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") == pytest.approx(before, abs=2000)
     await raw(plane).delete("cplane:host:a.test:line")
@@ -256,16 +260,16 @@ async def test_who_is_due_behind_one_that_waits_is_taken_along_and_nobody_else(p
     mine = [f"m{number:03}" for number in range(200)]
     payloads = {id_: of("a.test") for id_ in ("a", "b", *mine)}
     payloads |= {"z0": of("b.test"), "z1": of(None), "z2": of("a.test", "g"), "z3": b"no envelope"}
-    await plane.queue.enqueue([Push("default", id_, payload) for id_, payload in payloads.items()])
+    await plane.queue.enqueue([EnqueueRequest("default", id_, payload) for id_, payload in payloads.items()])
     await raw(plane).zadd("arq:queue", {id_: 1000 + number for number, id_ in enumerate(payloads)})
     first = await claim(plane, 2)
-    assert [grant.id for grant in first] == ["a", "b"]
+    assert [lease.id for lease in first] == ["a", "b"]
     answers = await ask(plane, first, PerHost(rate=0.5))
     assert answers == [GRANTED, pytest.approx(2000, abs=2)]
-    assert [grant.id for grant in await claim(plane)] == ["z0", "z1", "z2", "z3"]
+    assert [lease.id for lease in await claim(plane)] == ["z0", "z1", "z2", "z3"]
     assert await due_ms(plane, "m000") == pytest.approx(4000, abs=1500)
     assert await due_ms(plane, "m199") == pytest.approx(402_000, abs=1500)
-    assert (await plane.host_stands())[0].waiting == 201
+    assert (await plane.limiter_stats())[0].waiting == 201
 
 
 async def test_a_session_is_one_jobs_at_a_time_and_whose_turn_it_is_comes_at_once(plane: ControlPlane) -> None:
@@ -277,7 +281,7 @@ async def test_a_session_is_one_jobs_at_a_time_and_whose_turn_it_is_comes_at_onc
     assert await claim(plane) == []
     holder = first[0]
     assert await plane.queue.renew([held(holder, "@main")], LEASE_S) == [Renewal.RENEWED]
-    (stand,) = await plane.host_stands()
+    (stand,) = await plane.limiter_stats()
     assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("@main", 1, 1, 2)
     for expected in ("b", "c"):
         await finish(plane, holder, "@main")
@@ -309,9 +313,9 @@ async def test_who_needs_a_session_and_a_host_gets_both_or_neither(plane: Contro
     await finish(plane, after, "@main")
     (both,) = await claim(plane)
     assert await ask(plane, [both], one, "@main a.test") == [GRANTED]
-    assert {stand.host: stand.in_use for stand in await plane.host_stands()} == {"@main": 1, "a.test": 1}
+    assert {stand.host: stand.in_use for stand in await plane.limiter_stats()} == {"@main": 1, "a.test": 1}
     await finish(plane, both, "@main a.test")
-    assert await plane.host_stands() == []
+    assert await plane.limiter_stats() == []
 
 
 async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:
@@ -328,11 +332,11 @@ async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:
     assert await ask(plane, [a], one) == [GRANTED]
     assert (await ask(plane, [b], one))[0] > 0
     await foul()
-    await plane.queue.enqueue([Push("default", "b", b"payload", 0, late_ms=0, host="a.test")])
+    await plane.queue.enqueue([EnqueueRequest("default", "b", b"payload", 0, late_ms=0, host="a.test")])
     assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
     await finish(plane, a)
     await foul()
-    assert await plane.hosts.cool_down("a.test", 60) == 60
+    assert await plane.limiter.cool_down("a.test", 60) == 60
 
 
 async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: ControlPlane) -> None:
@@ -340,12 +344,12 @@ async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: Control
     one = PerHost(concurrency=1)
     await push(plane, *(f"{number:04}" for number in range(1000)))
     claims, order = 0, list[str]()
-    while grants := await claim(plane, 50):
-        claims += len(grants)
-        running = [g for g, answer in zip(grants, await ask(plane, grants, one), strict=True) if answer == GRANTED]
-        for grant in running:
-            order.append(grant.id)
-            await finish(plane, grant)
+    while leases := await claim(plane, 50):
+        claims += len(leases)
+        running = [g for g, answer in zip(leases, await ask(plane, leases, one), strict=True) if answer == GRANTED]
+        for lease in running:
+            order.append(lease.id)
+            await finish(plane, lease)
     assert order == sorted(order)
     assert len(order) == 1000
     assert claims <= 2100
@@ -359,4 +363,4 @@ async def test_keys_of_a_host_that_nobody_waits_for_do_not_stay(plane: ControlPl
     keys = [key.decode() for key in await raw(plane).keys("cplane:host*")]
     assert keys == ["cplane:host:a.test"]
     assert 0 < await raw(plane).pttl("cplane:host:a.test") < 70_000
-    assert await plane.host_stands() == []
+    assert await plane.limiter_stats() == []

@@ -17,9 +17,21 @@ from redis.asyncio import Redis
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import Priority
 from cplane.redis.connection import connect
+from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.envelope import decode_envelope, encode_envelope
 from cplane.redis.keys import queue_of, redis_name
-from cplane.redis.messages import Action, Claim, Grant, Id, Push, Pushed, Renewal, Return, Returned
+from cplane.redis.messages import (
+    Ack,
+    AckResult,
+    Claim,
+    Disposition,
+    EnqueueRequest,
+    EnqueueResult,
+    Id,
+    Lease,
+    QueueStats,
+    Renewal,
+)
 from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, blocked
@@ -40,13 +52,13 @@ def queue(redis: Redis) -> Queue:
     return Queue(redis)
 
 
-def push(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> Push:  # noqa: A002
-    return Push(queue, id, encode_envelope("f"), delay_ms, **options)
+def push(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> EnqueueRequest:  # noqa: A002
+    return EnqueueRequest(queue, id, encode_envelope("f"), delay_ms, **options)
 
 
-def forged(grant: Grant) -> Grant:
+def forged(lease: Lease) -> Lease:
     """The same id as somebody would hold it who was granted it at another time."""
-    return msgspec.structs.replace(grant, token="forged")
+    return msgspec.structs.replace(lease, token="forged")
 
 
 async def contents(redis: Any) -> dict[bytes, object]:
@@ -70,13 +82,13 @@ async def now_ms(redis: Any) -> float:
     return float(seconds * 1000 + microseconds / 1000)
 
 
-async def claim_one(queue: Queue, lease_s: float = LEASE_S) -> Grant:
-    (grant,) = (await queue.claim("default", 1, lease_s)).grants
-    return grant
+async def claim_one(queue: Queue, lease_s: float = LEASE_S) -> Lease:
+    (lease,) = (await queue.claim("default", 1, lease_s)).leases
+    return lease
 
 
 def ids(claim: Claim) -> list[str]:
-    return [grant.id for grant in claim.grants]
+    return [lease.id for lease in claim.leases]
 
 
 # enqueue
@@ -84,48 +96,48 @@ def ids(claim: Claim) -> list[str]:
 
 async def test_an_id_is_scheduled_once_and_repeating_changes_nothing(queue: Queue, redis: Any) -> None:
     batch = [push("a"), push("b", 60_000)]
-    assert await queue.enqueue(batch) == [Pushed.SCHEDULED] * 2
+    assert await queue.enqueue(batch) == [EnqueueResult.SCHEDULED] * 2
     before = await contents(redis)
-    assert await queue.enqueue([*batch, push("a", 5_000), push("a", 0)]) == [Pushed.ALREADY_THERE] * 4
+    assert await queue.enqueue([*batch, push("a", 5_000), push("a", 0)]) == [EnqueueResult.ALREADY_THERE] * 4
     assert await contents(redis) == before
     assert await redis.pttl("arq:job:b") > await redis.pttl("arq:job:a") > 86_400_000
 
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     leased = await contents(redis)
-    assert await queue.enqueue([push("a")]) == [Pushed.ALREADY_THERE]
+    assert await queue.enqueue([push("a")]) == [EnqueueResult.ALREADY_THERE]
     assert await contents(redis) == leased
-    await queue.finish([Return(grant, Action.DONE)])
-    assert await queue.enqueue([push("a")]) == [Pushed.SCHEDULED]
+    await queue.ack([Ack(lease, Disposition.DONE)])
+    assert await queue.enqueue([push("a")]) == [EnqueueResult.SCHEDULED]
 
 
 @pytest.mark.parametrize("gone", ["arq:job:a", "arq:queue"])
 async def test_half_of_a_schedule_is_made_whole_again(queue: Queue, redis: Any, gone: str) -> None:
     await queue.enqueue([push("a")])
     await redis.delete(gone)
-    assert await queue.enqueue([push("a")]) == [Pushed.SCHEDULED]
+    assert await queue.enqueue([push("a")]) == [EnqueueResult.SCHEDULED]
     assert (await claim_one(queue)).id == "a"
 
 
 async def test_a_kept_result_blocks_only_whom_it_should(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
-    await queue.finish([Return(await claim_one(queue), Action.DONE, 60_000, b"r")])
+    await queue.ack([Ack(await claim_one(queue), Disposition.DONE, 60_000, b"r")])
     assert await queue.results(["none", "a"]) == [None, b"r"]
     assert 50_000 < await redis.pttl("arq:result:a") <= 60_000
     assert await queue.enqueue([push("a", once=True), push("b", once=True), push("a")]) == [
-        Pushed.RESULT_BLOCKS,
-        Pushed.SCHEDULED,
-        Pushed.SCHEDULED,
+        EnqueueResult.RESULT_BLOCKS,
+        EnqueueResult.SCHEDULED,
+        EnqueueResult.SCHEDULED,
     ]
 
 
 async def test_a_due_time_never_falls_to_zero_where_arq_would_not_see_it(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a", -(10**14))])
     assert await score(redis, "a") == 1
-    grant = await claim_one(queue)
-    assert (grant.id, grant.due_ms) == ("a", 1)
-    await queue.finish([Return(grant, Action.RELEASE, 0)])
+    lease = await claim_one(queue)
+    assert (lease.id, lease.due_ms) == ("a", 1)
+    await queue.ack([Ack(lease, Disposition.RELEASE, 0)])
     assert await score(redis, "a") == 1
-    await queue.finish([Return(await claim_one(queue), Action.RETRY, -(10**14))])
+    await queue.ack([Ack(await claim_one(queue), Disposition.RETRY, -(10**14))])
     assert await score(redis, "a") == 1
 
 
@@ -136,11 +148,11 @@ async def test_several_queues_in_one_batch_keep_the_order_of_the_answers(queue: 
     assert [await queue.depth(name) for name in ("a", "b", "default", "none")] == [2, 1, 1, 0]
     assert set(await redis.keys("arq:queue*")) == {b"arq:queue", b"arq:queue:a", b"arq:queue:b"}
 
-    grants = {each.id: each for name in ("a", "b", "default") for each in (await queue.claim(name, 9, LEASE_S)).grants}
-    held = [grants[each.id] for each in batch]
+    leases = {each.id: each for name in ("a", "b", "default") for each in (await queue.claim(name, 9, LEASE_S)).leases}
+    held = [leases[each.id] for each in batch]
     assert await queue.renew([held[0], forged(held[1]), held[2], held[1]], LEASE_S) == [1, 0, 1, 1]
-    returns = [Return(grant, Action.DONE) for grant in (held[2], forged(held[1]), *held[:2])]
-    assert await queue.finish(returns) == [1, 0, 1, 1]
+    returns = [Ack(lease, Disposition.DONE) for lease in (held[2], forged(held[1]), *held[:2])]
+    assert await queue.ack(returns) == [1, 0, 1, 1]
     assert [await queue.depth(name) for name in ("a", "b", "default")] == [1, 0, 0]
     assert await queue.enqueue([]) == []
 
@@ -164,7 +176,7 @@ async def test_ids_are_claimed_in_the_order_they_fall_due_and_never_early(queue:
     assert ids(third) == []
     assert third.wait_s is not None
     assert 25 < third.wait_s <= LEASE_S + 0.001, "the leases end before the next id falls due"
-    assert all(grant.tries == 1 and decode_envelope(grant.payload).f == "f" for grant in first.grants)
+    assert all(lease.tries == 1 and decode_envelope(lease.payload).f == "f" for lease in first.leases)
 
 
 async def test_a_claim_says_when_the_next_id_falls_due(queue: Queue) -> None:
@@ -182,11 +194,11 @@ async def test_a_claim_says_when_the_next_id_falls_due(queue: Queue) -> None:
 async def test_a_leased_id_leaves_the_head_of_the_queue_until_its_lease_ends(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     before = await now_ms(redis)
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     after = await now_ms(redis)
     end_ms = await score(redis, "a")
     assert before + LEASE_S * 1000 - 1 <= end_ms <= after + LEASE_S * 1000 + 0.5
-    assert await redis.get("arq:in-progress:a") == grant.token.encode()
+    assert await redis.get("arq:in-progress:a") == lease.token.encode()
     assert LEASE_S * 1000 - 5000 < await redis.pttl("arq:in-progress:a") <= LEASE_S * 1000
 
 
@@ -202,17 +214,17 @@ async def test_a_try_that_nobody_ended_is_written_down_by_the_claim_after_it(
 ) -> None:
     await queue.enqueue([push("a")])
     for tries in (1, 2, 3):
-        grant = await claim_one(queue)
-        assert grant.tries == tries
+        lease = await claim_one(queue)
+        assert lease.tries == tries
         assert await redis.get("arq:retry:a") == (None if tries == 1 else str(tries - 1).encode())
         if renewed:
-            assert await queue.renew([grant], LEASE_S) == [Renewal.RENEWED]
+            assert await queue.renew([lease], LEASE_S) == [Renewal.RENEWED]
         await lose_lease(redis, "a", 40_000)
-    grant = await claim_one(queue)
-    assert await queue.finish([Return(grant, Action.RELEASE, grant.due_ms)]) == [Returned.APPLIED]
-    grant = await claim_one(queue)
-    assert grant.tries == 4, "the release gave its own try back, not those that were lost"
-    assert await queue.finish([Return(grant, Action.DONE)]) == [Returned.APPLIED]
+    lease = await claim_one(queue)
+    assert await queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]) == [AckResult.APPLIED]
+    lease = await claim_one(queue)
+    assert lease.tries == 4, "the release gave its own try back, not those that were lost"
+    assert await queue.ack([Ack(lease, Disposition.DONE)]) == [AckResult.APPLIED]
     assert await redis.keys("arq:*") == []
 
 
@@ -220,15 +232,15 @@ async def test_a_lease_that_is_hidden_again_and_then_lost_counts_once(queue: Que
     await queue.enqueue([push("a")])
     await claim_one(queue)
     await redis.zadd("arq:queue", {"a": 1})
-    assert (await queue.claim("default", 1, LEASE_S)).grants == []
+    assert (await queue.claim("default", 1, LEASE_S)).leases == []
     await lose_lease(redis, "a", 40_000)
     assert (await claim_one(queue)).tries == 2
 
 
 async def test_the_tries_of_a_record_are_not_written_down(queue: Queue, redis: Any) -> None:
     record_id = new_id()
-    await queue.enqueue([Push.of_record("default", Priority.NORMAL, record_id, "f", 0)])
-    await queue.finish([Return(await claim_one(queue), Action.RETRY)])
+    await queue.enqueue([EnqueueRequest.of_record("default", Priority.NORMAL, record_id, "f", 0)])
+    await queue.ack([Ack(await claim_one(queue), Disposition.RETRY)])
     await claim_one(queue)
     await lose_lease(redis, str(record_id), 40_000)
     assert (await claim_one(queue)).tries == 1
@@ -277,30 +289,30 @@ async def test_every_claim_has_a_token_of_its_own(redis: Any) -> None:
     one, other = Queue(redis), Queue(redis)
     await one.enqueue([push(str(number)) for number in range(40)])
     claims = [await queue.claim("default", 10, LEASE_S) for queue in (one, other, one, other)]
-    tokens = {grant.token for claim in claims for grant in claim.grants}
-    assert [len(claim.grants) for claim in claims] == [10] * 4
+    tokens = {lease.token for claim in claims for lease in claim.leases}
+    assert [len(claim.leases) for claim in claims] == [10] * 4
     assert len(tokens) == 4
-    grant = claims[0].grants[0]
-    await one.finish([Return(grant, Action.RETRY)])
+    lease = claims[0].leases[0]
+    await one.ack([Ack(lease, Disposition.RETRY)])
     again = await claim_one(one)
-    assert again.id == grant.id
+    assert again.id == lease.id
     assert again.token not in tokens
     assert again.tries == 2
 
 
 async def test_a_lease_that_ends_makes_its_id_due_again_with_another_try(queue: Queue) -> None:
     await queue.enqueue([push("a")])
-    first = (await queue.claim("default", 1, 0.05)).grants[0]
+    first = (await queue.claim("default", 1, 0.05)).leases[0]
     deadline = time.monotonic() + DEADLINE_S
-    while not (claim := await queue.claim("default", 1, LEASE_S)).grants:
+    while not (claim := await queue.claim("default", 1, LEASE_S)).leases:
         assert time.monotonic() < deadline
         assert claim.wait_s is not None
         await queue.sleep("default", claim.wait_s)
-    (second,) = claim.grants
+    (second,) = claim.leases
     assert (second.id, second.tries) == ("a", 2)
     assert second.token != first.token
     assert await queue.renew([first], LEASE_S) == [Renewal.FENCED]
-    assert await queue.finish([Return(first, Action.DONE)]) == [Returned.FENCED]
+    assert await queue.ack([Ack(first, Disposition.DONE)]) == [AckResult.FENCED]
 
 
 async def test_claims_at_once_share_the_ids_out(queue: Queue) -> None:
@@ -315,12 +327,12 @@ async def test_claims_at_once_share_the_ids_out(queue: Queue) -> None:
 
 async def test_renewing_answers_for_each_lease_and_extends_only_its_own(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push(each, -10) for each in ("mine", "aborted", "theirs", "forgotten")])
-    grants = {grant.id: grant for grant in (await queue.claim("default", 4, 5.0)).grants}
+    leases = {lease.id: lease for lease in (await queue.claim("default", 4, 5.0)).leases}
     await redis.set("arq:in-progress:theirs", b"another", px=5000)
     await redis.delete("arq:in-progress:forgotten")
     await redis.zadd("arq:abort", {"aborted": 1})
-    scores = {each: await score(redis, each) for each in grants}
-    answers = dict(zip(grants, await queue.renew(list(grants.values()), LEASE_S), strict=True))
+    scores = {each: await score(redis, each) for each in leases}
+    answers = dict(zip(leases, await queue.renew(list(leases.values()), LEASE_S), strict=True))
     assert answers == {
         "mine": Renewal.RENEWED,
         "aborted": Renewal.ABORT_WANTED,
@@ -336,9 +348,9 @@ async def test_renewing_answers_for_each_lease_and_extends_only_its_own(queue: Q
 
 async def test_renewing_does_not_bring_back_an_id_that_left_the_queue(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     await redis.zrem("arq:queue", "a")
-    assert await queue.renew([grant], LEASE_S) == [Renewal.RENEWED]
+    assert await queue.renew([lease], LEASE_S) == [Renewal.RENEWED]
     assert await queue.depth("default") == 0
 
 
@@ -348,19 +360,19 @@ async def test_renewing_does_not_bring_back_an_id_that_left_the_queue(queue: Que
 async def test_done_removes_every_trace_but_the_kept_result(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a"), push("b")])
     await redis.zadd("arq:abort", {"a": 1})
-    grants = (await queue.claim("default", 2, LEASE_S)).grants
+    leases = (await queue.claim("default", 2, LEASE_S)).leases
     await redis.delete(WAKE)
-    returns = [Return(grant, Action.DONE, 60_000, result) for grant, result in zip(grants, (b"", b"r"), strict=True)]
-    assert await queue.finish(returns) == [Returned.APPLIED] * 2
-    assert await contents(redis) == {f"arq:result:{grants[1].id}".encode(): b"r"}
-    assert await queue.finish(returns) == [Returned.UNKNOWN] * 2
+    returns = [Ack(lease, Disposition.DONE, 60_000, result) for lease, result in zip(leases, (b"", b"r"), strict=True)]
+    assert await queue.ack(returns) == [AckResult.APPLIED] * 2
+    assert await contents(redis) == {f"arq:result:{leases[1].id}".encode(): b"r"}
+    assert await queue.ack(returns) == [AckResult.UNKNOWN] * 2
 
 
 async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     before = await now_ms(redis)
-    assert await queue.finish([Return(grant, Action.RETRY, 60_000)]) == [Returned.APPLIED]
+    assert await queue.ack([Ack(lease, Disposition.RETRY, 60_000)]) == [AckResult.APPLIED]
     assert before + 60_000 - 1 <= await score(redis, "a") <= await now_ms(redis) + 60_000
     assert await redis.get("arq:retry:a") == b"1"
     assert not await redis.exists("arq:in-progress:a")
@@ -370,26 +382,26 @@ async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: An
 async def test_a_release_restores_the_place_and_uncounts_the_try(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a", -5000), push("b", -4000)])
     place = await score(redis, "a")
-    grant = await claim_one(queue)
-    assert await queue.finish([Return(grant, Action.RELEASE, grant.due_ms)]) == [Returned.APPLIED]
+    lease = await claim_one(queue)
+    assert await queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]) == [AckResult.APPLIED]
     assert await score(redis, "a") == place
     again = await queue.claim("default", 2, LEASE_S)
     assert ids(again) == ["a", "b"]
-    assert [each.tries for each in again.grants] == [1, 1]
+    assert [each.tries for each in again.leases] == [1, 1]
 
 
-@pytest.mark.parametrize("action", list(Action))
-async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: Any, action: Action) -> None:
+@pytest.mark.parametrize("action", list(Disposition))
+async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: Any, action: Disposition) -> None:
     await queue.enqueue([push("a"), push("b")])
-    first, second = (await queue.claim("default", 2, LEASE_S)).grants
+    first, second = (await queue.claim("default", 2, LEASE_S)).leases
     await redis.delete(f"arq:in-progress:{second.id}", WAKE)
     before = await contents(redis)
     returns = [
-        Return(forged(first), action, 5, b"r", 60_000),
-        Return(second, action, 5, b"r", 60_000),
-        Return(msgspec.structs.replace(second, id="unheard of"), action, 5, b"r", 60_000),
+        Ack(forged(first), action, 5, b"r", 60_000),
+        Ack(second, action, 5, b"r", 60_000),
+        Ack(msgspec.structs.replace(second, id="unheard of"), action, 5, b"r", 60_000),
     ]
-    assert await queue.finish(returns) == [Returned.FENCED, Returned.UNKNOWN, Returned.UNKNOWN]
+    assert await queue.ack(returns) == [AckResult.FENCED, AckResult.UNKNOWN, AckResult.UNKNOWN]
     assert await contents(redis) == before
 
 
@@ -423,8 +435,8 @@ async def test_who_is_woken_has_claimed(queue: Queue, redis: Any) -> None:
     await blocked(redis, 1)
     await queue.enqueue([push("a"), push("b", 60_000)])
     claim = await claiming
-    assert [grant.id for grant in claim.grants] == ["a"]
-    assert await redis.get("arq:in-progress:a") == claim.grants[0].token.encode()
+    assert [lease.id for lease in claim.leases] == ["a"]
+    assert await redis.get("arq:in-progress:a") == claim.leases[0].token.encode()
 
 
 async def test_one_push_lets_one_of_those_who_sleep_claim(queue: Queue, redis: Any) -> None:
@@ -432,16 +444,16 @@ async def test_one_push_lets_one_of_those_who_sleep_claim(queue: Queue, redis: A
     await blocked(redis, 3)
     await queue.enqueue([push("a"), push("b")])
     await asyncio.wait(claiming, timeout=DEADLINE_S)
-    assert sorted(len(task.result().grants) for task in claiming) == [0, 0, 2]
+    assert sorted(len(task.result().leases) for task in claiming) == [0, 0, 2]
 
 
 async def test_a_sleep_before_a_claim_ends_by_itself_when_something_falls_due_meanwhile(queue: Queue) -> None:
     await queue.enqueue([push("a", 300)])
     claim = await queue.claim("default", 1, LEASE_S)
-    while not claim.grants:
+    while not claim.leases:
         assert claim.wait_s is not None
         claim = await queue.sleep_and_claim("default", claim.wait_s, 1, LEASE_S)
-    assert claim.grants[0].id == "a"
+    assert claim.leases[0].id == "a"
 
 
 async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> None:
@@ -449,10 +461,10 @@ async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> Non
     ours, others = (asyncio.create_task(each.sleep_and_claim("default", 3, 1, LEASE_S)) for each in (queue, other))
     await blocked(redis, 2)
     await queue.nudge("default")
-    assert (await ours).grants == []
+    assert (await ours).leases == []
     assert not others.done()
     await queue.enqueue([push("a")])
-    assert [grant.id for grant in (await others).grants] == ["a"]
+    assert [lease.id for lease in (await others).leases] == ["a"]
 
 
 async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_does_not_stay(queue: Queue, redis: Any) -> None:
@@ -469,13 +481,13 @@ async def test_a_redis_that_forgot_the_script_while_one_slept_claims_all_the_sam
     await blocked(redis, 1)
     await redis.script_flush()
     await queue.enqueue([push("a")])
-    assert [grant.id for grant in (await claiming).grants] == ["a"]
+    assert [lease.id for lease in (await claiming).leases] == ["a"]
 
 
 async def test_a_foreign_wake_list_is_told_and_what_is_due_is_claimed_all_the_same(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await redis.set(WAKE, "not a list")
-    assert len((await queue.sleep_and_claim("default", 1, 1, LEASE_S)).grants) == 1
+    assert len((await queue.sleep_and_claim("default", 1, 1, LEASE_S)).leases) == 1
     with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
         await queue.sleep_and_claim("default", 1, 1, LEASE_S)
 
@@ -491,12 +503,12 @@ async def test_only_an_id_that_is_due_before_all_others_wakes(
     assert await redis.llen(WAKE) == woken
 
 
-@pytest.mark.parametrize("action", [Action.RETRY, Action.RELEASE])
-async def test_what_is_handed_back_wakes_a_sleeper(queue: Queue, redis: Any, action: Action) -> None:
+@pytest.mark.parametrize("action", [Disposition.RETRY, Disposition.RELEASE])
+async def test_what_is_handed_back_wakes_a_sleeper(queue: Queue, redis: Any, action: Disposition) -> None:
     await queue.enqueue([push("a")])
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     await redis.delete(WAKE)
-    await queue.finish([Return(grant, action, grant.due_ms if action is Action.RELEASE else 0)])
+    await queue.ack([Ack(lease, action, lease.due_ms if action is Disposition.RELEASE else 0)])
     assert await redis.llen(WAKE) == 1
 
 
@@ -505,7 +517,7 @@ async def test_tokens_that_nobody_takes_do_not_pile_up(queue: Queue, redis: Any)
         await queue.enqueue([push(str(number))])
     assert await redis.llen(WAKE) == 64
     await queue.claim("default", 1, LEASE_S)
-    await queue.finish([Return(grant, Action.RETRY) for grant in (await queue.claim("default", 5, LEASE_S)).grants])
+    await queue.ack([Ack(lease, Disposition.RETRY) for lease in (await queue.claim("default", 5, LEASE_S)).leases])
     assert await redis.llen(WAKE) == 64
 
 
@@ -522,7 +534,7 @@ async def arq(redis: Any) -> ArqRedis:
 
 async def test_arqs_client_reads_our_jobs(queue: Queue, arq: ArqRedis) -> None:
     record_id = new_id()
-    await queue.enqueue([Push.of_record("browser", Priority.NORMAL, record_id, "headline", 60_000)])
+    await queue.enqueue([EnqueueRequest.of_record("browser", Priority.NORMAL, record_id, "headline", 60_000)])
     theirs = ArqJob(str(record_id), arq, redis_name("browser"), _deserializer=msgspec.msgpack.decode)
     info = await theirs.info()
     assert info is not None
@@ -536,9 +548,9 @@ async def test_arqs_client_sees_what_runs(queue: Queue, arq: ArqRedis) -> None:
     await queue.enqueue([push("a")])
     theirs = ArqJob("a", arq, _deserializer=msgspec.msgpack.decode)
     assert await theirs.status() is JobStatus.queued
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     assert await theirs.status() is JobStatus.in_progress
-    await queue.finish([Return(grant, Action.DONE)])
+    await queue.ack([Ack(lease, Disposition.DONE)])
     assert await theirs.status() is JobStatus.not_found
 
 
@@ -549,9 +561,9 @@ async def test_a_job_that_arqs_client_enqueues_is_claimed(queue: Queue, arq: Arq
     assert later is not None
     await asyncio.sleep(0.001)  # arq rounds the time to whole milliseconds, also up
     claim = await queue.claim("browser", 9, LEASE_S)
-    (grant,) = claim.grants
-    assert grant.id == theirs.job_id
-    envelope = decode_envelope(grant.payload)
+    (lease,) = claim.leases
+    assert lease.id == theirs.job_id
+    envelope = decode_envelope(lease.payload)
     assert (envelope.f, envelope.a, envelope.k) == ("add", [1, 2], {"label": "a"})
     assert not envelope.record
 
@@ -571,9 +583,9 @@ def test_a_payload_that_is_not_arqs_job_dict_is_refused(payload: bytes) -> None:
 async def test_scripts_that_redis_forgot_are_sent_again(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await redis.script_flush()
-    grant = await claim_one(queue)
+    lease = await claim_one(queue)
     await redis.script_flush()
-    assert await queue.renew([grant], LEASE_S) == [Renewal.RENEWED]
+    assert await queue.renew([lease], LEASE_S) == [Renewal.RENEWED]
 
 
 async def test_scripts_that_somebody_empties_all_the_time_run_all_the_same(
@@ -587,8 +599,8 @@ async def test_scripts_that_somebody_empties_all_the_time_run_all_the_same(
 
     monkeypatch.setattr(redis, "evalsha", emptied)
     await queue.enqueue([push("a")])
-    grant = await claim_one(queue)
-    assert await queue.finish([Return(grant, Action.DONE)]) == [Returned.APPLIED]
+    lease = await claim_one(queue)
+    assert await queue.ack([Ack(lease, Disposition.DONE)]) == [AckResult.APPLIED]
 
 
 async def test_an_error_of_a_script_says_what_was_under_way(queue: Queue, redis: Any) -> None:
@@ -602,7 +614,7 @@ async def test_an_error_of_a_script_says_what_was_under_way(queue: Queue, redis:
 async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_password() -> None:
     async with connect(SecretStr("redis://user:hunter2@127.0.0.1:1/0")) as client:
         queue = Queue(client)
-        grant = Grant("default", Priority.NORMAL, "a", b"", 1, b"1", "t")
+        lease = Lease("default", Priority.NORMAL, "a", b"", 1, b"1", "t")
         for call in (
             queue.ping(),
             queue.enqueue([push("a")]),
@@ -610,14 +622,17 @@ async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_passw
             queue.sleep("default", 1),
             queue.sleep_and_claim("default", 1, 1, LEASE_S),
             queue.nudge("default"),
-            queue.renew([grant], LEASE_S),
-            queue.finish([Return(grant, Action.DONE)]),
+            queue.renew([lease], LEASE_S),
+            queue.ack([Ack(lease, Disposition.DONE)]),
             queue.tell_health("k", "v", 1),
             queue.depth("default"),
             queue.results(["a"]),
             queue.sweep("default"),
-            queue.aside(),
-            queue.set_aside([(Id("default", Priority.NORMAL, "a"), "why", b"")]),
+            queue.stats("default"),
+            DeadLetterStream(client).newest(),
+            DeadLetterStream(client).count(),
+            DeadLetterStream(client).drop("a"),
+            DeadLetterStream(client).add([(Id("default", Priority.NORMAL, "a"), "why", b"")]),
             queue.abort("default", "a", b"", 1),
             queue.aborts(),
             queue.now_ms(),
@@ -661,8 +676,33 @@ async def test_a_health_line_is_kept_as_long_as_told(queue: Queue, redis: Any) -
 
 async def test_an_id_that_is_named_twice_is_scheduled_once_where_it_stood_first(queue: Queue, redis: Any) -> None:
     answers = await queue.enqueue([push("a", 60_000), push("b"), push("a")])
-    assert answers == [Pushed.SCHEDULED, Pushed.SCHEDULED, Pushed.ALREADY_THERE]
+    assert answers == [EnqueueResult.SCHEDULED, EnqueueResult.SCHEDULED, EnqueueResult.ALREADY_THERE]
     assert ids(await queue.claim("default", 9, LEASE_S)) == ["b"]
     many = [push(str(number)) for number in range(2500)]
-    assert await queue.enqueue([*many, many[7]]) == [Pushed.SCHEDULED] * 2500 + [Pushed.ALREADY_THERE]
+    assert await queue.enqueue([*many, many[7]]) == [EnqueueResult.SCHEDULED] * 2500 + [EnqueueResult.ALREADY_THERE]
     assert await queue.depth("default") == 2502
+
+
+async def test_the_state_of_a_queue_tells_ready_scheduled_and_running_apart(queue: Queue) -> None:
+    late = EnqueueRequest("default", "late", b"x", 60_000)
+    await queue.enqueue([push("a"), push("b"), push("c"), late])
+    assert await queue.stats("nothing") == QueueStats("nothing", 0, 0, 0, 0)
+    (lease,) = (await queue.claim("default", 1, LEASE_S)).leases
+    stats = await queue.stats("default")
+    assert (stats.ready, stats.scheduled, stats.running) == (2, 1, 1)
+    assert stats.latency_s >= 0
+    await queue.renew([lease], LEASE_S)
+    assert (await queue.stats("default")).running == 1
+    await queue.ack([Ack(lease, Disposition.POSTPONE, 60_000)])
+    stats = await queue.stats("default")
+    assert (stats.ready, stats.scheduled, stats.running) == (2, 2, 0)
+
+
+async def test_running_ids_are_counted_among_the_first_that_fall_due(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cplane.redis.queue.RUNNING_SCAN_LIMIT", 2)
+    await queue.enqueue([push(str(number)) for number in range(5)])
+    await queue.claim("default", 5, LEASE_S)
+    stats = await queue.stats("default")
+    assert (stats.ready, stats.scheduled, stats.running) == (0, 3, 2)

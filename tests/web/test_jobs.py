@@ -322,7 +322,7 @@ class TestCancel:
         record = await api.submit()
         await hand.succeed(await hand.start(record["id"]), 3)
         answer = await api.client.post(f"{record['url']}/cancel")
-        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/illegal-move")
+        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/invalid-transition")
         assert "succeeded" in answer.json()["detail"]
         assert (await api.client.get(record["url"])).json()["state"] == "succeeded"
 
@@ -344,7 +344,7 @@ class TestRetry:
         if state == "succeeded":
             await hand.succeed(await hand.start(record["id"]), 3)
         answer = await api.client.post(f"{record['url']}/retry")
-        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/illegal-move")
+        assert (answer.status_code, answer.json()["type"]) == (409, "/problems/invalid-transition")
         assert (await api.client.get(record["url"])).json()["state"] == state
 
 

@@ -16,7 +16,7 @@ from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
 from cplane.postgres.models import JobRecord
 from cplane.web import create_app, open_server, serve
-from cplane.web.protocol import TOGETHER_BYTES, IdleTimer, Together
+from cplane.web.protocol import TOGETHER_BYTES, CoalescingTransport, IdleTimer
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand
@@ -216,7 +216,7 @@ class Recording(asyncio.Transport):
 
 async def test_what_is_written_in_one_turn_leaves_as_one() -> None:
     sent = Recording()
-    together = Together(sent, asyncio.get_running_loop())
+    together = CoalescingTransport(sent, asyncio.get_running_loop())
     assert together.get_extra_info("peername") == ("::1", 7)
     together.write(b"head ")
     together.write(b"body")

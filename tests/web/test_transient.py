@@ -105,7 +105,7 @@ async def test_a_queued_one_is_cancelled_at_once(api: "Api", plane: ControlPlane
     assert (answer.status_code, answer.json()["state"], answer.json()["queue"]) == (200, "cancelled", queue)
     assert await plane.queue.depth(queue) == 0
     again = await api.client.post(f"{brief['url']}/cancel")
-    assert (again.status_code, again.json()["type"]) == (409, "/problems/illegal-move")
+    assert (again.status_code, again.json()["type"]) == (409, "/problems/invalid-transition")
 
 
 async def test_a_running_one_is_told(api: "Api", plane: ControlPlane, worker: "Worker") -> None:
@@ -128,7 +128,7 @@ async def test_a_delay_is_shown(api: "Api") -> None:
 async def test_it_cannot_be_run_again(api: "Api") -> None:
     brief = await submitted(api, "web_brief")
     answer = await api.client.post(f"{brief['url']}/retry")
-    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/illegal-move")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/invalid-transition")
     assert "no record" in answer.json()["detail"]
 
 

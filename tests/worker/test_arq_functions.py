@@ -487,6 +487,6 @@ def test_arqs_name_means_our_worker() -> None:
 async def test_every_state_of_a_plain_job_is_readable(client: ArqRedis, plane: ControlPlane) -> None:
     queued = await enqueue(client, "plain_add", 1)
     assert await Queue(plane.redis).standing(queued.job_id) == (True, False)
-    (grant,) = (await plane.queue.claim("default", 1, 30)).grants
-    assert grant.id == queued.job_id
+    (lease,) = (await plane.queue.claim("default", 1, 30)).leases
+    assert lease.id == queued.job_id
     assert await plane.queue.standing(queued.job_id) == (True, True)

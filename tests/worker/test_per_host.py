@@ -12,7 +12,7 @@ from cplane.errors import QueueUnavailable
 from cplane.jobs.handle import Handle
 from cplane.jobs.states import MAX_INTERRUPTIONS, AttemptState
 from cplane.redis.envelope import decode_envelope
-from cplane.redis.limiter import Ask, Hosts
+from cplane.redis.limiter import Limiter, LimitRequest
 from cplane.worker import Worker
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
@@ -110,7 +110,7 @@ async def workers(settings: CplaneSettings, count: int, *, room: int = 10) -> As
 
 
 async def waiting_for(plane: ControlPlane, host: str) -> int:
-    return sum(stand.waiting for stand in await plane.host_stands() if stand.host == host)
+    return sum(stand.waiting for stand in await plane.limiter_stats() if stand.host == host)
 
 
 async def results(handles: list[Handle[int]] | list[Handle[str]] | list[Handle[None]]) -> list[object]:
@@ -125,7 +125,7 @@ async def test_four_workers_never_have_more_jobs_on_a_host_than_may_be(
         handles = await polite_visit.submit_many(calls)
         assert await results(handles) == list(range(90))
     assert dict(visits.most) == {"http://a.test/": 2, "http://b.test/": 2, "http://c.test/": 2}
-    assert await plane.host_stands() == []
+    assert await plane.limiter_stats() == []
     records = await plane.records(limit=100)
     assert {(record.attempt, record.failures, record.interruptions) for record in records} == {(1, 0, 0)}
     assert {record.host for record in records} == {"a.test", "b.test", "c.test"}
@@ -224,7 +224,7 @@ async def test_a_host_that_has_had_enough_is_left_alone_and_no_retry_is_spent(
 
         await polite_busy.submit("http://b.test/", times=1, retry_after_s=7200)
         async with asyncio.timeout(DEADLINE_S):
-            while not [stand for stand in await plane.host_stands() if stand.cooldown_s > 3500]:
+            while not [stand for stand in await plane.limiter_stats() if stand.cooldown_s > 3500]:
                 await asyncio.sleep(0.01)
         held_up = await polite_busy.submit("http://b.test/", times=0, retry_after_s=0)
         other = await polite_busy.submit("http://c.test/", times=0, retry_after_s=0)
@@ -252,7 +252,7 @@ async def test_a_job_can_have_its_host_left_alone_and_succeed(settings: CplaneSe
         assert await handle.result(timeout=DEADLINE_S) is True
         without = await polite_cools.submit("no url")
         assert await without.result(timeout=DEADLINE_S) is False
-    (stand,) = await plane.host_stands()
+    (stand,) = await plane.limiter_stats()
     assert stand.cooldown_s == pytest.approx(600, abs=DEADLINE_S)
 
 
@@ -289,15 +289,15 @@ async def test_while_hosts_cannot_be_asked_the_jobs_that_have_none_go_on(
 ) -> None:
     settings = settings.model_copy(update={"lease_s": 2.0})
     broken, asked = True, asyncio.Event()
-    ask = Hosts.ask
+    ask = Limiter.acquire
 
-    async def maybe_ask(self: Hosts, queue: str, asks: Sequence[Ask]) -> list[int]:
+    async def maybe_ask(self: Limiter, queue: str, asks: Sequence[LimitRequest]) -> list[int]:
         asked.set()
         if broken:
             raise QueueUnavailable("Redis refused")
         return await ask(self, queue, asks)
 
-    monkeypatch.setattr(Hosts, "ask", maybe_ask)
+    monkeypatch.setattr(Limiter, "acquire", maybe_ask)
     async with workers(settings, 1):
         limited = await polite_visit.submit("http://a.test/", 7)
         free = await polite_plain.submit("http://a.test/")

@@ -9,7 +9,7 @@ from cplane.errors import InvalidArguments
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import Priority
 from cplane.redis.keys import LANES, ORDERS, order_of, queue_of, redis_name
-from cplane.redis.messages import Action, Claim, Push, Return
+from cplane.redis.messages import Ack, Claim, Disposition, EnqueueRequest
 from cplane.redis.queue import Queue
 from tests.workers import DEADLINE_S, Gate, raw, running
 
@@ -68,11 +68,11 @@ async def lane_of(plane: ControlPlane, job_id: object, queue: str = "default") -
 
 
 def ids(claim: Claim) -> list[str]:
-    return [grant.id for grant in claim.grants]
+    return [lease.id for lease in claim.leases]
 
 
-def push(name: str, priority: Priority, delay_ms: int = 0) -> Push:
-    return Push("default", name, b"x", delay_ms, priority)
+def push(name: str, priority: Priority, delay_ms: int = 0) -> EnqueueRequest:
+    return EnqueueRequest("default", name, b"x", delay_ms, priority)
 
 
 def test_the_normal_lane_is_arqs_own_queue() -> None:
@@ -105,10 +105,10 @@ async def test_a_claim_serves_high_before_normal_before_low_whatever_falls_due_f
         [push("low", LOW, -9000), push("normal", NORMAL, -5000), push("high", HIGH), push("not due", HIGH, 60_000)]
     )
     first = await queue.claim("default", 2, 30)
-    assert [(grant.id, grant.priority) for grant in first.grants] == [("high", HIGH), ("normal", NORMAL)]
+    assert [(lease.id, lease.priority) for lease in first.leases] == [("high", HIGH), ("normal", NORMAL)]
     assert first.wait_s == 0, "more is due"
     second = await queue.claim("default", 2, 30)
-    assert [(grant.id, grant.priority) for grant in second.grants] == [("low", LOW)]
+    assert [(lease.id, lease.priority) for lease in second.leases] == [("low", LOW)]
 
 
 async def test_low_jobs_are_claimed_although_high_ones_never_end(plane: ControlPlane) -> None:
@@ -194,8 +194,8 @@ async def test_a_lost_lease_is_scheduled_again_in_its_lane(
 async def test_a_replay_goes_to_the_lane_of_its_record(plane: ControlPlane) -> None:
     handle = await priority_low_gate.submit()
     await handle.cancel()
-    (grant,) = (await plane.queue.claim("default", 1, 30)).grants
-    await plane.queue.finish([Return(grant, Action.DONE)])
+    (lease,) = (await plane.queue.claim("default", 1, 30)).leases
+    await plane.queue.ack([Ack(lease, Disposition.DONE)])
     await plane.retry(handle.id)
     assert await lane_of(plane, handle.id) == [LOW]
 
@@ -216,9 +216,10 @@ async def test_a_sweep_and_the_depth_count_every_lane(plane: ControlPlane) -> No
     await plane.queue.enqueue([push(f"{lane} later", lane, 60_000) for lane in LANES])
     for lane in LANES:
         await raw(plane).zadd(redis_name("default", lane), {f"lost {lane}": 5})
-    sweep = await plane.queue.sweep("default")
-    assert [(lost.priority, lost.id) for lost in sweep.missing] == [(lane, f"lost {lane}") for lane in LANES]
-    assert (sweep.due, sweep.later) == (3, 3)
+    missing = await plane.queue.sweep("default")
+    assert [(lost.priority, lost.id) for lost in missing] == [(lane, f"lost {lane}") for lane in LANES]
+    stats = await plane.queue.stats("default")
+    assert (stats.ready, stats.scheduled, stats.running) == (3, 3, 0)
     assert await plane.queue.depth("default") == 6
 
 

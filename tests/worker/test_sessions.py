@@ -134,7 +134,7 @@ async def test_a_session_whose_place_was_given_though_it_is_held_is_tried_again(
 async def until_waiting(plane: ControlPlane, number: int) -> None:
     """Wait until so many stand in the line of the session "one"."""
     async with asyncio.timeout(DEADLINE_S):
-        while [stand.waiting for stand in await plane.host_stands() if stand.host == "@one"] != [number]:
+        while [stand.waiting for stand in await plane.limiter_stats() if stand.host == "@one"] != [number]:
             await asyncio.sleep(0.02)
 
 

@@ -25,13 +25,13 @@ from cplane import (
     State,
     job,
 )
-from cplane.errors import BrowserError, BrowserGone, IllegalMove, InvalidArguments
+from cplane.errors import BrowserError, BrowserGone, InvalidArguments, InvalidTransition
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.registry import registry
 from cplane.jobs.states import AttemptState, Cause
 from cplane.postgres.models import AttemptRecord
 from cplane.redis.envelope import encode_envelope, record_envelope
-from cplane.redis.messages import Push
+from cplane.redis.messages import EnqueueRequest
 from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
@@ -269,7 +269,7 @@ async def test_a_broken_browser_costs_no_retry(settings: CplaneSettings, plane: 
 async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await worker_gate.submit()
     assert await handle.cancel() is State.CANCELLED
-    with pytest.raises(IllegalMove, match="cancelled already"):
+    with pytest.raises(InvalidTransition, match="cancelled already"):
         await handle.cancel()
     async with running(settings) as worker:
         assert await (await worker_add.submit(1)).result() == 3
@@ -466,8 +466,8 @@ async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
 
 async def test_a_job_this_worker_does_not_know_goes_back(settings: CplaneSettings, plane: ControlPlane) -> None:
     recorded, transient = str(new_id()), str(new_id())
-    await plane.queue.enqueue([Push("default", recorded, record_envelope("worker_unheard_of"))])
-    await plane.queue.enqueue([Push("default", transient, encode_envelope("worker_unheard_of", (1,)))])
+    await plane.queue.enqueue([EnqueueRequest("default", recorded, record_envelope("worker_unheard_of"))])
+    await plane.queue.enqueue([EnqueueRequest("default", transient, encode_envelope("worker_unheard_of", (1,)))])
     async with running(settings):
         assert await (await worker_add.submit(1)).result() == 3
     for stranger in (recorded, transient):
@@ -476,17 +476,17 @@ async def test_a_job_this_worker_does_not_know_goes_back(settings: CplaneSetting
         assert float(due_ms) > await plane.queue.now_ms(), "it comes back later"
         assert await plane.redis.exists(f"arq:job:{stranger}") == 1
     assert await plane.queue.depth("default") == 2
-    assert await plane.queue.aside() == []
+    assert await plane.dead_letters.newest() == []
 
 
-async def test_what_is_no_job_of_ours_is_set_aside(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_what_is_no_job_of_ours_becomes_a_dead_letter(settings: CplaneSettings, plane: ControlPlane) -> None:
     pickle, recorded = str(new_id()), record_envelope("worker_add")
-    await plane.queue.enqueue([Push("default", "not a uuid", recorded)])
-    await plane.queue.enqueue([Push("default", pickle, b"\x80\x04pickle")])
+    await plane.queue.enqueue([EnqueueRequest("default", "not a uuid", recorded)])
+    await plane.queue.enqueue([EnqueueRequest("default", pickle, b"\x80\x04pickle")])
     async with running(settings):
         assert await (await worker_add.submit(1)).result() == 3
         await until_queue_empty(plane)
-    aside = {entry.id: (entry.reason, entry.payload) for entry in await plane.queue.aside()}
+    aside = {entry.id: (entry.reason, entry.payload) for entry in await plane.dead_letters.newest()}
     assert aside == {
         "not a uuid": ("'not a uuid' is not the id of a record", recorded),
         pickle: ("the payload is a pickle; an arq client needs cplane's serializer", b"\x80\x04pickle"),
@@ -565,7 +565,9 @@ async def take_lease_away(plane: ControlPlane, record_id: UUID) -> None:
     (standing,) = await plane.store.reap(10)
     await plane.redis.delete(f"arq:in-progress:{record_id}")
     await plane.redis.zrem("arq:queue", str(record_id))
-    await plane.queue.enqueue([Push.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)])
+    await plane.queue.enqueue(
+        [EnqueueRequest.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)]
+    )
 
 
 async def make_notes(plane: ControlPlane) -> None:

@@ -8,7 +8,7 @@ import structlog
 
 from cplane.browser.engine.instance import Instance, Limits
 from cplane.browser.engine.launch import LAUNCH_S, BrowserSource
-from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.lease import PageLease
 from cplane.runtime.cancellation import end
 
@@ -20,7 +20,7 @@ STEADY_S = 5.0
 log = structlog.get_logger("cplane")
 
 
-class Fleet:
+class BrowserSupervisor:
     """`size` places, each with a browser that is replaced when it ends, and before it does when it is worn out.
 
     Args:
@@ -50,7 +50,7 @@ class Fleet:
         self._limits = limits
         self._changed = changed
         self._parted = parted
-        self._ledger = Ledger()
+        self._ledger = ProcessRegistry()
         self._running: set[Instance] = set()
         """Every browser that has not ended yet."""
         self._places: list[Instance | None] = [None] * size

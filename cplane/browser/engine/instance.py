@@ -14,7 +14,7 @@ from playwright.async_api import Browser, BrowserContext, CDPSession, Page
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.engine.launch import BrowserSource, Launched, first_line, running_pids
-from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.engine.process import family, resident_bytes
 from cplane.browser.lease import PageLease
 from cplane.egress import Gate
@@ -51,7 +51,7 @@ Dress = Callable[[BrowserContext], Any]
 class Instance:
     """A running browser. `ended` is done once it takes no new pages; `gone` once it cannot be used at all."""
 
-    def __init__(self, launched: Launched, ledger: Ledger, limits: Limits) -> None:
+    def __init__(self, launched: Launched, ledger: ProcessRegistry, limits: Limits) -> None:
         loop = asyncio.get_running_loop()
         self.version = launched.browser.version
         self.process = launched.process
@@ -82,9 +82,11 @@ class Instance:
         self._watching = loop.create_task(self._watch(), name="watch browser")
 
     @classmethod
-    async def start(cls, source: BrowserSource, ledger: Ledger | None = None, limits: Limits | None = None) -> Self:
+    async def start(
+        cls, source: BrowserSource, ledger: ProcessRegistry | None = None, limits: Limits | None = None
+    ) -> Self:
         """Start one, within 15 s; errors as of `BrowserSource.start`."""
-        ledger = ledger or Ledger()
+        ledger = ledger or ProcessRegistry()
         return cls(await source.start(ledger), ledger, limits or Limits())
 
     @property

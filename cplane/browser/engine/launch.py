@@ -17,7 +17,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.engine.driver import Driver
 from cplane.browser.engine.executable import Executable, browsers_folder, driver_package, find_executable
-from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.engine.process import Process
 from cplane.egress.rules import literal
 from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
@@ -107,7 +107,7 @@ class BrowserSource:
             return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
         return str(self.executable or self.engine.value)
 
-    async def start(self, ledger: Ledger) -> Launched:
+    async def start(self, ledger: ProcessRegistry) -> Launched:
         """Start a driver and a browser, within 15 s.
 
         Raises:

@@ -18,7 +18,7 @@ from cplane.browser.engine.process import Process
 log = structlog.get_logger("cplane")
 
 
-class Ledger:
+class ProcessRegistry:
     """One file for each browser, in a folder of this user's, and a folder for its artifacts; a browser that ended in good order takes both along.
 
     A worker that is killed leaves its files. Whoever opens a pool next ends the browsers in them that still run and

@@ -12,14 +12,14 @@ from typing import Any, Self, TypeVar
 import structlog
 from playwright.async_api import Page
 
-from cplane.browser.engine.fleet import Fleet
+from cplane.browser.engine.fleet import BrowserSupervisor
 from cplane.browser.engine.instance import CLOSE_S, Instance, Limits
 from cplane.browser.engine.launch import BrowserSource
 from cplane.browser.lease import PageLease
 from cplane.browser.pool.shared import SharedContext
-from cplane.browser.pool.sharing import Sharing
-from cplane.browser.pool.slots import Slots
-from cplane.browser.pool.stock import Ready, Stock
+from cplane.browser.pool.sharing import SharedContexts
+from cplane.browser.pool.slots import FairSemaphore
+from cplane.browser.pool.stock import Ready, WarmPages
 from cplane.egress import EgressProxy, Gate, Upstream
 from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
 from cplane.jobs.page_options import PageOptions, Trace
@@ -43,7 +43,7 @@ class PoolStats:
     free: int
     """Pages that can be acquired now."""
     open: int
-    """Slots in use: pages that are lent, being opened or being closed."""
+    """FairSemaphore in use: pages that are lent, being opened or being closed."""
     parking: int
     """Shared pages that were given back and are being seen to; most of them hold no slot."""
     warm: int
@@ -106,7 +106,7 @@ class BrowserPool:
         self._limits = limits or Limits()
         source = source or BrowserSource(executable=executable, sandbox=sandbox)
         self._on_server = source.server_url is not None
-        self._fleet = Fleet(
+        self._fleet = BrowserSupervisor(
             _source(source, egress),
             browsers,
             self._limits,
@@ -115,10 +115,10 @@ class BrowserPool:
         )
         self._egress = egress
         self._trace: Trace = trace
-        self._slots = Slots(max_pages)
-        self._stock = Stock((max_pages + 1) // 2 if warm is None else warm)
+        self._slots = FairSemaphore(max_pages)
+        self._stock = WarmPages((max_pages + 1) // 2 if warm is None else warm)
         self._stock.expect(self._decided(PageOptions()))
-        self._sharing = Sharing(
+        self._sharing = SharedContexts(
             partial(self._open_page, shared=True),
             owner=self._fleet.owner,
             most_uses=self._limits.pages,

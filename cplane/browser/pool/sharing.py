@@ -17,7 +17,7 @@ Name = tuple[str, str]
 """The scope, and the options' key."""
 
 
-class Sharing:
+class SharedContexts:
     """Lends pages of shared contexts.
 
     Args:

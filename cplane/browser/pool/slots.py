@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Slots:
+class FairSemaphore:
     """First come, first served. A slot is handed straight from who releases it to who waits longest."""
 
     def __init__(self, size: int) -> None:
@@ -15,12 +15,12 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots that can be taken without waiting."""
+        """FairSemaphore that can be taken without waiting."""
         return self.size - self._used
 
     @property
     def used(self) -> int:
-        """Slots that are taken."""
+        """FairSemaphore that are taken."""
         return self._used
 
     @property

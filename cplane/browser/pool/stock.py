@@ -35,7 +35,7 @@ class Ready:
         return self.opening.cancelled() or self.opening.exception() is not None or self.opening.result().lost
 
 
-class Stock:
+class WarmPages:
     """At most `size` pages, of the options that are asked for most."""
 
     def __init__(self, size: int) -> None:

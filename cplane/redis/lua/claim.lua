@@ -3,7 +3,7 @@
 -- ARGV[1] how many at most   ARGV[2] lease in ms   ARGV[3] token of these leases, unique for this call
 -- ARGV[4] how many due ids to look at, at most
 -- answers { claimed: {place of its lane in KEYS, id, payload, try (negative: an abort is wanted), due in ms, …},
---           missing: {place, id, …}, odd: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
+--           missing: {place, id, …}, malformed: {place, id, what is wrong, payload if it is one, …}, ms until the next id falls due or -1 }
 -- The score of a leased id moves to the lease's end: it leaves the head of the queue, and a dead lease falls due by itself. Half a
 -- millisecond is added to it: an id that falls due with such a score has a try behind it that nobody ended, and only then, and when a
 -- try ends that is followed by another, are tries written down (arq:retry). Most jobs are tried once.
@@ -14,22 +14,22 @@ local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local room, lease_ms, looks = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
 local RECORD = '\166record\195' -- envelope.RECORD_END
 local aborts = redis.call('EXISTS', 'arq:abort') == 1
-local claimed, missing, odd, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
+local claimed, missing, malformed, count, looked, wait_ms = {}, {}, {}, 0, 0, -1
 local ends = string.format('%.1f', now_ms + lease_ms + 0.5) -- once: to print a number takes long
 
 -- an id whose keys are of a foreign kind leaves the queue whole; its payload, if it has one, is reported with it
-local function set_aside(place, id, payload, what)
+local function dead_letter(place, id, payload, what)
   redis.call('DEL', 'arq:retry:' .. id, 'arq:in-progress:' .. id)
   if payload ~= '' then redis.call('DEL', 'arq:job:' .. id) end
   redis.call('ZREM', KEYS[place], id)
-  local at = #odd
-  odd[at + 1], odd[at + 2], odd[at + 3], odd[at + 4] = place, id, what, payload
+  local at = #malformed
+  malformed[at + 1], malformed[at + 2], malformed[at + 3], malformed[at + 4] = place, id, what, payload
 end
 
 -- what an id without a payload is: missing, or something of a foreign kind stands in its place
 local function leave(place, id)
   local kind = redis.call('TYPE', 'arq:job:' .. id).ok
-  if kind ~= 'none' then return set_aside(place, id, '', 'arq:job:' .. id .. ' holds a ' .. kind) end
+  if kind ~= 'none' then return dead_letter(place, id, '', 'arq:job:' .. id .. ' holds a ' .. kind) end
   redis.call('ZREM', KEYS[place], id)
   missing[#missing + 1], missing[#missing + 2] = place, id
 end
@@ -49,7 +49,7 @@ end
 local moves = {}
 local function grant(place, id, lease_key, payload, ended, due_ms)
   local try = try_of(id, payload, ended, due_ms)
-  if not try then return set_aside(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
+  if not try then return dead_letter(place, id, payload, 'arq:retry:' .. id .. ' holds no number') end
   if aborts and redis.call('ZSCORE', 'arq:abort', id) then try = -try end
   count = count + 1
   redis.call('SET', lease_key, ARGV[3], 'PX', ARGV[2])
@@ -95,4 +95,4 @@ for place = 1, 3 do
 end
 -- more is due than this worker has room for: wake the next sleeper
 if wait_ms == 0 and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
-return { claimed, missing, odd, wait_ms }
+return { claimed, missing, malformed, wait_ms }

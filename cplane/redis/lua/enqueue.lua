@@ -2,7 +2,7 @@
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
 -- ARGV[1] msgpack: for each id lane, id, payload, delay in ms from now (Redis's clock), true if a kept result blocks it,
 --   ms by which an id that is there already, and that nobody has leased, may be due later than that; negative: it stays as it is,
---   the hosts that it takes the time of or '': who waits in the line of one (line.lua) is as late as the line says
+--   the hosts that it takes the time of or '': who waits in the line of one (limiter_common.lua) is as late as the line says
 -- ARGV[2] ms a payload lives after it is due
 -- answers for each id: 1 scheduled, 0 already there, -1 a kept result blocks it
 local now = redis.call('TIME')

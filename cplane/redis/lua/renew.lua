@@ -12,7 +12,7 @@ for i, held in ipairs(cmsgpack.unpack(ARGV[1])) do
   if lease == token then
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, lease_ms)
     redis.call('ZADD', KEYS[lane], 'XX', now_ms + lease_ms + 0.5, id) -- the half: see claim.lua
-    for host in string.gmatch(held[4] or '', '%S+') do -- its places: see line.lua
+    for host in string.gmatch(held[4] or '', '%S+') do -- its places: see limiter_common.lua
       local places = 'cplane:host:' .. host .. ':held'
       redis.pcall('ZADD', places, now_ms + lease_ms, id .. ' ' .. token)
       redis.call('PEXPIRE', places, lease_ms + 60000)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cplane.browser import BrowserPool
-from cplane.browser.engine.ledger import Ledger
+from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.engine.process import Process
 from tests.browser.pools import until
 
@@ -35,11 +35,11 @@ def profile(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
+def ledger(tmp_path: Path) -> ProcessRegistry:
+    return ProcessRegistry(tmp_path / "ledger")
 
 
-def orphan(ledger: Ledger, browser: Process) -> None:
+def orphan(ledger: ProcessRegistry, browser: Process) -> None:
     """Let the browser's file name an owner that is gone."""
     path = ledger.folder / f"{browser.pid}-{browser.started}.json"
     entry = json.loads(path.read_text())
@@ -48,7 +48,7 @@ def orphan(ledger: Ledger, browser: Process) -> None:
 
 
 async def test_a_browser_whose_worker_is_gone_is_ended_and_its_folder_removed(
-    ledger: Ledger, sleeper: Process, profile: Path
+    ledger: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
     await ledger.enter(sleeper, profile)
     orphan(ledger, sleeper)
@@ -58,7 +58,9 @@ async def test_a_browser_whose_worker_is_gone_is_ended_and_its_folder_removed(
     assert list(ledger.folder.iterdir()) == []
 
 
-async def test_a_browser_whose_worker_lives_is_not_touched(ledger: Ledger, sleeper: Process, profile: Path) -> None:
+async def test_a_browser_whose_worker_lives_is_not_touched(
+    ledger: ProcessRegistry, sleeper: Process, profile: Path
+) -> None:
     await ledger.enter(sleeper, profile)
     assert await ledger.sweep() == 0
     assert sleeper.alive
@@ -69,7 +71,7 @@ async def test_a_browser_whose_worker_lives_is_not_touched(ledger: Ledger, sleep
 
 
 async def test_a_later_process_of_the_same_number_is_not_killed(
-    ledger: Ledger, sleeper: Process, profile: Path
+    ledger: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
     earlier = Process(sleeper.pid, "1")
     await ledger.enter(earlier, profile)
@@ -81,7 +83,7 @@ async def test_a_later_process_of_the_same_number_is_not_killed(
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"owner": 1}', '{"owner": ["a"]}', "\0"])
 async def test_a_file_that_is_none_of_ours_is_removed_and_nothing_else(
-    ledger: Ledger, text: str, sleeper: Process
+    ledger: ProcessRegistry, text: str, sleeper: Process
 ) -> None:
     ledger.folder.mkdir(mode=0o700)
     (ledger.folder / f"{sleeper.pid}-{sleeper.started}.json").write_text(text)
@@ -90,7 +92,9 @@ async def test_a_file_that_is_none_of_ours_is_removed_and_nothing_else(
     assert list(ledger.folder.iterdir()) == []
 
 
-async def test_only_folders_of_playwrights_are_removed(ledger: Ledger, sleeper: Process, tmp_path: Path) -> None:
+async def test_only_folders_of_playwrights_are_removed(
+    ledger: ProcessRegistry, sleeper: Process, tmp_path: Path
+) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     await ledger.enter(sleeper, precious)
@@ -100,8 +104,10 @@ async def test_only_folders_of_playwrights_are_removed(ledger: Ledger, sleeper: 
     assert precious.exists()
 
 
-async def test_a_folder_that_is_a_link_is_not_trusted(ledger: Ledger, sleeper: Process, tmp_path: Path) -> None:
-    elsewhere = Ledger(tmp_path / "elsewhere")
+async def test_a_folder_that_is_a_link_is_not_trusted(
+    ledger: ProcessRegistry, sleeper: Process, tmp_path: Path
+) -> None:
+    elsewhere = ProcessRegistry(tmp_path / "elsewhere")
     await elsewhere.enter(sleeper, None)
     orphan(elsewhere, sleeper)
     ledger.folder.symlink_to(elsewhere.folder)
@@ -115,7 +121,7 @@ async def test_a_pool_that_is_left_strikes_its_browsers_and_their_folders() -> N
         assert browser.process is not None
         assert browser.profile is not None
         profile = browser.profile
-        path = Ledger().folder / f"{browser.process.pid}-{browser.process.started}.json"
+        path = ProcessRegistry().folder / f"{browser.process.pid}-{browser.process.started}.json"
         assert path.exists()
         assert profile.exists()
     assert not path.exists()

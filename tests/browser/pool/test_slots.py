@@ -2,12 +2,12 @@ import asyncio
 
 import pytest
 
-from cplane.browser.pool.slots import Slots
+from cplane.browser.pool.slots import FairSemaphore
 from cplane.errors import BrowserGone
 
 
 async def test_a_slot_is_handed_to_who_waits_longest() -> None:
-    slots = Slots(1)
+    slots = FairSemaphore(1)
     order: list[int] = []
 
     async def take(number: int) -> None:
@@ -27,7 +27,7 @@ async def test_a_slot_is_handed_to_who_waits_longest() -> None:
 
 
 async def test_who_comes_later_does_not_overtake_who_was_handed_a_slot() -> None:
-    slots = Slots(1)
+    slots = FairSemaphore(1)
     await slots.acquire()
     waiting = asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
@@ -40,7 +40,7 @@ async def test_who_comes_later_does_not_overtake_who_was_handed_a_slot() -> None
 
 
 async def test_a_cancelled_waiter_leaves_the_line() -> None:
-    slots = Slots(1)
+    slots = FairSemaphore(1)
     await slots.acquire()
     cancelled, patient = asyncio.create_task(slots.acquire()), asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def test_a_cancelled_waiter_leaves_the_line() -> None:
 
 
 async def test_a_slot_handed_to_a_waiter_that_is_being_cancelled_goes_to_the_next() -> None:
-    slots = Slots(1)
+    slots = FairSemaphore(1)
     await slots.acquire()
     cancelled, patient = asyncio.create_task(slots.acquire()), asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
@@ -67,7 +67,7 @@ async def test_a_slot_handed_to_a_waiter_that_is_being_cancelled_goes_to_the_nex
 
 
 async def test_dismissed_waiters_learn_why_and_hold_nothing() -> None:
-    slots = Slots(1)
+    slots = FairSemaphore(1)
     await slots.acquire()
     waiters = [asyncio.create_task(slots.acquire()) for _ in range(3)]
     await asyncio.sleep(0)

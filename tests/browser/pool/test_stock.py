@@ -10,7 +10,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions
 from cplane.browser.engine.instance import Instance
-from cplane.browser.pool.stock import REMEMBERED, Stock
+from cplane.browser.pool.stock import REMEMBERED, WarmPages
 from cplane.errors import InvalidArguments
 from tests.browser.pools import contexts, running, settled, until
 
@@ -149,14 +149,14 @@ async def test_leaving_the_pool_while_pages_are_prepared_leaves_nothing(descenda
 
 
 def test_the_stock_is_shared_out_by_how_often_options_are_asked_for() -> None:
-    stock = Stock(4)
+    stock = WarmPages(4)
     for options in [WIDE] * 9 + [SMALL] * 3:
         stock.ask(options)
     assert [options.key for options in stock.missing()] == [WIDE.key] * 3 + [SMALL.key]
 
 
 def test_options_that_nobody_asked_for_lately_are_forgotten() -> None:
-    stock = Stock(2)
+    stock = WarmPages(2)
     stock.expect(WIDE)
     for _ in range(REMEMBERED):
         stock.ask(SMALL)
@@ -164,7 +164,7 @@ def test_options_that_nobody_asked_for_lately_are_forgotten() -> None:
 
 
 def test_options_that_are_refused_are_not_prepared_for() -> None:
-    stock = Stock(2)
+    stock = WarmPages(2)
     stock.expect(WIDE)
     stock.forget(WIDE.key)
     assert stock.missing() == []

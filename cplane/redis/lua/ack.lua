@@ -1,11 +1,11 @@
--- Give leases back. (line.lua stands before this.)
--- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] set-aside stream
+-- Give leases back. (limiter_common.lua stands before this.)
+-- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list   KEYS[5] stream of dead letters
 -- ARGV[1] msgpack: for each lease lane, id, token, try, action, number, text, keep, the hosts of which it holds a place or ''
 --   0 done     the job is final: the id leaves Redis; a result (`text`) that is not empty is kept `number` ms (0: for ever);
 --              with `keep` > 0 the lease stays for so many ms, so that the same id cannot run at once again (arq's cron jobs)
 --   1 retry    due again in `number` ms from now (Redis's clock); a `text` that is not empty is the new payload
 --   2 release  handed back, due at `number` (its old score, ms), the try not counted
---   3 aside    the id leaves the queue; its payload goes to the set-aside stream with `text`, the reason
+--   3 dead letter  the id leaves the queue; its payload goes to the stream of dead letters with `text`, the reason
 --   4 postpone due again in `number` ms from now, the try not counted
 -- `try` is the one that ends here, as claim.lua counted it; 0 for a record, whose tries are counted in Postgres
 -- answers for each: 1 applied, 0 another's lease (nothing touched), -1 no lease known (nothing touched)

@@ -1,4 +1,4 @@
--- The hosts that jobs take the time of, and the browser sessions that one job at a time may have: hosts.lua and finish.lua begin with
+-- The hosts that jobs take the time of, and the browser sessions that one job at a time may have: acquire.lua and ack.lua begin with
 -- this text. A session is a host with one place, and stands as "@NAME". A job names what it needs in one text, with a space between.
 -- cplane:host:HOST       hash: `tat` (GCRA: when the next start is due at a steady rate, ms), `until` (the end of the cooldown, ms), and the
 --                        limits that were asked for last: `concurrency` and `interval` (ms from start to start), 0: any; `burst`

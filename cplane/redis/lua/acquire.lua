@@ -1,4 +1,4 @@
--- Ask whether leased ids may start on their hosts; who may not goes back to the queue. (line.lua stands before this.)
+-- Ask whether leased ids may start on their hosts; who may not goes back to the queue. (limiter_common.lua stands before this.)
 -- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)   KEYS[4] wake list
 -- ARGV[1] msgpack: for each { lane, id, token of its lease, due in ms (its score before it was leased), host and session,
 --   places of the host (0: any), ms between two starts (0: any), starts that may come at once }

@@ -1,4 +1,4 @@
--- Leave a host alone: no job of it starts for a while. See line.lua.
+-- Leave a host alone: no job of it starts for a while. See limiter_common.lua.
 -- KEYS[1] the host's hash   KEYS[2] the hosts somebody had to wait for   ARGV[1] host   ARGV[2] ms
 -- answers ms until the cooldown ends; one that lasts longer already stays
 local now = redis.call('TIME')
