@@ -1,7 +1,7 @@
-"""How much of a host's time jobs may take: `PerHost`, the host that a URL names, and the places that a job takes.
+"""How much of a host's time jobs may take: `PerHost`, the host that a URL names, and the limit keys of a job.
 
-A job may take a place on a host, of a browser session, or both: in Redis, in envelopes and in records that is one text of words, the
-session's with an `@` before it, for no host begins so.
+A job may be limited by a host, by a browser session, or by both. Records, envelopes and leases have these as limit keys; a session's
+begins with `@`, as no host does.
 """
 
 import math
@@ -109,20 +109,21 @@ def host_of(url: str) -> str | None:
     return named if 0 < len(named) <= LONGEST_HOST and named.isascii() and named.isprintable() else None
 
 
-def places_of(session: str | None, host: str | None) -> str | None:
-    """The places that a job takes, as text; None: none."""
-    words = [f"@{session}"] if session is not None else []
-    return " ".join([*words, *([host] if host is not None else [])]) or None
+def limit_keys_of(session: str | None, host: str | None) -> tuple[str, ...]:
+    """Return the keys that a job is limited by. A browser session's begins with `@`, as no host does."""
+    if session is None:
+        return () if host is None else (host,)
+    return (f"@{session}",) if host is None else (f"@{session}", host)
 
 
-def host_among(places: str) -> str | None:
-    """The host in a text of places; None: there is none."""
-    return next((word for word in places.split(" ") if word and not word.startswith("@")), None)
+def host_among(limit_keys: tuple[str, ...]) -> str | None:
+    """Return the host among limit keys, or None."""
+    return next((key for key in limit_keys if not key.startswith("@")), None)
 
 
-def session_among(places: str) -> str | None:
-    """The browser session in a text of places; None: there is none."""
-    return next((word[1:] for word in places.split(" ") if word.startswith("@")), None)
+def session_among(limit_keys: tuple[str, ...]) -> str | None:
+    """Return the browser session among limit keys, without its `@`, or None."""
+    return next((key[1:] for key in limit_keys if key.startswith("@")), None)
 
 
 def _is_int(value: object) -> bool:

@@ -14,7 +14,7 @@ from cplane.errors import CplaneError, InvalidArguments, NoControlPlane, Problem
 from cplane.jobs.handle import Handle
 from cplane.jobs.names import QUEUE_NAME
 from cplane.jobs.options import read_priority
-from cplane.jobs.per_host import PerHost, places_of
+from cplane.jobs.per_host import PerHost, limit_keys_of
 from cplane.jobs.states import Priority
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     run_at: datetime | None = None
     key: str | None = None
 
-    def places(self, defaults: PerHost | None) -> str | None:
-        """The places that the job takes, of a host and of a browser session, as text; None: none (`politeness.places_of`)."""
+    def limit_keys(self, defaults: PerHost | None) -> tuple[str, ...]:
+        """Return the keys that the job is limited by: its browser session and its host."""
         session, host = self.job.session(self.args_json), self.job.host(self.args_json, defaults)
-        return None if session is host is None else places_of(session, host)
+        return limit_keys_of(session, host)
 
 
 class Submitter(Protocol):

@@ -252,7 +252,7 @@ class ControlPlane:
             run_at=submission.run_at,
             key=submission.key,
             request_hash=_request_hash(submission) if submission.key is not None else None,
-            host=submission.places(self._per_host),
+            limit_keys=submission.limit_keys(self._per_host),
         )
 
     def _handle(self, submission: Submission, submitted: Submitted) -> Handle[Any]:
@@ -269,7 +269,7 @@ class ControlPlane:
         answers = await self.store.submit(records, early=early)
         pushes = [
             EnqueueRequest.of_record(
-                record.queue, record.priority, answer.id, record.job, answer.delay_ms, host=record.host
+                record.queue, record.priority, answer.id, record.job, answer.delay_ms, limit_keys=record.limit_keys
             )
             for record, answer in zip(records, answers, strict=True)
             if isinstance(answer, Submitted) and answer.created
@@ -458,7 +458,9 @@ class ControlPlane:
 
     async def _schedule_again(self, standings: Sequence[Standing]) -> None:
         pushes = [
-            EnqueueRequest.of_record(each.queue, each.priority, each.id, each.job, 0, host=each.host, late_ms=0)
+            EnqueueRequest.of_record(
+                each.queue, each.priority, each.id, each.job, 0, limit_keys=each.limit_keys, late_ms=0
+            )
             for each in standings
         ]
         await asyncio.wait([self._schedule.put(pushes)], timeout=PUSH_WAIT_S)

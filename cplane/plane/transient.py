@@ -109,8 +109,8 @@ class TransientJobs:
             )
             if value != own
         }
-        host, args = submission.places(self._per_host), msgspec.json.decode(submission.args_json)
-        payload = encode_envelope(submission.job.name, (), args, host=host, **elsewhere)
+        limit_keys, args = submission.limit_keys(self._per_host), msgspec.json.decode(submission.args_json)
+        payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **elsewhere)
         return EnqueueRequest(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:

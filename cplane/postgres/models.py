@@ -23,7 +23,7 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlmodel import Field, SQLModel
 
@@ -93,7 +93,7 @@ class JobRecord(Base, table=True):
     progress_note: str | None = Field(default=None, sa_column=Column(Text))
     key: str | None = Field(default=None, sa_column=Column(Text))
     request_hash: bytes | None = None
-    host: str | None = Field(default=None, sa_column=Column(Text))
+    limit_keys: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text)))
     attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     crashes: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))

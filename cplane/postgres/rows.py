@@ -32,8 +32,8 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     run_at: datetime | None = None
     key: str | None = None
     request_hash: bytes | None = None
-    host: str | None = None
-    """The host that it takes the time of, if it is limited per host."""
+    limit_keys: tuple[str, ...] = ()
+    """The keys that the job is limited by: its host, its browser session."""
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +106,7 @@ class Standing:
     job: str
     queue: str
     priority: Priority
-    host: str | None
+    limit_keys: tuple[str, ...]
     due_in_ms: int
 
 
@@ -138,8 +138,8 @@ def read_submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | Ide
 
 def read_standing(row: Any) -> Standing:
     """Return a row of a statement that ends in DUE_IN_MS."""
-    id_, state, job, queue, priority, host, due_in_ms = row
-    return Standing(id_, State(state), job, queue, Priority(priority), host, max(0, due_in_ms))
+    id_, state, job, queue, priority, limit_keys, due_in_ms = row
+    return Standing(id_, State(state), job, queue, Priority(priority), tuple(limit_keys or ()), max(0, due_in_ms))
 
 
 def running_attempt(record: JobRecord) -> AttemptRecord:

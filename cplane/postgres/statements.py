@@ -37,16 +37,16 @@ DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint
 
 _NEW = """
     coalesce(job, :job), coalesce(queue, :queue), coalesce(priority, :priority), 'queued', 'submit', args::jsonb,
-    coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), host
+    coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), string_to_array(limit_keys, ' ')
 """
 _NEW_COLUMNS = """
     CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
-    CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:hosts AS text[])
+    CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:limit_keys AS text[])
 """
 
 _SUBMIT = f"""
-    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host)
-    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, host)
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys)
+    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys)
 """
 _SUBMITTED = f"RETURNING id, {DUE_IN_MS}, created_at, run_at"
 
@@ -64,10 +64,10 @@ FLUSH = Statement("SELECT pg_logical_emit_message(true, 'cplane', '')")
 
 # To look for another of the same key costs each row something, also those without one
 SUBMIT_KEYED = Statement(f"""
-    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, host, key, request_hash)
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, key, request_hash)
     SELECT id, {_NEW}, key, request_hash
     FROM unnest({_NEW_COLUMNS}, CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
-         AS new (id, job, queue, priority, args, delay_s, run_at, host, key, request_hash)
+         AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys, key, request_hash)
     ORDER BY key
     ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
     {_SUBMITTED}
@@ -96,7 +96,7 @@ _NEW_BUDGETS = """
 REPLAY = Statement(f"""
     UPDATE cplane.jobs {_NEW_BUDGETS}
     WHERE id = :id AND state IN ('failed', 'cancelled')
-    RETURNING id, state, job, queue, priority, host, {DUE_IN_MS}
+    RETURNING id, state, job, queue, priority, limit_keys, {DUE_IN_MS}
 """)
 
 REPLAY_MANY = Statement(f"""
@@ -110,7 +110,7 @@ REPLAY_MANY = Statement(f"""
     )
     UPDATE cplane.jobs {_NEW_BUDGETS}
     FROM chosen WHERE jobs.id = chosen.id
-    RETURNING jobs.id, state, job, queue, priority, host, {DUE_IN_MS}
+    RETURNING jobs.id, state, job, queue, priority, limit_keys, {DUE_IN_MS}
 """)
 
 # one look-up a queue, however many records wait
@@ -269,7 +269,7 @@ FINISH = Statement("""
 """)
 
 STANDING = Statement("""
-    SELECT id, state, job, queue, priority, host,
+    SELECT id, state, job, queue, priority, limit_keys,
            ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
     FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
@@ -288,26 +288,26 @@ REAP = Statement(f"""
             error_traceback = '',
             finished_at = CASE WHEN cancel_requested OR crashes + 1 >= CAST(:max_crashes AS int) THEN clock_timestamp() END
         FROM dead WHERE jobs.id = dead.id
-        RETURNING jobs.id, state, job, queue, priority, host, attempt, error_message, run_at, dead.worker, dead.cause AS old_cause, dead.started_at
+        RETURNING jobs.id, state, job, queue, priority, limit_keys, attempt, error_message, run_at, dead.worker, dead.cause AS old_cause, dead.started_at
     ),
     noted AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
         SELECT id, attempt, worker, old_cause, 'lost', started_at, clock_timestamp(), 'WorkerLost', error_message FROM reaped
     )
-    SELECT id, state, job, queue, priority, host, {DUE_IN_MS} FROM reaped
+    SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM reaped
 """)
 
 OVERDUE = Statement(f"""
     SELECT head.* FROM (VALUES ('high'), ('normal'), ('low')) AS lane (priority)
     CROSS JOIN LATERAL (
-        SELECT id, state, job, queue, priority, host, {DUE_IN_MS} FROM cplane.jobs
+        SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
         WHERE state = 'queued' AND queue = :queue AND jobs.priority = lane.priority AND run_at < clock_timestamp() - interval '1 second'
         ORDER BY run_at LIMIT :limit
     ) AS head
 """)
 
 QUEUED = Statement(f"""
-    SELECT id, state, job, queue, priority, host, {DUE_IN_MS} FROM cplane.jobs
+    SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
     WHERE state = 'queued' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
 """)
 

@@ -75,7 +75,7 @@ class Store:
             "args": [record.args_json.decode() for record in records],
             "delays": optional_column([record.delay_s for record in records]),
             "run_ats": optional_column([record.run_at for record in records]),
-            "hosts": optional_column([record.host for record in records]),
+            "limit_keys": optional_column([" ".join(record.limit_keys) or None for record in records]),
         }
         earlier: dict[str, Any] = {}
         if any(record.key is not None for record in records):

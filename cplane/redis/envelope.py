@@ -29,8 +29,8 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     a: Sequence[Any]
     k: dict[str, Any]
     et: int
-    host: str | None = None
-    """The host that the job takes the time of, if it is limited per host, and the browser session it needs (`politeness.places_of`)."""
+    limit_keys: tuple[str, ...] = ()
+    """The keys that the job is limited by (`per_host.limit_keys_of`)."""
     record: bool = False
     """The job has a record in Postgres, and its arguments are there."""
     failures: int = 0
@@ -73,14 +73,14 @@ def encode_envelope(
     return _encoder.encode(Envelope(None, function, args, cast("dict[str, Any]", kwargs or {}), now_ms(), **more))
 
 
-def record_envelope(function: str, host: str | None = None) -> bytes:
+def record_envelope(function: str, limit_keys: tuple[str, ...] = ()) -> bytes:
     """A job whose record has the rest. Envelopes of the same second are the same bytes: they are made, and read, once."""
-    return _record_envelope(function, int(time.time()) * 1000, host)
+    return _record_envelope(function, int(time.time()) * 1000, limit_keys)
 
 
 @lru_cache(maxsize=1024)
-def _record_envelope(function: str, enqueued_ms: int, host: str | None) -> bytes:
-    return _encoder.encode(Envelope(None, function, (), {}, enqueued_ms, host=host, record=True))
+def _record_envelope(function: str, enqueued_ms: int, limit_keys: tuple[str, ...]) -> bytes:
+    return _encoder.encode(Envelope(None, function, (), {}, enqueued_ms, limit_keys=limit_keys, record=True))
 
 
 def decode_envelope(payload: bytes) -> Envelope:

@@ -28,8 +28,8 @@ class LimitRequest(msgspec.Struct, frozen=True, gc=False):
     """One leased id that wants to start."""
 
     lease: Lease
-    host: str
-    """The places it takes, as text: a host's, a browser session's, or both (see `politeness.places_of`)."""
+    limit_keys: tuple[str, ...]
+    """A host, a browser session, or both (see `per_host.limit_keys_of`)."""
     limits: PerHost
     """Of the host; a session has one place."""
 
@@ -62,7 +62,7 @@ class Limiter:
         """For leased ids of one queue: GRANTED, LEASE_GONE, or in how many ms the id is due again; it is not leased any more."""
         batch = [
             (
-                LANE[ask.lease.priority], ask.lease.id, ask.lease.token, ask.lease.due.decode(), ask.host,
+                LANE[ask.lease.priority], ask.lease.id, ask.lease.token, ask.lease.due.decode(), " ".join(ask.limit_keys),
                 ask.limits.concurrency or 0, ask.limits.interval_ms, ask.limits.burst,
             )
             for ask in asks

@@ -33,8 +33,8 @@ class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
     """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
     late_ms: int = -1
     """An id that is there already, and that nobody has leased, may be due so much later than this; negative: it stays as it is."""
-    host: str = ""
-    """The places that it takes: who waits in the line of one may be due as late as the line says."""
+    limit_keys: tuple[str, ...] = ()
+    """Limit keys the job needs. While it waits for one of them, `late_ms` does not apply."""
 
     @classmethod
     def of_record(
@@ -45,12 +45,12 @@ class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
         job: str,
         delay_ms: int,
         *,
-        host: str | None = None,
+        limit_keys: tuple[str, ...] = (),
         late_ms: int = -1,
     ) -> Self:
         """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
-        payload = record_envelope(job, host)
-        return cls(queue, str(record_id), payload, max(0, delay_ms), priority, late_ms=late_ms, host=host or "")
+        payload = record_envelope(job, limit_keys)
+        return cls(queue, str(record_id), payload, max(0, delay_ms), priority, late_ms=late_ms, limit_keys=limit_keys)
 
 
 class EnqueueResult(IntEnum):
@@ -74,8 +74,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     """Its score in Redis: when it was due, ms."""
     token: str
     abort_wanted: bool = False
-    host: str = ""
-    """The places that it holds, as text (`politeness.places_of`); they are renewed and given back with the lease."""
+    limit_keys: tuple[str, ...] = ()
+    """The limit keys of which it holds a slot; they are renewed and released with the lease."""
 
     @property
     def due_ms(self) -> int:

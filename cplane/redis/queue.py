@@ -68,7 +68,7 @@ class Queue:
             for push in group:
                 batch += (
                     LANE[push.priority], packed_id(push.id), packed_bytes(push.payload), push.delay_ms, push.once, push.late_ms,
-                    push.host,
+                    " ".join(push.limit_keys),
                 )  # fmt: skip
             return await self._answers("enqueue", [*lane_keys(queue), wake_key(queue)], pack(batch), PAYLOAD_TTL_MS)
 
@@ -128,7 +128,9 @@ class Queue:
         """Extend leases."""
 
         async def send(queue: str, group: Sequence[Lease]) -> list[int]:
-            batch = [(LANE[lease.priority], packed_id(lease.id), lease.token, lease.host) for lease in group]
+            batch = [
+                (LANE[lease.priority], packed_id(lease.id), lease.token, " ".join(lease.limit_keys)) for lease in group
+            ]
             return await self._answers("renew", lane_keys(queue), pack(batch), int(lease_s * 1000))
 
         async with translated("renewing leases"):
@@ -142,7 +144,7 @@ class Queue:
             for back in group:
                 batch += (
                     LANE[back.lease.priority], packed_id(back.lease.id), back.lease.token, back.lease.try_ended,
-                    back.action, back.number, packed_bytes(back.text), back.keep_ms, back.lease.host,
+                    back.action, back.number, packed_bytes(back.text), back.keep_ms, " ".join(back.lease.limit_keys),
                 )  # fmt: skip
             return await self._answers("ack", [*lane_keys(queue), wake_key(queue), DEAD_LETTERS], pack(batch))
 

@@ -269,7 +269,7 @@ async def _perform(attempt: Attempt) -> Outcome | None:
             raise asyncio.CancelledError
         if isinstance(job, PlainFunction):
             return _succeeded(attempt, value=await job.call(attempt.args, attempt.lease, attempt.number, tools.ctx))
-        if host_among(attempt.lease.host):
+        if host_among(attempt.lease.limit_keys):
             retry_after.respected.set(tools.respects_retry_after)
         args = attempt.args
         arguments = job.decode(args) if isinstance(args, bytes) else job.decode_call(args.a, args.k)
@@ -381,7 +381,7 @@ def stopped_outcome(attempt: Attempt) -> Outcome | None:
 
 async def _cool_down(attempt: Attempt, seconds: float) -> bool:
     """Leave the host of the job alone, for all workers; answers whether it has one, and Redis was told."""
-    host = host_among(attempt.lease.host)
+    host = host_among(attempt.lease.limit_keys)
     if host is None:
         return False
     try:

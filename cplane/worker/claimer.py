@@ -15,7 +15,7 @@ import structlog
 
 from cplane.errors import DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch, UnknownJob
 from cplane.jobs.definition import AnyJob
-from cplane.jobs.per_host import PerHost, host_among, places_of, session_among
+from cplane.jobs.per_host import PerHost, host_among, limit_keys_of, session_among
 from cplane.jobs.registry import Registry
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, State
 from cplane.postgres.rows import Error, Finish, Started
@@ -265,7 +265,7 @@ class Claimer:
             log.debug("jobs wait for their hosts", queue=self._queue, count=len(asks) - len(granted))
         if self._in_time(sent, len(granted)):
             for ask in granted:
-                self._sort(msgspec.structs.replace(ask.lease, host=ask.host), sorted_)
+                self._sort(msgspec.structs.replace(ask.lease, limit_keys=ask.limit_keys), sorted_)
             self._begin_sorted(sorted_)
         return unasked
 
@@ -317,14 +317,14 @@ class Claimer:
 
     def _must_ask(self, envelope: Envelope, lease: Lease, job: AnyJob | PlainFunction, into: "_Sorted") -> bool:
         """Whether it has to be asked for a place first; who has asked holds it."""
-        if envelope.host is None or lease.host or lease.abort_wanted or isinstance(job, PlainFunction):
+        if not envelope.limit_keys or lease.limit_keys or lease.abort_wanted or isinstance(job, PlainFunction):
             return False
         limits = job.limits(self._shared.per_host)
-        host = host_among(envelope.host) if limits is not None else None
-        places = places_of(session_among(envelope.host), host)
-        if places is not None:
-            into.asks.append(LimitRequest(lease, places, limits or UNLIMITED))
-        return places is not None
+        host = host_among(envelope.limit_keys) if limits is not None else None
+        limit_keys = limit_keys_of(session_among(envelope.limit_keys), host)
+        if limit_keys:
+            into.asks.append(LimitRequest(lease, limit_keys, limits or UNLIMITED))
+        return bool(limit_keys)
 
     async def _start(self, leases: dict[UUID, Lease], sent: float) -> None:
         """Start records and begin each that is ours; Redis is told of the others."""

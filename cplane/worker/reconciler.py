@@ -95,7 +95,9 @@ class Reconciler:
 
     async def _schedule(self, standings: Sequence[Standing], *, late_ms: int = LATE_MS) -> int:
         pushes = [
-            EnqueueRequest.of_record(s.queue, s.priority, s.id, s.job, s.due_in_ms, host=s.host, late_ms=late_ms)
+            EnqueueRequest.of_record(
+                s.queue, s.priority, s.id, s.job, s.due_in_ms, limit_keys=s.limit_keys, late_ms=late_ms
+            )
             for s in standings
         ]
         return (await self._queue.enqueue(pushes)).count(EnqueueResult.SCHEDULED) if pushes else 0

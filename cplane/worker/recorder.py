@@ -187,7 +187,7 @@ def _next_payload(attempt: Attempt, outcome: Outcome) -> bytes:
         interruptions=envelope.interruptions + outcome.interruptions,
         queue=envelope.queue,
         priority=envelope.priority,
-        host=envelope.host,
+        limit_keys=envelope.limit_keys,
     )
 
 

@@ -381,16 +381,16 @@ async def test_workers_that_do_not_know_a_job_cost_it_nothing(
 ) -> None:
     monkeypatch.setattr("cplane.worker.claimer.UNKNOWN_JOB_S", 0.001)
     job_id, returns, often = str(new_id()), list[Ack](), asyncio.Event()
-    finish = Queue.ack
+    ack = Queue.ack
 
     async def noting(queue: Queue, group: Sequence[Ack]) -> list[AckResult]:
-        answers = await finish(queue, group)
+        answers = await ack(queue, group)
         returns.extend(group)
         if len(returns) > MAX_CRASHES + 3:
             often.set()
         return answers
 
-    monkeypatch.setattr(Queue, "finish", noting)
+    monkeypatch.setattr(Queue, "ack", noting)
     await plane.queue.enqueue([EnqueueRequest("default", job_id, encode_envelope("transient_unheard_of"))])
     async with running(settings), asyncio.timeout(DEADLINE_S):
         await often.wait()

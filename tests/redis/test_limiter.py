@@ -38,14 +38,25 @@ async def next_due(plane: ControlPlane) -> Lease:
 
 async def ask(plane: ControlPlane, leases: Sequence[Lease], limits: PerHost, host: str = "a.test") -> list[int]:
     return (
-        await plane.limiter.acquire(leases[0].queue, [LimitRequest(lease, host, limits) for lease in leases])
+        await plane.limiter.acquire(
+            leases[0].queue, [LimitRequest(lease, tuple(host.split()), limits) for lease in leases]
+        )
         if leases
         else []
     )
 
 
 def held(lease: Lease, host: str = "a.test") -> Lease:
-    return Lease(lease.queue, lease.priority, lease.id, lease.payload, lease.tries, lease.due, lease.token, host=host)
+    return Lease(
+        lease.queue,
+        lease.priority,
+        lease.id,
+        lease.payload,
+        lease.tries,
+        lease.due,
+        lease.token,
+        limit_keys=tuple(host.split()),
+    )
 
 
 async def finish(plane: ControlPlane, lease: Lease, host: str = "a.test") -> None:
@@ -245,7 +256,7 @@ async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane)
     await ask(plane, await claim(plane), PerHost(rate=0.001))
     before = await due_ms(plane, "b")
     assert before > 900_000
-    again = EnqueueRequest("default", "b", b"payload", 0, late_ms=30_000, host="a.test")
+    again = EnqueueRequest("default", "b", b"payload", 0, late_ms=30_000, limit_keys=("a.test",))
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") == pytest.approx(before, abs=2000)
     await raw(plane).delete("cplane:host:a.test:line")
@@ -255,7 +266,7 @@ async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane)
 
 async def test_who_is_due_behind_one_that_waits_is_taken_along_and_nobody_else(plane: ControlPlane) -> None:
     def of(host: str | None, job: str = "f") -> bytes:
-        return encode_envelope(job, (), {"host": "a.test"}, host=host)
+        return encode_envelope(job, (), {"host": "a.test"}, limit_keys=() if host is None else tuple(host.split()))
 
     mine = [f"m{number:03}" for number in range(200)]
     payloads = {id_: of("a.test") for id_ in ("a", "b", *mine)}
@@ -332,7 +343,7 @@ async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:
     assert await ask(plane, [a], one) == [GRANTED]
     assert (await ask(plane, [b], one))[0] > 0
     await foul()
-    await plane.queue.enqueue([EnqueueRequest("default", "b", b"payload", 0, late_ms=0, host="a.test")])
+    await plane.queue.enqueue([EnqueueRequest("default", "b", b"payload", 0, late_ms=0, limit_keys=("a.test",))])
     assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
     await finish(plane, a)
     await foul()

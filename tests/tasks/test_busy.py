@@ -56,7 +56,7 @@ async def test_a_server_that_says_when_to_come_back_is_visited_then(
         result = await handle.result(timeout=DEADLINE_S)
     assert (result.title, result.status) == ("Here", 200)
     record = await plane.record(handle.id)
-    assert (record.failures, record.interruptions, record.host) == (0, 1, busy_site.url[7:-1])
+    assert (record.failures, record.interruptions, record.limit_keys) == (0, 1, [busy_site.url[7:-1]])
     first, _ = await plane.attempts(handle.id)
     assert first.error_type == "TooManyRequests"
     assert "Retry-After: 1 s" in (first.error_message or "")

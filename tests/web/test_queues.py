@@ -42,7 +42,9 @@ async def test_the_hosts_that_jobs_wait_for_are_listed(api: "Api", plane: Contro
     assert (await api.client.get("/api/v1/hosts")).json() == {"hosts": []}
     await plane.queue.enqueue([EnqueueRequest("default", id_, b"x") for id_ in ("a", "b")])
     leases = (await plane.queue.claim("default", 2, 30)).leases
-    await plane.limiter.acquire("default", [LimitRequest(lease, "a.test", PerHost(concurrency=1)) for lease in leases])
+    await plane.limiter.acquire(
+        "default", [LimitRequest(lease, ("a.test",), PerHost(concurrency=1)) for lease in leases]
+    )
     (host,) = (await api.client.get("/api/v1/hosts")).json()["hosts"]
     assert host == {
         "host": "a.test",

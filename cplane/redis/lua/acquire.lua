@@ -63,11 +63,19 @@ local function go_back(host, lane, id, member, since_ms)
   return ms
 end
 
--- what a payload says of its job and host
+-- the job and the limit keys of a payload
 local function read(payload)
   if not payload or #payload > 1000 then return end
   local sound, envelope = pcall(cmsgpack.unpack, payload)
-  if sound and type(envelope) == 'table' then return envelope.f, envelope.host end
+  if sound and type(envelope) == 'table' then return envelope.f, envelope.limit_keys end
+end
+
+local function has(keys, name)
+  if type(keys) ~= 'table' then return false end
+  for _, key in ipairs(keys) do
+    if key == name then return true end
+  end
+  return false
 end
 
 -- Those due behind one that must wait, of the same job and host, would be claimed one by one only to be told the same: they are put
@@ -82,8 +90,8 @@ local function take_along(host, lane, payload)
     local found = #due > 0 and redis.call('MGET', unpack(keys)) or {}
     for i = 1, #due, 2 do
       local id, due_ms, member = due[i], tonumber(due[i + 1]), lane .. ' ' .. due[i]
-      local its_job, its_host = read(found[i])
-      if its_job == job and its_host and string.find(' ' .. its_host .. ' ', ' ' .. host.name .. ' ', 1, true) and not found[i + 1] and due_ms % 1 == 0
+      local its_job, its_keys = read(found[i])
+      if its_job == job and has(its_keys, host.name) and not found[i + 1] and due_ms % 1 == 0
         and not redis.call('ZSCORE', host.key .. ':line', member) then
         go_back(host, lane, id, member, due_ms)
         taken = taken + 1
