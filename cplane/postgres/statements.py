@@ -288,7 +288,8 @@ REAP = Statement(f"""
             error_traceback = '',
             finished_at = CASE WHEN cancel_requested OR crashes + 1 >= CAST(:max_crashes AS int) THEN clock_timestamp() END
         FROM dead WHERE jobs.id = dead.id
-        RETURNING jobs.id, state, job, queue, priority, limit_keys, attempt, error_message, run_at, dead.worker, dead.cause AS old_cause, dead.started_at
+        RETURNING jobs.id, state, job, queue, priority, limit_keys, attempt, error_message, run_at, dead.worker,
+            dead.cause AS old_cause, dead.started_at
     ),
     noted AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
