@@ -1,4 +1,4 @@
-"""The page docs/benchmarks.md and its plots, made from the results of a run and from nothing else."""
+"""The page docs/explanation/benchmarks.md and its plots, made from the results of a run and from nothing else."""
 
 import itertools
 from collections.abc import Iterable
