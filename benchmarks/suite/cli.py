@@ -26,11 +26,11 @@ FILE_WIDTH = 180
 
 ENVIRONMENTS_HELP = """Each peer gets an environment of its own below .cache/benchmarks, with the versions in
 benchmarks/peers/NAME/requirements.txt. All systems get the same Redis and Postgres, started and emptied here. How each is configured, and
-why, stands in benchmarks/peers/NAME/app.py."""
+why, is in benchmarks/peers/NAME/app.py."""
 EPILOG = "\n\n".join(
     [
         f"[b]Scenarios[/]: {', '.join(SCENARIOS)}.",
-        f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both of ours.",
+        f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both systems of cplane.",
         "[cyan]$ python benchmarks/peers.py --quick[/]   everything, small: is it all there, and about how fast",
         "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/explanation/benchmarks.md shows",
         "[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]",
