@@ -30,8 +30,8 @@ configuration and its reasons. This page is generated from the values of that ru
 (`@job(record=False)`) has no row in Postgres, as the peers on Redis have none. A *recorded* job has a committed row for
 its submission and for every attempt.
 
-To reproduce it, from a clone, on Debian (distributions build Redis with jemalloc; the wheel that all systems use here is
-built without it, and loads the library where it is installed):
+To reproduce it, from a clone, on Debian (distributions build Redis with jemalloc; the wheel that all systems use here
+is built without it, and loads the library where it is installed):
 
 ```console
 $ apt-get install libjemalloc2
