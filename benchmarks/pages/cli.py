@@ -60,7 +60,7 @@ def main(
     deaths: Deaths = 3,
     json_file: Json = None,
 ) -> None:
-    """Measure cplane's pages beside Playwright by hand, crawlee's pool and a browser a visit, in one run, and print ratios.
+    """Measure cplane's pages, plain Playwright, crawlee's pool and a browser a visit, in one run, and print ratios.
 
     Every way visits the same page on loopback, with the same browser and four pages at once: without a pause (visits/s), then one by one with a
     pause (latency). Then whole jobs: submitted, recorded, run by a worker of its own and awaited; and browsers killed under jobs.

@@ -26,13 +26,13 @@ FILE_WIDTH = 180
 
 ENVIRONMENTS_HELP = """Each peer gets an environment of its own below .cache/benchmarks, with the versions in
 benchmarks/peers/NAME/requirements.txt. All systems get the same Redis and Postgres, started and emptied here. How each is configured, and
-why, stands in benchmarks/peers/NAME/app.py."""
+why, is in benchmarks/peers/NAME/app.py."""
 EPILOG = "\n\n".join(
     [
         f"[b]Scenarios[/]: {', '.join(SCENARIOS)}.",
-        f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both of ours.",
+        f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both systems of cplane.",
         "[cyan]$ python benchmarks/peers.py --quick[/]   everything, small: is it all there, and about how fast",
-        "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/benchmarks.md shows",
+        "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/explanation/benchmarks.md shows",
         "[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]",
         "[cyan]$ python benchmarks/peers.py --only cplane --scenario scale --full[/]   up to five million records",
         ENVIRONMENTS_HELP,
@@ -51,7 +51,7 @@ Durable = Annotated[
     bool, typer.Option("--durable/--fast", help="Whether Postgres and Redis keep what they hold through a crash.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values as JSON.")]
-Plots = Annotated[bool, typer.Option("--plots", help="Write docs/benchmarks.md and its plots.")]
+Plots = Annotated[bool, typer.Option("--plots", help="Write docs/explanation/benchmarks.md and its plots.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the log of every process in place, and say where.")]
 
 
@@ -91,7 +91,7 @@ def main(
     finally:  # an hour's values are not lost with the last minute's
         _report(console, results, json)
     if plots:
-        write_report(results, ROOT / "docs")
+        write_report(results, ROOT / "docs" / "explanation")
 
 
 def _report(console: Console, results: Results, json: Path | None) -> None:

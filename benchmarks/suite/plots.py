@@ -1,4 +1,4 @@
-"""The page docs/benchmarks.md and its plots, made from the results of a run and from nothing else."""
+"""The page docs/explanation/benchmarks.md and its plots, made from the results of a run and from nothing else."""
 
 import itertools
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ TITLES = {
     sleeping.NAME: "Jobs that sleep 100 ms, jobs a second (more is better)",
     submitting.NAME: "Submits a second (more is better)",
     pickup.NAME: "From submit to the first line of the job, ms (less is better)",
-    footprint.NAME: "What a worker costs (less is better)",
+    footprint.NAME: "Memory and idle CPU of a worker (less is better)",
     http.NAME: "HTTP submits with 32 clients",
 }
 ONE_UNIT = {http.NAME: "req/s"}
@@ -24,13 +24,14 @@ ONE_UNIT = {http.NAME: "req/s"}
 
 INTRODUCTION = """# Benchmarks
 
-cplane beside the task frameworks that people would take instead, all measured in one run on one machine, each in the configuration that its own
-documentation offers for speed; what that is, and why, is written down in `benchmarks/peers/NAME/app.py`. This page is generated from the
-values of that run, good and bad. A *transient* job (`@job(record=False)`) has no row in Postgres, as the peers on Redis have none; a
-*recorded* one has a committed row for its submission and for every attempt.
+cplane compared with the task frameworks that people would use instead. All are measured in one run on one machine, each
+in the configuration that its own documentation recommends for speed; `benchmarks/peers/NAME/app.py` has that
+configuration and its reasons. This page is generated from the values of that run, good and bad. A *transient* job
+(`@job(record=False)`) has no row in Postgres, as the peers on Redis have none. A *recorded* job has a committed row for
+its submission and for every attempt.
 
-To reproduce it, from a clone, on Debian (whoever packages Redis builds it with jemalloc; the wheel that all systems are given here is not, and is
-given the library where it is installed):
+To reproduce it, from a clone, on Debian (distributions build Redis with jemalloc; the wheel that all systems use here
+is built without it, and loads the library where it is installed):
 
 ```console
 $ apt-get install libjemalloc2
@@ -41,15 +42,15 @@ $ python benchmarks/peers.py {arguments}
 """
 
 EXPLANATION = """
-Every job gets the number of a slot in shared memory and leaves there how often it ran and when it was submitted, started and finished: a
-job that was *lost* has no run, one that was *doubled* more than one. Rounds are interleaved: every system is measured once before any is
-measured again; shown are medians.
-Before each run Redis is emptied and its log rewritten, and the database is made anew. `python benchmarks/peers.py --help` says more.
+Every job gets the number of a slot in shared memory, and writes there how often it ran and when it was submitted,
+started and finished. A *lost* job has no run, a *doubled* job more than one. Rounds are interleaved: every system is
+measured once before any is measured again. The values are medians. Before each run, Redis is emptied, its log is
+rewritten, and the database is created again. `python benchmarks/peers.py --help` has more.
 """
 
 
 def write_report(results: Results, folder: Path) -> list[Path]:
-    """Write the page and its plots; answers what was written."""
+    """Write the page and its plots; returns the paths of what was written."""
     plots = {name: drawn for name, drawn in _drawn(results) if drawn}
     written: list[Path] = []
     for name, drawn in plots.items():
@@ -104,17 +105,17 @@ def _curves(results: Results, middle: str, end: str, unit: str, title: str) -> s
 
 def _page(results: Results, plots: list[str]) -> str:
     arguments = results.conditions.get("arguments", "")
-    parts = [INTRODUCTION.format(arguments=arguments), "## Asked for, and measured\n\n", _verdicts(results)]
+    parts = [INTRODUCTION.format(arguments=arguments), "## Requirements\n\n", _verdicts(results)]
     parts += ["\n## Plots\n\n", *(f"![{name}](benchmarks-{name}.svg)\n\n" for name in plots)]
-    parts += ["## Everything\n", _rows(results), EXPLANATION, "\n## Conditions\n\n", _conditions(results)]
+    parts += ["## All results\n", _rows(results), EXPLANATION, "\n## Conditions\n\n", _conditions(results)]
     return "".join(parts)
 
 
 def _verdicts(results: Results) -> str:
-    lines = ["| | asked | measured | | |", "|---|--:|--:|---|---|"]
+    lines = ["| | required | measured | | |", "|---|--:|--:|---|---|"]
     for verdict in judge(results):
         said = "not measured" if verdict.met is None else "met" if verdict.met else "**not met**"
-        lines.append(_line(verdict.says, verdict.asked, verdict.measured, said, verdict.against))
+        lines.append(_line(verdict.says, verdict.required, verdict.measured, said, verdict.against))
     return "\n".join(lines) + "\n"
 
 

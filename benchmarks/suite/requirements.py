@@ -1,4 +1,4 @@
-"""What is asked of cplane, each beside what was measured in the same run."""
+"""What is required of cplane, each next to the figure of the same run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from benchmarks.suite.systems import ON_POSTGRES, ON_REDIS, OURS, RECORDED, TRAN
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One sentence with a bound; `measure` answers the figure and what it was measured against, or None when the run has not measured it."""
+    """One sentence with a bound; `measure` returns the figure and what it is compared with, or None if the run did not measure it."""
 
     says: str
     at_least: float | None
@@ -21,10 +21,10 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A requirement beside its figure; `met` is None when it was not measured."""
+    """A requirement with its figure; `met` is None if it was not measured."""
 
     says: str
-    asked: str
+    required: str
     measured: str
     against: str
     met: bool | None
@@ -88,7 +88,7 @@ def _http_ratio(results: Results) -> tuple[float, str] | None:
 
 
 def _wrong(results: Results) -> tuple[float, str] | None:
-    """Jobs of ours that were lost or ran twice."""
+    """Jobs of cplane that were lost or ran twice."""
     rows = [row for row in results.rows if row.values and row.system in {*OURS, http.OURS}]
     if not rows:
         return None
@@ -101,7 +101,7 @@ ONE, FOUR = throughput.case(1), throughput.case(4)
 IDLE_P50 = f"{pickup.IDLE}, p50"
 
 REQUIREMENTS = (
-    Requirement("jobs of ours that were lost or ran twice", None, 0, "jobs", _wrong),
+    Requirement("jobs of cplane that were lost or ran twice", None, 0, "jobs", _wrong),
     Requirement("transient no-op jobs, best peer", 10, None, "×", _against(T, ONE, TRANSIENT.name)),
     Requirement("recorded no-op jobs, best peer on Redis", 5, None, "×", _against(T, ONE, RECORDED.name, ON_REDIS)),
     Requirement("recorded no-op jobs, procrastinate", 20, None, "×", _against(T, ONE, RECORDED.name, ON_POSTGRES)),
@@ -128,12 +128,12 @@ def judge(results: Results) -> list[Verdict]:
 
 def _verdict(requirement: Requirement, found: tuple[float, str] | None) -> Verdict:
     low, high, unit = requirement.at_least, requirement.at_most, requirement.unit
-    asked = f"≥ {low:g} {unit}" if low is not None else f"≤ {high:g} {unit}"
+    required = f"≥ {low:g} {unit}" if low is not None else f"≤ {high:g} {unit}"
     if found is None:
-        return Verdict(requirement.says, asked, "", "", None)
+        return Verdict(requirement.says, required, "", "", None)
     value, against = found
     met = (low is None or value >= low) and (high is None or value <= high)
-    return Verdict(requirement.says, asked, f"{value:.2f} {unit}", against, met)
+    return Verdict(requirement.says, required, f"{value:.2f} {unit}", against, met)
 
 
 def _number(row: Row) -> int:

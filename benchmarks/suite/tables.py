@@ -12,13 +12,13 @@ GOOD, BAD = "[green]met[/]", "[red]not met[/]"
 
 
 def print_results(console: Console, results: Results) -> None:
-    """Every row with its ratio to the best peer, then what is asked for beside what was measured."""
+    """Every row with its ratio to the best peer, then the requirements with their figures."""
     console.print(results_table(results))
     console.print(requirements_table(results))
 
 
 def results_table(results: Results) -> Table:
-    """One table of everything; rows of a case stand together, the best first."""
+    """One table of everything; the rows of a case are together, the best first."""
     table = Table(title="Measured in this run, medians", title_justify="left")
     for heading in ("scenario", "case", "system"):
         table.add_column(heading, no_wrap=heading == "system")
@@ -46,7 +46,7 @@ def ordered(results: Results) -> list[Row]:
 
 
 def cells(results: Results, row: Row) -> tuple[str, ...]:
-    """What a row shows from the system's name on."""
+    """The cells of a row, from the system's name on."""
     if not row.values:
         return (row.system, "n/a", "", "", "", "", "", row.note)
     peer = results.best_peer(row.scenario, row.case)
@@ -56,15 +56,17 @@ def cells(results: Results, row: Row) -> tuple[str, ...]:
 
 
 def requirements_table(results: Results) -> Table:
-    """What is asked for, met or not."""
-    table = Table(title="Asked for", title_justify="left")
-    for heading in ("", "asked", "measured", "verdict", ""):
-        table.add_column(heading, justify="right" if heading in {"asked", "measured"} else "left")
+    """The requirements, met or not."""
+    table = Table(title="Requirements", title_justify="left")
+    for heading in ("", "required", "measured", "verdict", ""):
+        table.add_column(heading, justify="right" if heading in {"required", "measured"} else "left")
     verdicts = judge(results)
     for verdict in verdicts:
         if verdict.met is not None:
-            table.add_row(verdict.says, verdict.asked, verdict.measured, GOOD if verdict.met else BAD, verdict.against)
-    missing = [f"{verdict.says} ({verdict.asked})" for verdict in verdicts if verdict.met is None]
+            table.add_row(
+                verdict.says, verdict.required, verdict.measured, GOOD if verdict.met else BAD, verdict.against
+            )
+    missing = [f"{verdict.says} ({verdict.required})" for verdict in verdicts if verdict.met is None]
     table.caption = f"not measured in this run: {'; '.join(missing)}" if missing else None
     table.caption_justify = "left"
     return table

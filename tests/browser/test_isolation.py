@@ -1,4 +1,4 @@
-"""What crosses from one job to another, in each isolation: every cell of the table in docs/isolation.md, seen in a browser."""
+"""What crosses from one job to another, in each isolation: every cell of the table in docs/explanation/isolation.md, seen in a browser."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ MODES: tuple[Mode, ...] = ("fresh", "session", "shared")
 AT_ONCE = 3
 """Crossings that are tried side by side."""
 TEND = "tend shared pages"
-DOCS = Path(__file__).parents[2] / "docs" / "isolation.md"
+DOCS = Path(__file__).parents[2] / "docs" / "explanation" / "isolation.md"
 
 
 class Site:

@@ -23,19 +23,19 @@ async def run(bench: Bench) -> None:
     for number in range(bench.effort.rounds):
         for concurrency in CONCURRENCIES:
             for system in bench.systems:
-                bench.tell(f"sleeping, round {number + 1}: {system.name}, {concurrency} at once")
+                bench.tell(f"sleeping, round {number + 1}: {system.name}, {concurrency} concurrent")
                 await _measure(bench, system, concurrency)
 
 
 def case(concurrency: int) -> str:
     """How a concurrency is called."""
-    return f"100 ms jobs, {concurrency} at once"
+    return f"100 ms jobs, {concurrency} concurrent"
 
 
 async def _measure(bench: Bench, system: System, concurrency: int) -> None:
     if concurrency not in system.sleeps:
         bench.results.skip(
-            NAME, case(concurrency), system.name, "n/a: so many processes are not sensible on this machine"
+            NAME, case(concurrency), system.name, "n/a: this machine cannot sensibly run as many processes"
         )
         return
     count = int(concurrency / SLEEP_S * bench.effort.run_s)
