@@ -13,33 +13,33 @@ from cplane.errors import BrowserError, BrowserNotFound
 from cplane.jobs.definition import AnyJob
 from cplane.settings import CplaneSettings
 
-AGAIN_S = 10.0
-"""How often a worker without a browser looks for one."""
+SEARCH_INTERVAL_S = 10.0
+"""How often a worker without a browser searches for one."""
 
-LAUNCH_AGAIN_S = 1.0
-"""How soon a browser that is there, but did not start, is started again."""
+RELAUNCH_INTERVAL_S = 1.0
+"""How soon a browser that is there, but did not start, is launched again."""
 
 log = structlog.get_logger("cplane")
 
 
-class Pages:
-    """The pool, once it is open. A worker without a browser does its other work, and looks again now and then."""
+class WorkerPages:
+    """The pool, once it is open. A worker without a browser does its other work, and tries again from time to time."""
 
     def __init__(self, settings: CplaneSettings, jobs: Iterable[AnyJob] = ()) -> None:
         self._settings = settings
         self._wanted = list(_wanted(jobs))
         self._pool: BrowserPool | None = None
-        self._trouble = BrowserError("the browser is starting")
+        self._error = BrowserError("the browser is starting")
         self._opened = asyncio.Event()
 
     def pool(self) -> BrowserPool:
         """The open pool.
 
         Raises:
-            BrowserError: there is none yet; says why.
+            BrowserError: there is none yet; it says why.
         """
         if self._pool is None:
-            raise self._trouble
+            raise self._error
         return self._pool
 
     @property
@@ -62,10 +62,12 @@ class Pages:
                 try:
                     self._pool = await stack.enter_async_context(_pool(settings, egress))
                 except BrowserError as error:
-                    if str(error) != str(self._trouble):
-                        log.error("no browser: jobs that ask for a page wait", reason=str(error))
-                    self._trouble = error
-                    await asyncio.sleep(AGAIN_S if isinstance(error, BrowserNotFound) else LAUNCH_AGAIN_S)
+                    if str(error) != str(self._error):
+                        log.error("browser_unavailable", reason=str(error), hint="jobs that ask for a page wait")
+                    self._error = error
+                    await asyncio.sleep(
+                        SEARCH_INTERVAL_S if isinstance(error, BrowserNotFound) else RELAUNCH_INTERVAL_S
+                    )
             for options in self._wanted:
                 self._pool.expect(options)
             self._opened.set()
@@ -77,7 +79,7 @@ class Pages:
 
 
 def browser_source(settings: CplaneSettings) -> BrowserSource:
-    """How the settings say that browsers are had."""
+    """Return how browsers are launched or connected to, by the settings."""
     return BrowserSource(
         engine=Engine(settings.browser_engine),
         executable=settings.browser_executable,

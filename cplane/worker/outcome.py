@@ -1,78 +1,54 @@
-"""What came of an attempt, and what that means: the job ends, or runs again, at once or later, with a retry spent or none."""
+"""The outcome of an attempt, and what an error means: the job ends, or runs again, at once or later, with a retry spent or none."""
 
 import random
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cplane.errors import (
-    MAX_COOL_DOWN_S,
-    EgressBlocked,
-    InfrastructureError,
-    InvalidArguments,
-    InvalidSession,
-    JobTimeout,
-    PageCrashed,
-    ResultNotSerializable,
-    Retry,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionBusy,
-    SessionTooLarge,
-    TooManyRequests,
-)
-from cplane.jobs.definition import AnyJob
+from cplane.errors import MAX_COOL_DOWN_S, InfrastructureError, JobTimeout, PageCrashed, SessionBusy, TooManyRequests
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.postgres.rows import Error
-from cplane.worker.arq_functions import PlainFunction
 
-FIRST_COOLDOWN_S = 10
-"""How long a host is left alone first that does not say for how long."""
+if TYPE_CHECKING:
+    from cplane.worker.runnable import Runnable
 
-TRACEBACK_CHARS = 16_000
-FINAL_ERRORS = (
-    EgressBlocked,
-    InvalidArguments,
-    InvalidSession,
-    ResultNotSerializable,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionTooLarge,
-)
-"""Errors that another try would only repeat, whatever the job's policy says."""
-OURS = str(Path(__file__).parents[1])
+INITIAL_COOLDOWN_S = 10
+"""How long a host cools down first that does not say for how long."""
+
+MAX_TRACEBACK_CHARS = 16_000
+
+PACKAGE = str(Path(__file__).parents[1])
+"""Frames in this folder are not the job's own code, those of `tasks` aside."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What came of an attempt, decided once."""
+    """The outcome of an attempt, decided once."""
 
     state: State
     attempt_state: AttemptState
     result_json: bytes | None = None
     value: Any = None
-    """What a plain function returned."""
+    """What an arq function returned."""
     error: Error | None = None
     delay_s: float = 0.0
     cause: Cause = Cause.SUBMIT
     failures: int = 0
     interruptions: int = 0
     recorded: bool = False
-    """The job's own transaction has told Postgres already."""
+    """The job's own transaction has recorded it already."""
 
 
-def decide(
-    error: BaseException, job: AnyJob | PlainFunction, *, number: int, failures: int, interruptions: int
-) -> Outcome:
-    """What an error of an attempt means: again later, again without spending a retry, or failed.
+def decide(error: BaseException, job: "Runnable", *, failures: int, interruptions: int, number: int) -> Outcome:
+    """Return what an error of an attempt means: again later, again without spending a retry, or failed.
 
     Args:
-        error: what the attempt raised, or what really happened to it.
-        job: its job, which has the policy.
-        number: which attempt it is.
+        error: what the attempt raised, or the cause behind it.
+        job: its job, which has the retry policy.
         failures: retries that were spent before it.
-        interruptions: how often it was interrupted before, through no fault of its own.
+        interruptions: how often the job was interrupted before, through no fault of its own.
+        number: the number of the attempt, from 1.
     """
     if isinstance(error, SystemExit | KeyboardInterrupt):
         error = RuntimeError(f"the job raised {error!r}")  # it fails; it does not take the worker along
@@ -82,7 +58,7 @@ def decide(
     if isinstance(error, InfrastructureError):
         return _interrupted(error, described, interruptions)
     attempt_state = AttemptState.TIMED_OUT if isinstance(error, JobTimeout) else AttemptState.FAILED
-    delay_s = _retry_in_s(error, job, failures)
+    delay_s = job.retry_in_s(error, failures)
     if delay_s is None:
         return Outcome(state=State.FAILED, attempt_state=attempt_state, error=described, failures=1)
     return Outcome(
@@ -97,8 +73,8 @@ def decide(
 
 def _interrupted(error: InfrastructureError, described: Error, interruptions: int) -> Outcome:
     """What the job depends on failed: it runs again without spending a retry, but not for ever."""
-    most = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
-    if interruptions >= most:
+    limit = MAX_CRASHES - 1 if isinstance(error, PageCrashed) else MAX_INTERRUPTIONS
+    if interruptions >= limit:
         return Outcome(state=State.FAILED, attempt_state=AttemptState.INTERRUPTED, error=described, interruptions=1)
     return Outcome(
         state=State.QUEUED,
@@ -113,14 +89,14 @@ def _interrupted(error: InfrastructureError, described: Error, interruptions: in
 
 
 def cooldown_s(error: TooManyRequests, interruptions: int) -> float:
-    """How long the host is left alone; one that does not say is left alone for longer each time."""
+    """Return how long the host cools down, in seconds: what it says, or else twice as long each time."""
     if error.retry_after_s is not None:
         return error.retry_after_s
-    return float(min(FIRST_COOLDOWN_S * 2**interruptions, MAX_COOL_DOWN_S))
+    return float(min(INITIAL_COOLDOWN_S * 2**interruptions, MAX_COOL_DOWN_S))
 
 
 def _wait_for_session(described: Error, number: int) -> Outcome:
-    """The job goes back to the schedule, holding nothing and spending nothing; who has waited often waits longer, up to 10 s."""
+    """The job is requeued, holding nothing and spending nothing; the delay grows with each attempt, up to 10 s."""
     return Outcome(
         state=State.QUEUED,
         attempt_state=AttemptState.RELEASED,
@@ -130,37 +106,27 @@ def _wait_for_session(described: Error, number: int) -> Outcome:
     )
 
 
-def _retry_in_s(error: BaseException, job: AnyJob | PlainFunction, failures: int) -> float | None:
-    """Seconds until the job runs again after its own failure; None: it has failed for good."""
-    if isinstance(job, PlainFunction):
-        return job.retry_in_s(error)
-    policy, failures = job.options.retry, failures + 1
-    if isinstance(error, FINAL_ERRORS):
-        return None
-    if isinstance(error, Retry) and failures <= policy.retries:
-        return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
-    return policy.delay_s(failures) if policy.allows(error, failures) else None
-
-
 def describe(error: BaseException) -> Error:
-    """An error as text: its type, its message, and a traceback that begins where the job's own code does."""
+    """Return an error as text: its type, its message, and a traceback that begins where the job's own code does."""
     kind = type(error)
     name = (
         kind.__qualname__
         if kind.__module__ in {"builtins", "cplane.errors"}
         else f"{kind.__module__}.{kind.__qualname__}"
     )
-    told = traceback.TracebackException.from_exception(error)
-    theirs = (
-        n for n, frame in enumerate(told.stack) if not frame.filename.startswith(OURS) or "/tasks/" in frame.filename
+    described = traceback.TracebackException.from_exception(error)
+    of_job = (
+        number
+        for number, frame in enumerate(described.stack)
+        if not frame.filename.startswith(PACKAGE) or "/tasks/" in frame.filename
     )
-    first = next(theirs, len(told.stack))  # an error of ours alone needs no traceback: its message says it all
-    del told.stack[:first]
-    text = "".join(told.format())
-    if len(text) > TRACEBACK_CHARS:
-        text = f"{text[: TRACEBACK_CHARS // 2]}\n…\n{text[-TRACEBACK_CHARS // 2 :]}"
+    first = next(of_job, len(described.stack))  # cplane's own error alone needs no traceback: its message says it all
+    del described.stack[:first]
+    text = "".join(described.format())
+    if len(text) > MAX_TRACEBACK_CHARS:
+        text = f"{text[: MAX_TRACEBACK_CHARS // 2]}\n…\n{text[-MAX_TRACEBACK_CHARS // 2 :]}"
     try:
         message = str(error)
     except Exception:
         message = "(its message cannot be read)"
-    return Error(name, message[:TRACEBACK_CHARS], text)
+    return Error(name, message[:MAX_TRACEBACK_CHARS], text)

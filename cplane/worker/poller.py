@@ -1,4 +1,4 @@
-"""Polling a queue: what is due now, or once something is; and the sleep in between, which a push ends."""
+"""The poller of one queue: claims what is due, and sleeps in between until something is pushed."""
 
 import asyncio
 import time
@@ -13,28 +13,28 @@ from cplane.redis.messages import Ack, Claim
 from cplane.redis.queue import Queue
 from cplane.runtime.cancellation import end
 
-SLOW_POLL_S = 3.0
-"""How often a sleeping worker looks without being woken: a plain arq client wakes nobody."""
+POLL_INTERVAL_S = 3.0
+"""How often a sleeping worker polls without being woken: a plain arq client wakes nobody."""
 
-BURST_POLL_S = 0.05
-"""The same for a worker that is to leave as soon as nothing is left."""
+BURST_POLL_INTERVAL_S = 0.05
+"""The same for a burst worker, which stops as soon as nothing is left."""
 
-NUDGE_S = 1.0
-"""A worker that stops gives Redis so long to answer the claim that it slept on; a lease whose answer is lost ends with its lease."""
+NUDGE_TIMEOUT_S = 1.0
+"""How long a worker that stops waits for the claim that it slept on. A lease whose reply is lost ends by itself."""
 
 T = TypeVar("T")
 
 
 class Poller:
-    """One queue, for a worker that stops some day. Sleeping, it may have sent its next claim already: woken, it has claimed.
+    """Polls one queue. While it sleeps it may have sent its next claim already: woken, it has claimed.
 
     Args:
-        queue: how Redis is asked.
+        queue: Redis.
         name: the queue's name.
-        lease_s: of what is claimed.
+        lease_s: how long a lease is.
         stopping: set when the worker stops; it ends every sleep.
-        burst: whether the worker is to leave as soon as nothing is left.
-        looks_first: whether the room for a claim must be looked at after a sleep; then no claim is sent before it.
+        burst: whether the worker stops as soon as nothing is left.
+        looks_first: whether the capacity must be checked after a sleep; then no claim is sent before it.
     """
 
     def __init__(
@@ -48,37 +48,41 @@ class Poller:
         self._looks_first = looks_first
         self._stopped: asyncio.Task[bool] | None = None
         self._quiet_until = 0.0
-        """Until then (monotonic seconds) nothing falls due that is not pushed meanwhile: the next claim waits for that."""
+        """Monotonic seconds: until then nothing falls due but what is pushed, and the next claim sleeps."""
 
     @property
     def looks_first(self) -> bool:
-        """Whether no claim is sent before its room was looked at."""
+        """Whether the capacity is checked after a sleep, before a claim is sent."""
         return self._looks_first
 
-    async def claim(self, room: int) -> Claim:
-        """What there is to claim; if there was nothing a moment ago, once something is pushed."""
+    async def claim(self, limit: int) -> Claim:
+        """Claim what is due; if there was nothing a moment ago, as soon as something is pushed.
+
+        Args:
+            limit: how many jobs, at most.
+        """
         quiet_s = self._quiet_until - time.monotonic()
         self._quiet_until = 0.0
         if quiet_s <= 0:
-            return await self._queue.claim(self._name, room, self._lease_s)
+            return await self._queue.claim(self._name, limit, self._lease_s)
         sleep_s = min(quiet_s, self._lease_s / 4)  # trust is counted from before the sleep
-        claiming = self._queue.sleep_and_claim(self._name, sleep_s, room, self._lease_s)
+        claiming = self._queue.sleep_and_claim(self._name, sleep_s, limit, self._lease_s)
         claim = await self._until_stopped(claiming, partial(self._queue.nudge, self._name))
         if claim is None:
             return Claim([], [], [], 0)
-        if claim.leases and self._stopping.is_set():  # they came because it was nudged: they stay where they are
+        if claim.leases and self._stopping.is_set():  # they came because it was nudged: they are released
             await self._queue.ack([Ack.release(lease) for lease in claim.leases])
             return replace(claim, leases=[])
         return claim
 
     async def rest(self, wait_s: float | None, *, brought: bool) -> None:
-        """Nothing more is due for so long (None: nothing is scheduled), unless it is pushed. Who may have no room must not be woken.
+        """Sleep: nothing more is due for `wait_s` seconds unless it is pushed. A worker without capacity must not be woken.
 
         Args:
-            wait_s: as the last claim said.
-            brought: whether that claim brought anything.
+            wait_s: as the last claim said; None: nothing is scheduled.
+            brought: whether that claim returned anything.
         """
-        longest_s = BURST_POLL_S if self._burst else SLOW_POLL_S
+        longest_s = BURST_POLL_INTERVAL_S if self._burst else POLL_INTERVAL_S
         quiet_s = longest_s if wait_s is None else min(wait_s, longest_s)
         if not self.looks_first:
             self._quiet_until = time.monotonic() + quiet_s
@@ -93,9 +97,9 @@ class Poller:
     async def _until_stopped(
         self, waiting: Coroutine[Any, Any, T], nudge: Callable[[], Awaitable[None]] | None = None
     ) -> T | None:
-        """Wait for an answer of Redis; None: the worker stops, and none came, even though it was nudged.
+        """Wait for a reply of Redis. Returns None if the worker stops and none came, even though it was nudged.
 
-        The wait for the stop is kept from one to the next.
+        The wait for the stop is kept from one call to the next.
         """
         if self._stopped is None:
             self._stopped = asyncio.create_task(self._stopping.wait(), name=f"stop claiming from {self._name}")
@@ -104,7 +108,7 @@ class Poller:
             await asyncio.wait((sleeping, self._stopped), return_when=asyncio.FIRST_COMPLETED)
             if nudge is not None and not sleeping.done():
                 with suppress(QueueUnavailable, TimeoutError):
-                    async with asyncio.timeout(NUDGE_S):
+                    async with asyncio.timeout(NUDGE_TIMEOUT_S):
                         await nudge()
                         await asyncio.wait([sleeping])
         finally:

@@ -1,4 +1,4 @@
-"""Notices a job that never yields: while the event loop is blocked, nothing else runs and no lease is renewed. A thread looks from outside."""
+"""The watchdog: reports a job that never yields. While the event loop is blocked nothing else runs and no lease is renewed; a thread notices."""
 
 import asyncio
 import sys
@@ -11,9 +11,9 @@ from typing import Self
 import structlog
 
 BLOCKED_S = 1.0
-"""A loop that does not turn for so long is blocked; far longer than any step of ours, far shorter than a lease."""
+"""A loop that does not turn for this long is blocked: far longer than any step of cplane's, far shorter than a lease."""
 
-LOOK_S = 0.5
+CHECK_INTERVAL_S = 0.5
 
 FRAMES = 5
 """Innermost lines of the blocking code that are shown."""
@@ -22,7 +22,7 @@ log = structlog.get_logger("cplane")
 
 
 class Watchdog:
-    """Watches the running loop of the thread that enters it, and says which task blocks it, and where."""
+    """Watches the running loop of the thread that enters it, and logs which task blocks it, and where."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -48,15 +48,15 @@ class Watchdog:
     def _beat(self) -> None:
         self._beat_at = time.monotonic()
         if self._loop is not None:
-            self._beating = self._loop.call_later(LOOK_S, self._beat)
+            self._beating = self._loop.call_later(CHECK_INTERVAL_S, self._beat)
 
     def _watch(self) -> None:
-        """In the thread: say once that the loop is blocked, and once for how long it was."""
+        """In the thread: log once that the loop is blocked, and once for how long it was."""
         blocked_at = 0.0
-        while not self._done.wait(LOOK_S):
-            late_s = time.monotonic() - self._beat_at - LOOK_S
+        while not self._done.wait(CHECK_INTERVAL_S):
+            late_s = time.monotonic() - self._beat_at - CHECK_INTERVAL_S
             if blocked_at and self._beat_at > blocked_at:
-                log.warning("the event loop turns again", blocked_s=round(self._beat_at - blocked_at, 1))
+                log.warning("event_loop_unblocked", blocked_s=round(self._beat_at - blocked_at, 1))
                 blocked_at = 0.0
             elif not blocked_at and late_s > BLOCKED_S:
                 blocked_at = self._beat_at
@@ -67,9 +67,9 @@ class Watchdog:
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  the one way to look into another thread
         lines = [] if frame is None else traceback.format_list(traceback.extract_stack(frame)[-FRAMES:])
         log.error(
-            "the event loop is blocked: nothing else runs, and leases are not renewed",
+            "event_loop_blocked",
             job="(no task)" if task is None else task.get_name(),
             blocked_s=round(late_s, 1),
-            hint="await what takes long, or make the job a plain def: it runs in a thread",
+            hint="nothing else runs and leases are not renewed: await what takes long, or make the job a plain def",
             at="".join(lines).rstrip(),
         )

@@ -1,71 +1,68 @@
-"""The worker: claims jobs, starts their records, runs them, records what came of them. `arq cplane.worker.Settings` runs one."""
+"""The worker: opens the gateways, builds the pipeline claimer → runner → recorder, and serves its queues until it is stopped.
+
+`arq cplane.worker.Settings` runs one.
+"""
 
 import asyncio
 import os
 import random
-import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import arq.worker
-import click
 import structlog
-from arq.connections import ArqRedis, RedisSettings
-from arq.constants import default_queue_name
-from arq.cron import CronJob
+from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
 from cplane.errors import CplaneError, DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch
-from cplane.jobs.definition import Job
-from cplane.jobs.registry import Registry, load_jobs
-from cplane.jobs.states import State
-from cplane.logs import LogRateLimiter, configure_logs
+from cplane.logs import configure_logs
 from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
 from cplane.redis.dead_letters import DeadLetterStream
-from cplane.redis.envelope import deserialize, serialize
 from cplane.redis.events import Event
 from cplane.redis.keys import queue_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import end
 from cplane.runtime.gc_tuning import collect_rarely
-from cplane.settings import CplaneSettings, load_settings
-from cplane.worker.arq_functions import PlainFunction
-from cplane.worker.attempt import CLEANUP_S, Attempt, Stop, Tools, run
-from cplane.worker.browser_pool import Pages
-from cplane.worker.claimer import Claimer, Claims, JobBudget
+from cplane.worker.arq import ArqWorker, redis_settings_of_environment
+from cplane.worker.attempt import CLEANUP_S, Stop
+from cplane.worker.browser_pool import WorkerPages
+from cplane.worker.burst import Burst
+from cplane.worker.catalog import Catalog
+from cplane.worker.claimer import Claimer
+from cplane.worker.completions import Completions
+from cplane.worker.cooldowns import Cooldowns
 from cplane.worker.evidence import EvidenceStore, TraceSampler
+from cplane.worker.files import JobFiles
 from cplane.worker.leases import LeaseKeeper
-from cplane.worker.outcome import Outcome
-from cplane.worker.reconciler import EVERY_S, Reconciler
+from cplane.worker.poller import Poller
+from cplane.worker.reconciler import RECONCILE_INTERVAL_S, Reconciler
 from cplane.worker.recorder import Recorder
+from cplane.worker.resources import JobResources
+from cplane.worker.runner import Runner
+from cplane.worker.signals import Signals
+from cplane.worker.slots import JobBudget, Slots
+from cplane.worker.starter import Starter
+from cplane.worker.triage import Triage
 from cplane.worker.watchdog import Watchdog
 
-CRON_S = 0.5
+CRON_INTERVAL_S = 0.5
 """How often cron jobs are looked at: arq's own rhythm."""
 
-ABORTS_S = 0.5
-"""How often arq's aborts are looked at, when `allow_abort_jobs` asks for it."""
-
-LINES_PER_S = 20
-"""Log lines about attempts, at most; under load the others are counted instead."""
+ABORT_INTERVAL_S = 0.5
+"""How often arq's aborts are read, when `allow_abort_jobs` asks for it."""
 
 BROWSER_CLOSE_S = 30.0
 """What the browser gets to close; every step of that has its own deadline."""
 
-
 log = structlog.get_logger("cplane")
 
-T = TypeVar("T")
-Hook = Callable[[dict[Any, Any]], Awaitable[None]]
 
-
-class Worker(arq.worker.Worker):
+class Worker(ArqWorker):
     """A worker with arq's constructor and a loop of its own.
 
     Without arguments it is configured by CPLANE_* alone. `queue_name` and `max_jobs`, where a settings class gives another queue, name
@@ -76,127 +73,26 @@ class Worker(arq.worker.Worker):
             this worker does not do.
     """
 
-    def __init__(
-        self,
-        functions: Sequence[Any] = (),
-        *,
-        queue_name: str | None = default_queue_name,
-        cron_jobs: Sequence[CronJob] | None = None,
-        redis_settings: RedisSettings | None = None,
-        redis_pool: ArqRedis | None = None,
-        burst: bool = False,
-        on_startup: Hook | None = None,
-        on_shutdown: Hook | None = None,
-        on_job_start: Hook | None = None,
-        on_job_end: Hook | None = None,
-        after_job_end: Hook | None = None,
-        handle_signals: bool = True,
-        job_completion_wait: int = 0,
-        max_jobs: int = 10,
-        job_timeout: Any = 300,
-        keep_result: Any = 3600,
-        keep_result_forever: bool = False,
-        poll_delay: Any = 0.5,
-        queue_read_limit: int | None = None,
-        max_tries: int = 5,
-        health_check_interval: Any = 30,
-        health_check_key: str | None = None,
-        ctx: dict[Any, Any] | None = None,
-        retry_jobs: bool = True,
-        allow_abort_jobs: bool = False,
-        max_burst_jobs: int = -1,
-        job_serializer: Callable[[dict[str, Any]], bytes] | None = None,
-        job_deserializer: Callable[[bytes], dict[str, Any]] | None = None,
-        expires_extra_ms: int = 86_400_000,
-        timezone: Any = None,
-        log_results: bool = True,
-        settings: CplaneSettings | None = None,
-    ) -> None:
-        try:
-            self.settings = settings or load_settings()
-            self.jobs: Registry = load_jobs(self.settings.imports)
-        except CplaneError as error:
-            raise _refusal(error) from None
-        self.queues = _queues(self.settings, queue_name or default_queue_name, max_jobs)
-        _ensure_loop()
-        plain = [function for function in functions if not isinstance(function, Job)]
-        super().__init__(
-            plain or [arq.worker.func(cast("Any", _refuse), name="cplane")],  # arq insists on a function
-            cron_jobs=cron_jobs,
-            queue_name=queue_name or default_queue_name,
-            redis_settings=redis_settings,
-            redis_pool=redis_pool,
-            burst=burst,
-            on_startup=cast("Any", on_startup),
-            on_shutdown=cast("Any", on_shutdown),
-            on_job_start=cast("Any", on_job_start),
-            on_job_end=cast("Any", on_job_end),
-            after_job_end=cast("Any", after_job_end),
-            handle_signals=False,  # ours are set when the loop runs
-            job_completion_wait=job_completion_wait,
-            max_jobs=max_jobs,
-            job_timeout=job_timeout,
-            keep_result=keep_result,
-            keep_result_forever=keep_result_forever,
-            poll_delay=poll_delay,
-            queue_read_limit=queue_read_limit,
-            max_tries=max_tries,
-            health_check_interval=health_check_interval,
-            health_check_key=health_check_key,
-            ctx=ctx,
-            retry_jobs=retry_jobs,
-            allow_abort_jobs=allow_abort_jobs,
-            max_burst_jobs=max_burst_jobs,
-            job_serializer=job_serializer or serialize,
-            job_deserializer=job_deserializer or deserialize,
-            expires_extra_ms=expires_extra_ms,
-            timezone=timezone,
-            log_results=log_results,
-        )
-        self._plain = {} if not (plain or cron_jobs) else {
-            name: PlainFunction.of_arq(
-                entry,
-                timeout_s=self.job_timeout_s,
-                max_tries=max_tries,
-                keep_result_s=self.keep_result_s,
-                keep_forever=keep_result_forever,
-                retry=retry_jobs,
-            )
-            for name, entry in self.functions.items()
-        }  # fmt: skip
-        self._given_serializer = job_serializer
-        self.jobs_complete: int = 0
-        self.jobs_failed: int = 0
-        self.jobs_retried: int = 0
-        self.name = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(2).hex()}"
-        self.ready = asyncio.Event()
-        """Set once the worker claims jobs."""
-        self._signals = handle_signals
-        self._stopping = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ration = LogRateLimiter(LINES_PER_S)
-        self._between_hooks = on_job_start is not None or on_job_end is not None
-
     # running and stopping
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then leave in good order. A second signal leaves at once."""
+        """Run until SIGTERM or SIGINT, then stop in good order. A second signal ends it at once."""
         configure_logs(self.settings)
         collect_rarely()
         try:
             self.loop.run_until_complete(self.async_run())
         except CplaneError as error:
-            log.critical("the worker stops", reason=str(error))
+            log.critical("worker_failed", reason=str(error))
             sys.exit(1)
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
         if self._threads_busy():
-            log.warning("plain functions that cannot be stopped are left behind")
+            log.warning("threads_abandoned", reason="plain functions cannot be stopped")
             os._exit(0)  # a thread cannot be cancelled, and Python would wait for it
 
     async def async_run(self) -> None:
-        """Run in the loop of the caller until `stop()` is called; every connection is closed at the end."""
+        """Run in the caller's loop until `stop()` is called; every connection is closed at the end."""
         self.main_task = asyncio.create_task(self.main(), name="worker")
         try:
             await asyncio.shield(self.main_task)
@@ -208,11 +104,11 @@ class Worker(arq.worker.Worker):
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""
-        return self._stopping.is_set()
+        return self.stop_requested.is_set()
 
     def stop(self) -> None:
-        """Stop claiming, drain, hand back what still runs, leave."""
-        self._stopping.set()
+        """Stop claiming, drain, release what still runs, and end."""
+        self.stop_requested.set()
 
     async def close(self) -> None:
         """Stop, and wait until everything is closed."""
@@ -222,112 +118,127 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Open everything, serve the queues, close everything."""
-        self._turning = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self.plane = await stack.enter_async_context(ControlPlane(self.settings))
             await self._check_schema()
-            self._pool = ArqRedis(
-                connection_pool=cast("Any", self.plane.redis.connection_pool),
-                default_queue_name=self.queue_name,
-                job_serializer=self.job_serializer,
-                job_deserializer=self.job_deserializer,
-            )
-            self.ctx["redis"] = self._pool
+            self._share_redis()
             await self._check_eviction()
-            self._recorder = await stack.enter_async_context(
-                Recorder(self.plane.store, self.plane.queue, self.plane.events, self._recorded, self._given_serializer)
-            )
-            self._events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
-            self._lease_keeper = LeaseKeeper(
-                self.plane.store, self.plane.queue, self.plane.events, self.settings.lease_s
-            )
-            self.pages = Pages(self.settings, self.jobs.jobs.values())
-            self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
-            stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-            tools = Tools(
-                store=self.plane.store,
-                artifacts=self.plane.artifacts,
-                threads=self._threads,
-                tell=self._events.post,
-                pool=self.pages.pool,
-                sessions=self.plane.sessions,
-                evidence=EvidenceStore(self.plane.store, self.plane.artifacts),
-                trace_sampler=TraceSampler(self.settings.trace),
-                vacate=self._vacate,
-                limiter=self.plane.limiter,
-                respects_retry_after=self.settings.respect_retry_after,
-                settle=self._settle,
-                ctx=self.ctx,
-            )
-            self._reconciler = Reconciler(self.name, self.plane.store, self.plane.queue, self.plane.events, self.queues)
-            claims = Claims(
-                worker=self.name,
-                store=self.plane.store,
-                queue=self.plane.queue,
-                dead_letters=DeadLetterStream(self.plane.redis),
-                limiter=self.plane.limiter,
-                per_host=self.settings.per_host,
-                jobs=self.jobs,
-                functions=self._plain,
-                lease_keeper=self._lease_keeper,
-                pages=self.pages,
-                tools=tools,
-                lease_s=self.settings.lease_s,
-                burst=self.burst,
-                job_budget=JobBudget(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None),
-                stopping=self._stopping,
-                begin=self._begin,
-                restore=self._reconciler.restore,
-                idle=self._idle,
-            )
-            self._claimers = {queue: Claimer(queue, room, claims) for queue, room in self.queues.items()}
+            await self._open_pipeline(stack)
+            self._claimers = {queue: self._claimer(queue, concurrency) for queue, concurrency in self.queues.items()}
             stack.enter_context(Watchdog())
-            if self._signals:
-                stack.enter_context(_Signals(self))
-            await self._hook(self.on_startup, self.ctx)
-            stack.push_async_callback(self._hook, self.on_shutdown, self.ctx)
+            if self.given_signals:
+                stack.enter_context(Signals(self))
+            await self.hooks.on_startup()
+            stack.push_async_callback(self.hooks.on_shutdown)
             await self._serve()
+
+    def _share_redis(self) -> None:
+        """Give arq's functions and cron jobs the connections of the plane."""
+        self._pool = ArqRedis(
+            connection_pool=cast("Any", self.plane.redis.connection_pool),
+            default_queue_name=self.queue_name,
+            job_serializer=self.job_serializer,
+            job_deserializer=self.job_deserializer,
+        )
+        self.ctx["redis"] = self._pool
+
+    async def _open_pipeline(self, stack: AsyncExitStack) -> None:
+        """Build what all queues share, from the end to the beginning: completions ← recorder ← runner ← starter."""
+        plane, settings = self.plane, self.settings
+        store, queue = plane.store, plane.queue
+        self.pages = WorkerPages(settings, self.jobs.jobs.values())
+        self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
+        stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        self._catalog = Catalog(self.jobs, self.arq_functions, self._threads)
+        self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s)
+        self._completions = Completions(self._lease_keeper, self, self.hooks)
+        recorder = await stack.enter_async_context(
+            Recorder(store, queue, plane.events, self._completions, self.given_serializer)
+        )
+        events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
+        files, sampler = JobFiles(store, plane.artifacts), TraceSampler(settings.trace)
+        cooldowns = Cooldowns(plane.limiter, settings.respect_retry_after)
+        self._runner = Runner(
+            resources=JobResources(files, self.pages, plane.sessions, sampler, cooldowns),
+            evidence=EvidenceStore(files, sampler),
+            recorder=recorder,
+            lease_keeper=self._lease_keeper,
+            hooks=self.hooks,
+            events=events,
+        )
+        self._starter = Starter(
+            self.name,
+            store=store,
+            queue=queue,
+            catalog=self._catalog,
+            lease_keeper=self._lease_keeper,
+            runner=self._runner,
+            lease_s=settings.lease_s,
+            stopping=self.stop_requested,
+        )
+        self._reconciler = Reconciler(self.name, store, queue, plane.events, self.queues)
+        self._burst = Burst(self.burst, queue, self.queues, self._lease_keeper, self._completions, self.stop_requested)
+        self._budget = JobBudget(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None)
+
+    def _claimer(self, queue: str, concurrency: int) -> Claimer:
+        """Build the claimer of one queue."""
+        plane, needs_pages = self.plane, self._catalog.needs_pages(queue)
+        poller = Poller(
+            plane.queue,
+            queue,
+            lease_s=self.settings.lease_s,
+            stopping=self.stop_requested,
+            burst=self.burst,
+            looks_first=self.burst or needs_pages,  # other queues want the same pages, a burst its budget
+        )
+        triage = Triage(
+            queue,
+            queue=plane.queue,
+            dead_letters=DeadLetterStream(plane.redis),
+            limiter=plane.limiter,
+            per_host=self.settings.per_host,
+            catalog=self._catalog,
+            lease_keeper=self._lease_keeper,
+            starter=self._starter,
+            runner=self._runner,
+            reconciler=self._reconciler,
+        )
+        return Claimer(
+            queue,
+            Slots(concurrency, self._budget),
+            poller=poller,
+            triage=triage,
+            pages=self.pages if needs_pages else None,
+            lease_keeper=self._lease_keeper,
+            burst=self._burst,
+            stopping=self.stop_requested,
+        )
 
     async def _check_schema(self) -> None:
         try:
             await migrations.check(self.plane.database)
         except DatabaseUnavailable as error:
-            log.warning("Postgres is away; jobs are claimed when it is back", reason=str(error))
+            log.warning("database_unavailable", reason=str(error), hint="jobs are claimed when it is back")
 
     async def _check_eviction(self) -> None:
-        """A Redis that throws keys away when it is full loses transient jobs, and makes recorded ones late."""
+        """A Redis that evicts keys when it is full loses transient jobs, and makes recorded ones late."""
         try:
             policy = await self.plane.queue.eviction()
         except QueueUnavailable as error:
-            log.warning("Redis is away; jobs are claimed when it is back", reason=str(error))
+            log.warning("queue_unavailable", reason=str(error), hint="jobs are claimed when it is back")
             return
         if policy is not None:
-            hint = "set maxmemory-policy noeviction"
-            log.error("Redis throws keys away when its memory is full: jobs get lost", policy=policy, hint=hint)
+            log.error("redis_evicts_keys", policy=policy, hint="set maxmemory-policy noeviction: jobs get lost")
 
     async def _serve(self) -> None:
-        """Serve until stopped, or until a task of ours ends by itself: that is a fault, and stops the worker."""
-        side: list[asyncio.Task[None]] = [
-            asyncio.create_task(self._lease_keeper.keep(), name="keep leases"),
-            asyncio.create_task(self._lease_keeper.watch(), name="watch leases"),
-            asyncio.create_task(self._persist(self._lease_keeper.listen, "hear of cancels"), name="hear of cancels"),
-            asyncio.create_task(self._every(EVERY_S, self._reconciler.run, "reconcile"), name="reconcile"),
-            asyncio.create_task(
-                self._every(self.health_check_interval, self._tell_health, "tell health"), name="tell health"
-            ),
-        ]
-        if self.cron_jobs:
-            side.append(asyncio.create_task(self._every(CRON_S, self._run_cron, "run cron jobs"), name="run cron jobs"))
-        if self.allow_abort_jobs:
-            side.append(
-                asyncio.create_task(self._every(ABORTS_S, self._abort, "hear of aborts"), name="hear of aborts")
-            )
-        needs_browser = any(map(self.jobs.needs_pages, self.queues))
+        """Serve until stopped, or until a task of the worker ends by itself: that is a fault, and stops it."""
+        side = self._start_side_tasks()
+        needs_browser = any(map(self._catalog.needs_pages, self.queues))
         browser = [asyncio.create_task(self.pages.keep(), name="keep browser")] if needs_browser else []
         claimers = [
             asyncio.create_task(claimer.run(), name=f"claim from {queue}") for queue, claimer in self._claimers.items()
         ]
-        log.info("worker started", worker=self.name, queues=dict(self.queues), jobs=len(self.jobs.jobs))
+        log.info("worker_started", worker=self.name, queues=dict(self.queues), jobs=len(self.jobs.jobs))
         self.ready.set()
         try:
             await asyncio.wait([*side, *browser, *claimers], return_when=asyncio.FIRST_COMPLETED)
@@ -337,172 +248,91 @@ class Worker(arq.worker.Worker):
             await end(browser, again_s=BROWSER_CLOSE_S)
             await end(side)
             log.info(
-                "worker stopped",
+                "worker_stopped",
                 worker=self.name,
                 succeeded=self.jobs_complete,
                 failed=self.jobs_failed,
-                again=self.jobs_retried,
+                retried=self.jobs_retried,
             )
         for task in (*side, *browser, *claimers):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _drain(self, claimers: Sequence[asyncio.Task[None]]) -> None:
-        """Claiming ends first; running jobs drain while their leases are kept; what is left goes back."""
-        await asyncio.wait(claimers)
-        if running := self._running():
-            log.info("draining", running=len(running), at_most_s=self.settings.drain_s)
-            await asyncio.wait(running, timeout=self.settings.drain_s)
-        for attempt in self._lease_keeper:
-            attempt.stop(Stop.RELEASE)
-        if running := self._running():
-            _, stuck = await asyncio.wait(running, timeout=CLEANUP_S * 2)
-            for task in stuck:
-                task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLEANUP_S)
-
-    def _running(self) -> set[asyncio.Task[None]]:
-        """The tasks of attempts that have not ended."""
-        return {attempt.task for attempt in self._lease_keeper if attempt.task is not None and not attempt.task.done()}
-
-    # one attempt
-
-    def _begin(self, attempts: Sequence[Attempt]) -> None:
-        """Run attempts. Deadlines begin when all have made their first step: most jobs that end in it need none."""
-        create_task = self._turning.create_task
-        for attempt in attempts:
-            coroutine = self._run(attempt) if self._between_hooks else run(attempt)
-            attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.lease.id}")
-        self._turning.call_soon(_arm, attempts)
-
-    async def _run(self, attempt: Attempt) -> None:
-        """An attempt between arq's hooks."""
-        try:
-            await self._hook(self.on_job_start, self._job_ctx(attempt))
-        except asyncio.CancelledError:
-            if attempt.stopped is None:
-                raise
-        await run(attempt)  # stopped in the hook: it says so at once
-        await self._hook(self.on_job_end, self._job_ctx(attempt))
-
-    def _settle(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """An attempt is over: there is room for another, and what came of it is recorded."""
-        self._vacate(attempt)
-        if outcome is None:
-            self._recorded(attempt, None, None)
-        else:
-            self._recorder.post(attempt, outcome)
-
-    def _vacate(self, attempt: Attempt) -> None:
-        if not attempt.vacated:
-            attempt.vacated = True
-            self._claimers[attempt.lease.queue].leave()
-
-    def _recorded(self, attempt: Attempt, outcome: Outcome | None, state: State | None) -> None:
-        """Everything is told: count it, and say so."""
-        self._lease_keeper.remove(attempt)
-        self._claimers[attempt.lease.queue].recorded()
-        if state is None or outcome is None:
-            attempt.log.warning("the record was no longer this attempt's; its outcome is dropped")
-            return
-        if state is State.SUCCEEDED:
-            self.jobs_complete += 1
-        elif state is State.QUEUED:
-            self.jobs_retried += 1
-        else:
-            self.jobs_failed += state is State.FAILED
-        if self._ration.allows():
-            self._tell_outcome(attempt, outcome, state)
-        if self.after_job_end is not None:
-            hook = self._hook(self.after_job_end, self._job_ctx(attempt))
-            task = asyncio.create_task(hook, name=f"after {attempt.lease.id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    def _tell_outcome(self, attempt: Attempt, outcome: Outcome, state: State) -> None:
-        fields: dict[str, object] = {"state": state.value, "outcome": outcome.attempt_state.value}
-        if outcome.error is not None:
-            fields["error"] = outcome.error.type
-        if state is State.QUEUED:
-            fields["again_in_s"] = round(outcome.delay_s, 3)
-        if (untold := self._ration.untold()) > 0:
-            fields["and_others"] = untold
-        tell = attempt.log.info if state is State.SUCCEEDED else attempt.log.warning
-        tell("attempt finished", **fields)
-
-    def _job_ctx(self, attempt: Attempt) -> dict[Any, Any]:
-        return {
-            **self.ctx,
-            "job_id": attempt.lease.id,
-            "job_try": attempt.number,
-            "score": attempt.lease.due_ms,
+    def _start_side_tasks(self) -> list[asyncio.Task[None]]:
+        """Start what runs beside the pipeline."""
+        keeper = self._lease_keeper
+        side: dict[str, Awaitable[None]] = {
+            "keep leases": keeper.keep(),
+            "watch leases": keeper.watch(),
+            "listen for cancels": self._persist(keeper.listen, "listen for cancels"),
+            "reconcile": self._every(RECONCILE_INTERVAL_S, self._reconciler.run, "reconcile"),
+            "write health": self._every(self.health_check_interval, self._write_health, "write health"),
         }
+        if self.cron_jobs:
+            side["run cron jobs"] = self._every(CRON_INTERVAL_S, self._run_cron, "run cron jobs")
+        if self.allow_abort_jobs:
+            side["read aborts"] = self._every(ABORT_INTERVAL_S, self._abort, "read aborts")
+        return [asyncio.create_task(cast("Any", work), name=name) for name, work in side.items()]
 
-    # helpers
+    async def _drain(self, claimers: Sequence[asyncio.Task[None]]) -> None:
+        """Claiming ends first; running jobs drain while their leases are kept; what is left is released."""
+        await asyncio.wait(claimers)
+        if running := self._runner.running():
+            log.info("draining", running=len(running), drain_s=self.settings.drain_s)
+        await self._runner.drain(self.settings.drain_s)
+        await self._completions.drain(CLEANUP_S)
+
+    # side tasks
 
     async def _run_cron(self) -> None:
         """arq's own cron: each fire is enqueued once, whichever worker is first."""
         before = [cron_job.next_run for cron_job in self.cron_jobs]
         try:
-            await self.run_cron(datetime.now(tz=self.timezone), CRON_S)
+            await self.run_cron(datetime.now(tz=self.timezone), CRON_INTERVAL_S)
         except RedisError as error:
             raise QueueUnavailable("Redis did not answer while cron jobs were enqueued") from error
         if [cron_job.next_run for cron_job in self.cron_jobs] != before:
             await self.plane.queue.wake(queue_of(self.queue_name))  # arq's client wakes nobody
 
     async def _abort(self) -> None:
-        """arq's `Job.abort`: what runs here and is to be aborted is cancelled."""
+        """arq's `Job.abort`: cancel what runs here and is to be aborted."""
         wanted = await self.plane.queue.aborts()
         for attempt in self._lease_keeper:
             if attempt.lease.id in wanted:
                 attempt.stop(Stop.CANCEL)
 
-    async def _idle(self) -> None:
-        """A burst worker leaves when nothing is queued and nothing runs."""
-        if not self.burst or self._tasks or len(self._lease_keeper):
-            return
-        depths = [await self.plane.queue.depth(queue) for queue in self.queues]
-        if not any(depths):
-            self.stop()
-
     async def _publish(self, events: list[Event]) -> list[None]:
         try:
             await self.plane.events.publish(events)
         except QueueUnavailable:
-            log.debug("progress could not be told", count=len(events))
+            log.debug("progress_not_published", count=len(events))
         return [None] * len(events)
 
-    async def _tell_health(self) -> None:
-        """arq's health key, which `arq --check` reads."""
-        info = f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} j_ongoing={len(self._lease_keeper)}"
+    async def _write_health(self) -> None:
+        """Write arq's health key, which `arq --check` reads."""
+        info = (
+            f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
+            f"j_ongoing={len(self._lease_keeper)}"
+        )
         await self.plane.queue.tell_health(self.health_check_key, info, self.health_check_interval + 5)
 
-    async def _hook(self, hook: Any, ctx: dict[Any, Any]) -> None:
-        if hook is None:
-            return
-        try:
-            await hook(ctx)
-        except Exception as error:
-            log.error("a hook failed", hook=getattr(hook, "__name__", repr(hook)), exc_info=error)
-
-    async def _every(self, every_s: float, step: Callable[[], Awaitable[None]], name: str) -> None:
-        """Do a step at least every `every_s` seconds, for ever; the jitter keeps workers apart."""
+    async def _every(self, interval_s: float, step: Callable[[], Awaitable[None]], name: str) -> None:
+        """Do a step at least every `interval_s` seconds, for ever; the jitter keeps workers apart."""
 
         async def steps() -> None:
             while True:
                 await step()
-                await asyncio.sleep(every_s * random.uniform(0.6, 0.9))  # noqa: S311  spreading load, not keeping a secret
+                await asyncio.sleep(interval_s * random.uniform(0.6, 0.9))  # noqa: S311  spreading load, not keeping a secret
 
         await self._persist(steps, name)
 
     async def _persist(self, work: Callable[[], Awaitable[None]], name: str) -> None:
-        """Work that goes on when a server comes back; no outage ends it."""
+        """Do work for ever. An outage does not end it: it starts again when the server is back."""
         while True:
             try:
                 await work()
             except (InfrastructureError, SchemaMismatch) as error:
-                log.warning("a side task failed; trying again", task=name, reason=str(error))
+                log.warning("side_task_failed", task=name, reason=str(error))
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
 
     def _threads_busy(self) -> bool:
@@ -510,80 +340,14 @@ class Worker(arq.worker.Worker):
         return threads is not None and any(thread.is_alive() for thread in threads._threads)  # noqa: SLF001  it has no other way to ask
 
 
-class _Signals:
-    """SIGTERM and SIGINT stop the worker; a second one leaves at once."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._loop = asyncio.get_running_loop()
-
-    def __enter__(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(signum, self._handle, signum)
-
-    def __exit__(self, *_: object) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(signum)
-
-    def _handle(self, signum: signal.Signals) -> None:
-        if self._worker.stopping:
-            log.warning("leaving at once; what runs starts again elsewhere when its lease has ended")
-            os._exit(128 + signum)
-        log.info("stopping", signal=signum.name)
-        self._worker.stop()
-
-
-def _queues(settings: CplaneSettings, queue_name: str, max_jobs: int) -> dict[str, int]:
-    if queue_name == default_queue_name:
-        return dict(settings.queues)
-    return {queue_of(queue_name): max_jobs}
-
-
-def _refusal(error: CplaneError) -> Exception:
-    """Programs get the error itself; `arq` on the command line shows one line instead of a traceback."""
-    running = click.get_current_context(silent=True)
-    return click.ClickException(str(error)) if running is not None and running.command.name == "arq" else error
-
-
-def _ensure_loop() -> None:
-    """arq's constructor wants a loop; `arq` and `cplane worker` get the fastest there is."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.set_event_loop(_new_loop())
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop  # noqa: PLC0415  never required
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-def _arm(attempts: Sequence[Attempt]) -> None:
-    for attempt in attempts:
-        attempt.arm()
-
-
-async def _refuse(_: dict[Any, Any]) -> None:
-    raise RuntimeError("not a job")
-
-
-def _redis_settings() -> RedisSettings | None:
-    """Where `arq --check` looks; the worker itself connects by CPLANE_REDIS_URL."""
-    url = os.environ.get("CPLANE_REDIS_URL")
-    return RedisSettings.from_dsn(url) if url and url.startswith(("redis://", "rediss://", "unix://")) else None
-
-
 class Settings:
     """For `arq cplane.worker.Settings`. arq reads only what a class itself defines; everything else comes from CPLANE_*."""
 
     functions: Sequence[Any] = ()
-    redis_settings = _redis_settings()
+    redis_settings = redis_settings_of_environment()
     health_check_interval = 30
     handle_signals = True
 
 
-# The one effect an import of ours has: arq's command line builds `arq.worker.Worker` by that name, so the name is made to mean ours.
+# The one effect an import has: arq's command line builds `arq.worker.Worker` by that name, so the name is made to mean this class.
 arq.worker.Worker = Worker  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from cplane.postgres.rows import NewRecord
 from cplane.runtime.ids import new_id
-from cplane.worker.reconciler import HEADS, Reconciler
+from cplane.worker.reconciler import OVERDUE_LIMIT, Reconciler
 from tests.chaos.arena import until
 from tests.chaos.nursery import ROOT
 from tests.chaos.scenario import Scenario
@@ -55,7 +55,7 @@ async def test_a_job_behind_many_that_nobody_can_run_is_scheduled_again(run: Sce
     """More than a pass of the reconciler looks at, and all of them due before it."""
     others = [
         NewRecord(id=new_id(), job="elsewhere", queue="default", args_json=b"{}", delay_s=-60.0)
-        for _ in range(2 * HEADS)
+        for _ in range(2 * OVERDUE_LIMIT)
     ]
     ours = NewRecord(id=new_id(), job="chaos_ok", queue="default", args_json=b"{}", delay_s=-30.0)
     await run.plane.store.submit([*others, ours])

@@ -379,7 +379,7 @@ async def test_one_worker_less_than_that_is_survived(settings: CplaneSettings, p
 async def test_workers_that_do_not_know_a_job_cost_it_nothing(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.claimer.UNKNOWN_JOB_S", 0.001)
+    monkeypatch.setattr("cplane.worker.triage.UNKNOWN_JOB_DELAY_S", 0.001)
     job_id, returns, often = str(new_id()), list[Ack](), asyncio.Event()
     ack = Queue.ack
 

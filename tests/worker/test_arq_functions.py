@@ -103,7 +103,7 @@ FUNCTIONS = [
 @pytest.fixture(autouse=True)
 def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "gate", Gate())
-    monkeypatch.setattr("cplane.worker.poller.SLOW_POLL_S", 0.02)  # arq's clients wake nobody
+    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.02)  # arq's clients wake nobody
     seen.clear()
 
 
@@ -265,7 +265,7 @@ async def test_arq_sees_what_waits_and_what_runs(
 async def test_arqs_abort_cancels_what_runs_and_what_waits(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.worker.ABORTS_S", 0.02)
+    monkeypatch.setattr("cplane.worker.worker.ABORT_INTERVAL_S", 0.02)
     waits = await enqueue(client, "plain_counts", 1)
     assert not await aborted(waits, timeout=0)
     async with running(settings, functions=FUNCTIONS, allow_abort_jobs=True):

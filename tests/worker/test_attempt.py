@@ -163,7 +163,7 @@ async def fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setitem(globals(), "gate", Gate())
     monkeypatch.setitem(globals(), "stubborn", Stubborn())
     monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", 0.1)
-    monkeypatch.setattr("cplane.worker.worker.CLEANUP_S", 0.1)
+    monkeypatch.setattr("cplane.worker.runner.CLEANUP_S", 0.1)
     runs.clear()
     yield
     stubborn.free.set()
@@ -298,7 +298,7 @@ async def test_errors_that_are_hard_to_write_down_are_written_down(
 async def test_a_flood_of_progress_is_told_now_and_then_and_its_end_is_recorded(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.attempt.PROGRESS_EVERY_S", 3600.0)
+    monkeypatch.setattr("cplane.worker.attempt.PROGRESS_INTERVAL_S", 3600.0)
     heard: list[Event] = []
     async with running(settings):
         following = plane.events.follow()

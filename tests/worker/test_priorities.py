@@ -183,7 +183,7 @@ async def test_a_release_stays_in_its_lane(settings: CplaneSettings, plane: Cont
 async def test_a_lost_lease_is_scheduled_again_in_its_lane(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.worker.EVERY_S", 0.05)
+    monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.05)
     handle = await priority_low_gate.using(delay=60).submit()
     await raw(plane).flushdb()
     async with running(settings), asyncio.timeout(DEADLINE_S):

@@ -19,8 +19,8 @@ async def epoch_add(x: int) -> int:
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages so small that one pass over the queued records does not see them all."""
-    monkeypatch.setattr("cplane.worker.reconciler.PAGE", 10)
-    monkeypatch.setattr("cplane.worker.reconciler.HEADS", 5)
+    monkeypatch.setattr("cplane.worker.reconciler.PAGE_SIZE", 10)
+    monkeypatch.setattr("cplane.worker.reconciler.OVERDUE_LIMIT", 5)
 
 
 def reconciler(plane: ControlPlane, worker: str = "w") -> Reconciler:
@@ -154,8 +154,8 @@ async def test_who_dies_while_restoring_is_followed_by_another(plane: ControlPla
 async def test_jobs_run_although_redis_is_wiped_again_and_again(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.worker.EVERY_S", 0.1)
-    monkeypatch.setattr("cplane.worker.poller.SLOW_POLL_S", 0.05)  # a wake list that is wiped wakes nobody
+    monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.05)  # a wake list that is wiped wakes nobody
     monkeypatch.setattr("cplane.plane.waiters.CHECK_S", 0.1)
     async with running(settings):
         for wave in range(3):

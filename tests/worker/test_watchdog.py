@@ -19,7 +19,7 @@ async def watchdog_blocks() -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cplane.worker.watchdog.LOOK_S", 0.02)
+    monkeypatch.setattr("cplane.worker.watchdog.CHECK_INTERVAL_S", 0.02)
     monkeypatch.setattr("cplane.worker.watchdog.BLOCKED_S", 0.1)
     told.clear()
 

@@ -360,7 +360,7 @@ async def test_a_sleeping_worker_stops_though_redis_is_silent(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Queue, "nudge", silent)
-    monkeypatch.setattr("cplane.worker.poller.NUDGE_S", 0.05)
+    monkeypatch.setattr("cplane.worker.poller.NUDGE_TIMEOUT_S", 0.05)
     async with running(settings) as worker:
         await blocked(raw(plane), 1)
         worker.stop()
@@ -457,7 +457,7 @@ async def test_a_deferred_job_starts_when_it_is_due(settings: CplaneSettings, pl
 async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.worker.worker.EVERY_S", 0.1)
+    monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.1)
     handle = await worker_add.submit(5)
     await cast("Awaitable[object]", plane.redis.flushdb())  # pyright: ignore[reportUnknownMemberType]
     async with running(settings):
@@ -581,11 +581,11 @@ async def notes(plane: ControlPlane) -> list[str]:
 
 
 def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:
-    from cplane.worker.browser_pool import Pages
+    from cplane.worker.browser_pool import WorkerPages
     from cplane.worker.outcome import describe
 
     with pytest.raises(BrowserError) as caught:
-        Pages(settings).pool()
+        WorkerPages(settings).pool()
     error = caught.value
     error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this test's own frame
     described = describe(error)

@@ -1,0 +1,225 @@
+"""What a worker can run: recorded jobs, transient jobs and arq functions, behind one protocol.
+
+The worker's pipeline knows this protocol alone. What differs between the kinds (where the arguments are, what a retry costs, what is
+kept of the result) is a method here, not a branch there. arq's functions are in `arq_functions.py`.
+"""
+
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from cplane.errors import (
+    EgressBlocked,
+    InvalidArguments,
+    InvalidSession,
+    ResultNotSerializable,
+    Retry,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
+)
+from cplane.jobs.definition import AnyJob, Resources
+from cplane.jobs.per_host import PerHost
+from cplane.jobs.states import MAX_CRASHES, AttemptState, State
+from cplane.postgres.rows import Error
+from cplane.redis.envelope import Envelope, encode_envelope
+from cplane.worker.outcome import Outcome
+
+if TYPE_CHECKING:
+    from cplane.worker.attempt import Attempt
+
+FINAL_ERRORS = (
+    EgressBlocked,
+    InvalidArguments,
+    InvalidSession,
+    ResultNotSerializable,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
+)
+"""Errors that another try would only repeat, whatever the job's policy says."""
+
+
+class Retention(NamedTuple):
+    """What stays in Redis of a job that has ended."""
+
+    result_ms: int | None
+    """How long its result is kept, in ms; None: it is not kept."""
+    lease_ms: int
+    """How long its id stays leased, in ms."""
+
+
+class Runnable(Protocol):
+    """One kind of job, as the worker's pipeline sees it."""
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that an attempt may take."""
+        ...
+
+    @property
+    def needs_page(self) -> bool:
+        """Whether it asks for a page or a browser context."""
+        ...
+
+    @property
+    def injects(self) -> bool:
+        """Whether it asks for anything by type."""
+        ...
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether each submission has a record in Postgres."""
+        ...
+
+    @property
+    def wants_session(self) -> bool:
+        """Whether it asks for a database session."""
+        ...
+
+    def limits(self, defaults: PerHost | None) -> PerHost | None:
+        """The limits of its host; None: it is not limited per host."""
+        ...
+
+    def page_options(self, arguments: Mapping[str, Any]) -> Mapping[str, object]:
+        """Return the options of its page for these arguments."""
+        ...
+
+    def arguments(self, attempt: "Attempt") -> dict[str, Any]:
+        """Decode the arguments. Raises InvalidArguments."""
+        ...
+
+    def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:
+        """Start the job's code."""
+        ...
+
+    def succeeded(self, result: object) -> Outcome:
+        """Return the outcome of code that returned `result`. Raises ResultNotSerializable."""
+        ...
+
+    def retry_in_s(self, error: BaseException, failures: int) -> float | None:
+        """Seconds until it runs again after its own failure; None: it has failed for good."""
+        ...
+
+    def spent(self, attempt: "Attempt") -> Outcome | None:
+        """Return the outcome of a job whose budget was spent before this attempt began; None: it may run."""
+        ...
+
+    def next_payload(self, envelope: Envelope | None, outcome: Outcome) -> bytes:
+        """Return the payload of its next attempt; empty: the payload stays."""
+        ...
+
+    def retention(self, state: State) -> Retention:
+        """Return what stays in Redis when it has ended in this state."""
+        ...
+
+
+class DecoratedJob:
+    """What recorded and transient jobs have in common: the job's own options and code.
+
+    Args:
+        job: the job.
+        threads: where plain `def` functions run.
+    """
+
+    is_recorded: bool
+
+    def __init__(self, job: AnyJob, threads: Executor) -> None:
+        self.job = job
+        self.name = job.name
+        self.timeout_s = job.timeout_s
+        self.needs_page = job.needs_page
+        self.injects = bool(job.signature.injected)
+        self.wants_session = job.signature.wants("session")
+        self.limits = job.limits
+        self.page_options = job.page_options
+        self._threads = threads
+
+    def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:  # noqa: ARG002  as of every Runnable
+        """Start the function with its arguments and what it asks for."""
+        return self.job.call(arguments, resources, self._threads)
+
+    def succeeded(self, result: object) -> Outcome:
+        """Return the outcome, with the result as JSON."""
+        result_json = self.job.encode_result(result)
+        if result_json == b"null":
+            return NOTHING_RETURNED
+        return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json)
+
+    def retry_in_s(self, error: BaseException, failures: int) -> float | None:
+        """The job's retry policy, except for errors that another try would only repeat."""
+        policy, failures = self.job.options.retry, failures + 1
+        if isinstance(error, FINAL_ERRORS):
+            return None
+        if isinstance(error, Retry) and failures <= policy.retries:
+            return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
+        return policy.delay_s(failures) if policy.allows(error, failures) else None
+
+
+class RecordedJob(DecoratedJob):
+    """A job with a record: Postgres has its arguments, its budgets and its result."""
+
+    is_recorded = True
+
+    def arguments(self, attempt: "Attempt") -> dict[str, Any]:
+        """Decode the arguments of the record."""
+        return self.job.decode(attempt.args_json)
+
+    def spent(self, attempt: "Attempt") -> Outcome | None:  # noqa: ARG002  as of every Runnable
+        """None: Postgres does not start what is spent."""
+        return None
+
+    def next_payload(self, envelope: Envelope | None, outcome: Outcome) -> bytes:  # noqa: ARG002  as of every Runnable
+        """No new payload: the record has the budgets."""
+        return b""
+
+    def retention(self, state: State) -> Retention:  # noqa: ARG002  as of every Runnable
+        """Nothing stays in Redis: the record has the result."""
+        return Retention(None, 0)
+
+
+class TransientJob(DecoratedJob):
+    """A job without a record: its envelope has the arguments and the budgets, Redis keeps its result for a while."""
+
+    is_recorded = False
+
+    def arguments(self, attempt: "Attempt") -> dict[str, Any]:
+        """Decode the arguments of the envelope."""
+        envelope = cast("Envelope", attempt.envelope)
+        return self.job.decode_call(envelope.a, envelope.k)
+
+    def spent(self, attempt: "Attempt") -> Outcome | None:
+        """Return the failure of a job whose workers died MAX_CRASHES times."""
+        crashes = attempt.lease.tries - 1 - attempt.failures - attempt.interruptions
+        if crashes < MAX_CRASHES:
+            return None
+        error = Error("WorkerLost", f"its workers died or lost their leases ({crashes} of {MAX_CRASHES})")
+        return Outcome(state=State.FAILED, attempt_state=AttemptState.LOST, error=error)
+
+    def next_payload(self, envelope: Envelope | None, outcome: Outcome) -> bytes:
+        """Return the envelope with what the attempt has spent of the budgets."""
+        last = cast("Envelope", envelope)
+        return encode_envelope(
+            last.f,
+            last.a,
+            last.k,
+            failures=last.failures + outcome.failures,
+            interruptions=last.interruptions + outcome.interruptions,
+            queue=last.queue,
+            priority=last.priority,
+            limit_keys=last.limit_keys,
+        )
+
+    def retention(self, state: State) -> Retention:
+        """The result, or the error, is kept for as long as the job's options say."""
+        options = self.job.options
+        keep_s = options.result_ttl_s if state is State.SUCCEEDED else options.error_ttl_s
+        return Retention(int(keep_s * 1000) or None, 0)
+
+
+NOTHING_RETURNED = Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=b"null")
