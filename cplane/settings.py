@@ -1,4 +1,4 @@
-"""The configuration: CPLANE_* variables, with a running `cplane dev` under this folder as the fallback."""
+"""Configuration from CPLANE_* variables, with the addresses of a running `cplane dev` in this folder as the fallback."""
 
 import json
 import os
@@ -18,103 +18,169 @@ from cplane.jobs.per_host import PerHost
 from cplane.keyring import read_keys
 
 STACK_FILE = Path(".cplane") / "stack.json"
-"""Where `cplane dev` leaves its addresses, below the folder it runs in."""
+"""Where `cplane dev` writes its addresses, relative to the folder it runs in."""
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
 class CplaneSettings(BaseSettings):
-    """Everything that can be configured, with its bounds. An explicit CPLANE_* variable always wins over a running `cplane dev`."""
+    """Configuration of web, workers and clients, read from CPLANE_* variables.
+
+    An explicit variable always wins over the addresses of a running `cplane dev`. `docs/reference/settings.md` is generated
+    from the fields below; run `python docs/generate_settings.py` after a change.
+    """
 
     model_config = SettingsConfigDict(env_prefix="CPLANE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
-    database_url: SecretStr = Field(description="Postgres: postgresql://user:password@host/database")
-    redis_url: SecretStr = Field(description="Redis: redis://host:6379/0, rediss://… or unix:///path?db=0")
-    imports: CommaList = Field(default=(), description="modules that define jobs: myapp.jobs,myapp.reports")
-    queues: Annotated[Mapping[str, int], NoDecode] = Field(
-        default={"default": 10, "browser": 4},
-        description="queues a worker serves, with how many jobs at once: default:10,browser:4",
-    )
-    lease_s: float = Field(default=30.0, ge=1, le=3600, description="seconds a worker owns a job without renewing")
-    drain_s: float = Field(
-        default=25.0, ge=0, le=86400, description="seconds running jobs get to end when a worker is stopped"
+    database_url: SecretStr = Field(description="Postgres: `postgresql://user:password@host/database`.")
+    redis_url: SecretStr = Field(
+        description="Redis: `redis://host:6379/0`, `rediss://…` or `unix:///path?db=0`. "
+        "Its `maxmemory-policy` must be `noeviction`."
     )
     artifacts_url: str = Field(
-        default=(Path(".cplane") / "artifacts").absolute().as_uri(), description="file:///folder or s3://bucket/prefix"
+        default=(Path(".cplane") / "artifacts").absolute().as_uri(),
+        description="Where jobs keep files: a folder that web and workers share (`file:///folder`), or a bucket "
+        "(`s3://bucket/prefix`, `gs://…`, `az://…`).",
+    )
+    imports: CommaList = Field(
+        default=(),
+        description="Modules that define jobs, separated by commas: `myapp.jobs,myapp.reports`. "
+        "The built-in jobs are always there.",
+    )
+    queues: Annotated[Mapping[str, int], NoDecode] = Field(
+        default={"default": 10, "browser": 4},
+        description="Queues a worker serves, each with the number of jobs it runs at once: `default:10,browser:4`.",
+    )
+    lease_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="Seconds a worker owns a job without renewing its lease. "
+        "After a worker dies, its jobs start again this much later.",
+    )
+    drain_s: float = Field(
+        default=25.0,
+        ge=0,
+        le=86400,
+        description="Seconds that running jobs get to finish when a worker is stopped. "
+        "`TimeoutStopSec` and `stop_grace_period` must be longer.",
+    )
+    max_body_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=1024**3,
+        description="Largest HTTP body, and largest arguments of a job, in bytes.",
+    )
+    browser_pages: int = Field(
+        default=4, ge=1, le=100, description="Pages open at once in one worker. One to three per core is a good start."
+    )
+    browser_wait_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds a job waits for a free page. Then the attempt ends as `PoolTimeout`, and the job is requeued.",
+    )
+    browser_executable: Path | None = Field(
+        default=None,
+        description="Path of the browser's binary. Unset: Playwright's own, then `chromium-headless-shell`, `chromium` "
+        "or `chrome` on `PATH`.",
     )
     browser_engine: Literal["chromium", "firefox", "webkit"] = Field(
         default="chromium",
-        description="the kind of browser; firefox and webkit as `playwright install` has them, or a new Firefox of your own",
+        description="Kind of browser. `firefox` and `webkit` as `playwright install` provides them, or a recent Firefox "
+        "named by `CPLANE_BROWSER_EXECUTABLE`.",
     )
-    browser_executable: Path | None = Field(default=None, description="the browser's binary; default: looked up")
     browser_args: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="more arguments for the binary, as a shell would read them: --mute-audio --lang=de"
+        default=(), description="More arguments for the binary, in shell syntax: `--mute-audio --lang=de`."
+    )
+    browser_sandbox: bool | None = Field(
+        default=None, description="Chromium's sandbox. Unset: on, unless the worker runs as root."
+    )
+    browser_count: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Browsers of one worker, which share its pages. At most `CPLANE_BROWSER_PAGES`.",
+    )
+    browser_warm: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Pages kept ready beyond those in use. Unset: half of `CPLANE_BROWSER_PAGES`.",
+    )
+    browser_max_pages: int = Field(
+        default=500, ge=1, description="Pages opened in a browser before it is replaced by a new one."
+    )
+    browser_max_age_s: float = Field(
+        default=3600.0, gt=0, description="Seconds a browser runs before it is replaced by a new one."
+    )
+    browser_max_memory_mb: int = Field(
+        default=2048, ge=64, description="Memory of a browser's processes, in MiB, above which it is replaced."
     )
     browser_cdp_url: SecretStr | None = Field(
-        default=None, description="a Chromium that runs elsewhere: http://host:9222 or ws://host/devtools/browser/…"
+        default=None,
+        description="Chromium that runs elsewhere, by its DevTools address: `http://host:9222` or "
+        "`ws://host/devtools/browser/…`. On another machine only with `CPLANE_EGRESS=off`.",
     )
     browser_server_url: SecretStr | None = Field(
-        default=None, description="a browser server of Playwright's that runs elsewhere: ws://host:port/…"
+        default=None,
+        description="Playwright browser server that runs elsewhere: `ws://host:port/…`. "
+        "On another machine only with `CPLANE_EGRESS=off`; not together with `CPLANE_BROWSER_CDP_URL`.",
     )
-    browser_pages: int = Field(default=4, ge=1, le=100, description="pages open at once in one worker")
-    browser_count: int = Field(default=1, ge=1, le=16, description="browsers of a worker, which share its pages")
-    browser_warm: int | None = Field(
-        default=None, ge=0, le=100, description="pages kept ready beyond those in use; default: half of browser_pages"
-    )
-    browser_max_pages: int = Field(default=500, ge=1, description="pages opened in a browser until it is replaced")
-    browser_max_age_s: float = Field(default=3600.0, gt=0, description="seconds until a browser is replaced")
-    browser_max_memory_mb: int = Field(
-        default=2048, ge=64, description="memory of a browser's processes, in MiB, at which it is replaced"
-    )
-    browser_sandbox: bool | None = Field(default=None, description="Chromium's sandbox; default: on unless root")
-    browser_wait_s: float = Field(default=30.0, gt=0, le=3600, description="seconds a job waits for a free page")
     trace: Literal["off", "on-failure", "on"] = Field(
         default="on-failure",
-        description="Playwright traces of browser jobs: kept of runs that fail (on-failure), of every run (on), of none (off)",
+        description="Which Playwright traces of browser jobs are kept: those of failed runs, of all runs, or none.",
     )
     egress: Literal["public", "off"] = Field(
-        default="public", description="public: pages reach public addresses only; off: whatever this machine reaches"
+        default="public",
+        description="What pages may reach. `public`: public addresses at ports 80 and 443. "
+        "`off`: whatever the worker's machine reaches.",
     )
     egress_allow: CommaList = Field(
         default=(),
-        description="what pages may reach besides: hosts, *.domains, networks, loopback, private; with :port or without",
+        description="What pages may reach besides, separated by commas: hosts, `*.domains`, addresses, networks, "
+        "`loopback`, `private`, each with or without `:port`.",
     )
     egress_deny: CommaList = Field(
-        default=(), description="what they may not reach, whatever is allowed; as egress_allow"
+        default=(), description="What pages may not reach, even if allowed. Same syntax as `CPLANE_EGRESS_ALLOW`."
     )
     egress_max_mb: int | None = Field(
-        default=None, ge=1, description="MiB that the pages of one job may get; default: no limit"
+        default=None, ge=1, description="MiB that the pages of one job may receive. Unset: no limit."
     )
     per_host_concurrency: int = Field(
         default=0,
         ge=0,
         le=10_000,
-        description="jobs with a `url` argument at once on one host, over all workers; 0: any",
+        description="Jobs with a `url` argument that may run at once on one host, over all workers. 0: no limit. "
+        "Set it for web and workers alike.",
     )
     per_host_rate: float = Field(
         default=0.0,
         ge=0,
         le=1000,
         allow_inf_nan=False,
-        description="jobs with a `url` argument that start each second on one host, over all workers; 0: any",
+        description="Jobs with a `url` argument that may start per second on one host, over all workers. 0: no limit; "
+        "the least rate is 1/86400, one a day. Set it for web and workers alike.",
     )
     respect_retry_after: bool = Field(
-        default=True, description="whether built-in jobs leave a host alone that answers 429 or 503 with Retry-After"
+        default=True,
+        description="Whether built-in jobs cool down a host whose response is 429 or 503 with `Retry-After`.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="keys that may use the HTTP API (Authorization: Bearer KEY); none: open to all who reach it",
+        description="Keys for the HTTP API (`Authorization: Bearer KEY`), separated by commas. "
+        "Unset: the API is open to everyone who can reach it.",
     )
     secret_key: SecretStr | None = Field(
         default=None,
-        description="keys for browser sessions, 32 bytes in base64 each: the first encrypts, all decrypt; `cplane secret` makes one",
+        description="Keys that encrypt browser sessions: 32 bytes in base64 each, separated by commas. The first one "
+        "encrypts, all of them decrypt. `cplane secret` prints one. Unset: there are no named sessions.",
     )
-    max_body_bytes: int = Field(
-        default=1024 * 1024, ge=1024, le=1024**3, description="largest HTTP body, and largest arguments of a job"
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Format of log lines: `console` for people, `json` for machines."
     )
-    log_format: Literal["console", "json"] = Field(default="console", description="how log lines look")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="the least level that is logged"
+        default="info", description="Lowest level that is logged."
     )
 
     @field_validator("imports", "api_keys", "egress_allow", "egress_deny", mode="before")
@@ -214,7 +280,7 @@ class CplaneSettings(BaseSettings):
 
     @property
     def per_host(self) -> PerHost | None:
-        """The limits of jobs that say nothing of their own; None: there are none."""
+        """Default limits for jobs that declare none; None if there are no limits."""
         if not self.per_host_concurrency and not self.per_host_rate:
             return None
         return PerHost(concurrency=self.per_host_concurrency, rate=self.per_host_rate)
@@ -235,15 +301,15 @@ class CplaneSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic-settings calls it with all of them
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then a running `cplane dev`."""
+        """Return the sources by precedence: arguments, the environment, a running `cplane dev`."""
         return init_settings, env_settings, StackSource(settings_cls)
 
 
 class StackSource(PydanticBaseSettingsSource):
-    """The addresses of a `cplane dev` that runs in this folder or one above."""
+    """Addresses of a `cplane dev` that runs in this folder or a parent."""
 
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        """Not used: the file is read as a whole."""
+        """Not used: `__call__` reads the whole file."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
@@ -254,7 +320,7 @@ class StackSource(PydanticBaseSettingsSource):
 
 
 def running_stack(folder: Path) -> dict[str, str]:
-    """What the `cplane dev` that runs in `folder` or above left there; empty when none runs."""
+    """Return what the `cplane dev` running in `folder` or a parent wrote there; empty if none runs."""
     for parent in (folder, *folder.parents):
         try:
             stack = cast("dict[str, Any]", json.loads((parent / STACK_FILE).read_text()))
@@ -266,7 +332,13 @@ def running_stack(folder: Path) -> dict[str, str]:
 
 
 def load_settings(**overrides: Any) -> CplaneSettings:
-    """The settings of this process; `overrides` win over the environment.
+    """Load the settings of this process.
+
+    Args:
+        overrides: fields by name, which win over the environment.
+
+    Returns:
+        The validated, frozen settings.
 
     Raises:
         InvalidSettings: one sentence for each variable that is missing or wrong; values are never shown.

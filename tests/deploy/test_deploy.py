@@ -131,7 +131,7 @@ def test_the_lock_fits_the_project() -> None:
     locked = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (DEPLOY / "requirements.lock").read_text(), re.MULTILINE))
     for requirement in map(Requirement, project["dependencies"]):
         name = requirement.name.lower().replace("_", "-")
-        assert name in locked, f"{name} is not locked; docs/deploy.md says how"
+        assert name in locked, f"{name} is not locked; docs/how-to/deploy.md says how"
         assert requirement.specifier.contains(locked[name]), name
 
 

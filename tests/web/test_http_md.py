@@ -1,4 +1,4 @@
-"""The commands in docs/http.md work as they stand, in their order."""
+"""The commands in docs/reference/http.md work as they stand, in their order."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand
 
-DOCS = Path(__file__).parents[2] / "docs" / "http.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 HERE = "http://127.0.0.1:8000"
 
 
