@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -155,6 +156,18 @@ class TransientJobs:
             hint = "only queued and running jobs can be cancelled"
             raise InvalidTransition(f"the job has {found.state} already", hint=hint)
         return await cancel(self._queue, self._events, job_id, found.job, (found.queue, found.priority))
+
+    async def retry(self, job_id: UUID) -> None:
+        """Refuse: the job has no record to run again from. Raises RecordNotFound, InvalidTransition."""
+        await self.job(job_id)
+        raise InvalidTransition("the job has no record to run again from", hint="submit it once more")
+
+    async def has(self, job_id: UUID) -> bool:
+        """Whether Redis holds this job, or its result. False if Redis does not answer."""
+        with suppress(RecordNotFound, QueueUnavailable):
+            await self.job(job_id)
+            return True
+        return False
 
     def source(self, submission: Submission) -> "TransientSource":
         """Where the handle of a submitted job finds it."""

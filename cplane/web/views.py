@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, JsonValue, SkipValidation
 
 from cplane.jobs.context import Artifact
 from cplane.jobs.states import AttemptState, Cause, Priority, State
-from cplane.plane.control_plane import Accepted
+from cplane.plane.submissions import Accepted
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.sessions.store import SessionInfo

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from cplane import ControlPlane, job
 from cplane.errors import DatabaseUnavailable
-from cplane.plane.control_plane import EARLY
+from cplane.plane.submissions import EARLY_BATCH
 from cplane.postgres.database import Database
 from cplane.postgres.rows import NewRecord
 from cplane.postgres.statements import Statement
@@ -124,6 +124,6 @@ async def test_many_at_once_and_calls_with_a_key_are_on_disk_at_once(
 ) -> None:
     disk = Disk(plane, monkeypatch)
     await nothing.using(key="k").submit(1)
-    await nothing.submit_many([{"x": number} for number in range(EARLY + 1)])
+    await nothing.submit_many([{"x": number} for number in range(EARLY_BATCH + 1)])
     assert disk.asked == 0
-    assert len(await plane.records()) == EARLY + 2
+    assert len(await plane.records()) == EARLY_BATCH + 2

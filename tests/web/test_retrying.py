@@ -80,7 +80,7 @@ async def test_two_calls_at_once_share_the_jobs(api: "Api", hand: "Hand") -> Non
 
 async def test_it_works_in_chunks(plane: "ControlPlane", api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
     from cplane.jobs.states import State
-    from cplane.plane import control_plane as plane_module
+    from cplane.plane import recorded as plane_module
     from cplane.postgres.rows import RecordFilter
 
     monkeypatch.setattr(plane_module, "RETRY_CHUNK", 2)
