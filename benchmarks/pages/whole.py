@@ -18,8 +18,9 @@ from benchmarks.suite.processes import child
 from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import ROOT
 from benchmarks.suite.tally import median
-from cplane import ControlPlane, migrations
+from cplane import ControlPlane
 from cplane.browser.engine.fleet import STEADY_S
+from cplane.postgres import migrations
 from cplane.settings import CplaneSettings, load_settings
 
 PAGES = 4
