@@ -37,7 +37,7 @@ log = structlog.get_logger("cplane")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransientJob:
-    """A job without a record, as far as Redis knows it: the names are those of `JobRecord`."""
+    """A job without a record, as Redis knows it; the names are those of `JobRecord`."""
 
     id: UUID
     job: str
@@ -48,7 +48,7 @@ class TransientJob:
     attempt: int
     created_at: datetime
     run_at: datetime
-    """When it is due; of one that was claimed, when it was submitted."""
+    """When it is due; for one that was claimed, when it was submitted."""
     result: Any = None
     error_type: str | None = None
     error_message: str | None = None
@@ -65,7 +65,7 @@ class TransientJob:
 
 
 class TransientJobs:
-    """Where transient jobs are submitted. Submissions that gather while one call is under way go together in the next."""
+    """Where transient jobs are submitted, read and cancelled. Submissions that arrive while a batch is in flight form the next one."""
 
     def __init__(self, queue: Queue, events: Events, waiters: Waiters, per_host: PerHost | None) -> None:
         self._queue = queue
@@ -84,25 +84,25 @@ class TransientJobs:
         await self._schedule.__aexit__(exc_type, exc, tb)
 
     async def submit(self, submission: Submission) -> Submitted:
-        """Schedule one job. Raises QueueUnavailable: whether it is scheduled is unknown."""
+        """Schedule one job, with the next batch. Raises QueueUnavailable: it is unknown whether it is scheduled."""
         id_ = new_id()
-        push = await self._push(submission, id_)
-        await self._schedule(push)
-        return _submitted(id_, push)
+        request = await self._request(submission, id_)
+        await self._schedule(request)
+        return _submitted(id_, request)
 
     async def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted]:
-        """Schedule a batch in one push. Raises QueueUnavailable: whether it is scheduled is unknown."""
+        """Schedule a batch in one call of Redis. Raises QueueUnavailable: it is unknown whether it is scheduled."""
         ids = [new_id() for _ in submissions]
-        pushes = [await self._push(submission, id_) for submission, id_ in zip(submissions, ids, strict=True)]
-        await self._queue.enqueue(pushes)
-        return [_submitted(id_, push) for id_, push in zip(ids, pushes, strict=True)]
+        requests = [await self._request(submission, id_) for submission, id_ in zip(submissions, ids, strict=True)]
+        await self._queue.enqueue(requests)
+        return [_submitted(id_, request) for id_, request in zip(ids, requests, strict=True)]
 
-    async def _push(self, submission: Submission, id_: UUID) -> EnqueueRequest:
+    async def _request(self, submission: Submission, id_: UUID) -> EnqueueRequest:
         delay_ms = int((submission.delay_s or 0) * 1000)
         if submission.run_at is not None:
             delay_ms = await self._delay_ms(submission.run_at)
         options = submission.job.options
-        elsewhere = {
+        overrides = {
             name: value
             for name, value, own in (
                 ("queue", submission.queue, options.queue),
@@ -111,19 +111,19 @@ class TransientJobs:
             if value != own
         }
         limit_keys, args = submission.limit_keys(self._per_host), msgspec.json.decode(submission.args_json)
-        payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **elsewhere)
+        payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **overrides)
         return EnqueueRequest(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:
-        """How far ahead a moment is by Redis's clock."""
+        """Milliseconds until a moment, by Redis's clock; 0 if it is past."""
         return max(0, int(run_at.timestamp() * 1000) - await self._queue.now_ms())
 
     async def job(self, job_id: UUID) -> TransientJob:
-        """A job as it stands. Raises RecordNotFound when there is none, or it has ended and its result is not kept any more."""
+        """Return a job as it is now. Raises RecordNotFound if there is none, or it has ended and its result is no longer kept."""
         found = await self._queue.look(str(job_id))
         if found.payload is None:
             if found.result is None:
-                raise RecordNotFound(f"there is no job with the id {job_id}, or its result is not kept any more")
+                raise RecordNotFound(f"there is no job with the id {job_id}, or its result is no longer kept")
             return _ended(job_id, decode_result(found.result))
         envelope = decode_envelope(found.payload)
         if envelope.record:  # what a deleted record left in the schedule
@@ -146,11 +146,11 @@ class TransientJobs:
         )
 
     async def wait(self, job_id: UUID) -> TransientJob:
-        """The job once it has ended; waits by push. Raises RecordNotFound as `job` does."""
+        """Return the job once it has ended; waits by push. Raises RecordNotFound as `job` does."""
         return _ended(job_id, await self._waiters.wait_result(job_id))
 
     async def cancel(self, job_id: UUID) -> State:
-        """As `Handle.cancel`, for whoever has only the id. Raises RecordNotFound, InvalidTransition."""
+        """Cancel a job by its id. Returns the state it is in then. Raises RecordNotFound, InvalidTransition."""
         found = await self.job(job_id)
         if found.state.final:
             hint = "only queued and running jobs can be cancelled"
@@ -170,7 +170,7 @@ class TransientJobs:
         return False
 
     def source(self, submission: Submission) -> "TransientSource":
-        """Where the handle of a submitted job finds it."""
+        """Return where the handle of a submitted job finds it."""
         lane = submission.queue, submission.priority
         return TransientSource(self._queue, self._events, self._waiters, lane, submission.job)
 
@@ -185,14 +185,16 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
     _job: AnyJob
 
     async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
-        """The JSON of the result, once it is there.
+        """Return the JSON of the result, once it is there.
 
         Raises:
             JobFailed, JobCancelled, RecordNotFound, TimeoutError.
             InvalidTransition: the job keeps no result.
         """
         if not self._job.options.keeps_result:
-            raise InvalidTransition(self._job.options.no_result, hint="@job(result_ttl=…) says for how long to keep it")
+            raise InvalidTransition(
+                self._job.options.no_result, hint="@job(result_ttl=…) says for how many seconds to keep it"
+            )
         async with asyncio.timeout(timeout_s):
             kept = await self._waiters.wait_result(record_id)
         if isinstance(kept.r, ErrorText):
@@ -200,22 +202,22 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
         return msgspec.json.encode(kept.r)
 
     async def state(self, record_id: UUID) -> State:
-        """Where the job is. Raises RecordNotFound when it has ended and its result is not kept any more."""
+        """Return the state now. Raises RecordNotFound if it has ended and its result is no longer kept."""
         there, leased = await self._queue.standing(str(record_id))
         if there:
             return State.RUNNING if leased else State.QUEUED
         (kept,) = await self._waiters.results([record_id])
         if kept is None:
-            raise RecordNotFound(f"there is no job with the id {record_id}, or its result is not kept any more")
+            raise RecordNotFound(f"there is no job with the id {record_id}, or its result is no longer kept")
         return _final_state(kept)
 
     async def cancel(self, record_id: UUID) -> State:
-        """Cancel the job: a queued one at once, a running one as soon as its worker hears of it. Raises InvalidTransition: it has ended."""
+        """Cancel the job: a queued one at once, a running one as soon as its worker is notified. Raises InvalidTransition: it has ended."""
         return await cancel(self._queue, self._events, record_id, self._job.name, self._lane)
 
 
 async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: Lane) -> State:
-    """Cancel a job of that name in that lane. Raises InvalidTransition: it has ended."""
+    """Cancel a job of that name in that lane. Returns the state it is in then. Raises InvalidTransition: it has ended."""
     error, now = ErrorText("CancelledError", "it was cancelled").packed(), now_ms()
     result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(*lane), str(job_id))
     options = _options(name)
@@ -230,7 +232,7 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: La
         else:
             await events.publish([Event(job_id, State.CANCELLED)])
     except QueueUnavailable:
-        log.warning("a worker hears of the cancel when it renews its lease", record=str(job_id))
+        log.warning("cancel_not_published", record=str(job_id), hint="its worker learns of it with the next renewal")
     return State.RUNNING if aborted is Aborted.TOLD else State.CANCELLED
 
 
@@ -278,7 +280,7 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _submitted(id_: UUID, push: EnqueueRequest) -> Submitted:
-    """What is known of a job without a record: by this machine's clock."""
+def _submitted(id_: UUID, request: EnqueueRequest) -> Submitted:
+    """What a submission of a job without a record returns, by this machine's clock."""
     now = datetime.now(UTC)
-    return Submitted(id_, True, push.delay_ms, State.QUEUED, now, now + timedelta(milliseconds=push.delay_ms))
+    return Submitted(id_, True, request.delay_ms, State.QUEUED, now, now + timedelta(milliseconds=request.delay_ms))

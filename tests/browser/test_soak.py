@@ -32,7 +32,7 @@ async def test_a_job_that_fails_a_moment_before_its_browser_is_known_to_be_dead_
     first, second = await plane.attempts(handle.id)
     assert (first.state, first.error_type) == (AttemptState.INTERRUPTED, "BrowserGone")
     assert second.state is AttemptState.SUCCEEDED
-    assert not [line for line in logs if "left behind" in line["event"]]
+    assert not [line for line in logs if "abandoned" in line["event"]]
 
 
 @pytest.mark.timeout(300)

@@ -128,7 +128,7 @@ def cplane(start: Start) -> Cplane:
 async def worker(start: Start, addresses: dict[str, str]) -> AsyncIterator[Running]:
     """A worker that claims jobs."""
     async with start("worker", **addresses) as running:
-        await running.until("worker started")
+        await running.until("worker_started")
         yield running
         await running.stop()
 

@@ -52,10 +52,10 @@ async def test_show_tells_the_whole_story(cplane: "Cplane", addresses: dict[str,
 
 async def test_a_worker_stops_in_good_order(start: "Start", addresses: dict[str, str]) -> None:
     async with start("worker", "--queues", "default:3", **addresses) as worker:
-        assert "{'default': 3}" in await worker.until("worker started")
+        assert "{'default': 3}" in await worker.until("worker_started")
         ended = await worker.stop()
     assert ended.code == 0
-    assert "worker stopped" in ended.stderr
+    assert "worker_stopped" in ended.stderr
 
 
 async def test_the_web_server_stops_in_good_order(start: "Start", addresses: dict[str, str]) -> None:

@@ -167,7 +167,7 @@ async def test_the_result_of_a_transient_job_is_printed(
     (folder / "brief.py").write_text(BRIEF)
     addresses["CPLANE_IMPORTS"] = "brief"
     async with start("worker", **addresses) as worker:
-        await worker.until("worker started")
+        await worker.until("worker_started")
         ended = await cplane("submit", "brief", "x=41", **addresses)
         assert (ended.code, ended.stdout) == (0, "42\n")
 

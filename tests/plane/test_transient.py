@@ -184,7 +184,7 @@ async def test_a_batch_runs_each_once(settings: CplaneSettings, plane: ControlPl
 async def test_a_result_is_pushed_to_who_waits_for_it(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.plane.waiters.CHECK_S", 3600)
+    monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 3600)
     async with running(settings):
         handle = await transient_gate.submit()
         waiting = asyncio.create_task(handle.result(DEADLINE_S))
@@ -302,7 +302,7 @@ async def test_a_result_is_kept_for_as_long_as_the_job_says(settings: CplaneSett
     assert kept.et <= kept.st <= kept.ft
     await raw(plane).delete(f"arq:result:{long.id}")
     for call in (long.state(), long.result(DEADLINE_S)):
-        with pytest.raises(RecordNotFound, match="or its result is not kept any more"):
+        with pytest.raises(RecordNotFound, match="or its result is no longer kept"):
             await call
 
 
@@ -558,7 +558,7 @@ async def test_without_both_servers_it_is_postgres_that_is_missed(settings: Cpla
 
 
 async def test_without_postgres_a_lost_event_is_made_good(blind: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cplane.plane.waiters.CHECK_S", 0.05)
+    monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 0.05)
     handle = await transient_add.submit(1)
     waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
     while not await raw(blind).exists("cplane:events:listening"):

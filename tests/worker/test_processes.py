@@ -82,7 +82,7 @@ async def worker_process(settings: CplaneSettings, **more: str) -> AsyncGenerato
     )  # fmt: skip
     worker = WorkerProcess(process)
     try:
-        await worker.says("worker started")
+        await worker.says("worker_started")
         yield worker
     finally:
         if process.returncode is None:
@@ -104,7 +104,7 @@ async def test_arq_runs_the_worker_and_sigterm_ends_it(settings: CplaneSettings,
         assert await (await process_pid.submit()).result(DEADLINE_S) == worker.pid
         worker.process.terminate()
         assert await worker.ended() == 0
-    assert any("worker stopped" in line for line in worker.lines)
+    assert any("worker_stopped" in line for line in worker.lines)
 
 
 async def test_workers_that_are_killed_never_let_more_jobs_onto_a_host_than_may_be(
@@ -326,7 +326,7 @@ async def test_redis_away_still_accepts_and_runs_when_it_is_back(settings: Cplan
         assert await handle.state() is State.QUEUED
         assert (await plane.ready())["redis"] is not None
         async with worker_process(cut_off) as worker:
-            await worker.says("jobs cannot be claimed; trying again")
+            await worker.says("claim_failed")
             async with EmbeddedRedis(tmp_path / "redis", sockets):
                 assert await handle.result(DEADLINE_S) == 23
                 assert (await plane.ready())["redis"] is None
@@ -353,7 +353,7 @@ async def wait_for_a_job(cut_off: CplaneSettings, folder: Path, postgres: Embedd
         await started(folder, attempt=1)
         await postgres.__aexit__(None, None, None)
         (folder / "go").touch()
-        await worker.says("outcomes cannot be recorded yet")
+        await worker.says("outcomes_not_recorded")
         await postgres.__aenter__()
         assert await handle.result(DEADLINE_S) == 1
         assert [attempt.state for attempt in await plane.attempts(handle.id)] == [AttemptState.SUCCEEDED]

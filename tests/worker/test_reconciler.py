@@ -156,7 +156,7 @@ async def test_jobs_run_although_redis_is_wiped_again_and_again(
 ) -> None:
     monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.1)
     monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.05)  # a wake list that is wiped wakes nobody
-    monkeypatch.setattr("cplane.plane.waiters.CHECK_S", 0.1)
+    monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 0.1)
     async with running(settings):
         for wave in range(3):
             handles = await epoch_add.using(delay=0.2).submit_many({"x": x} for x in range(20))

@@ -29,7 +29,7 @@ async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(setti
 
     def note(_: object, __: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
         entries.append(entry)
-        if "is blocked" in entry["event"] and entry["job"].startswith("watchdog_blocks"):
+        if "event_loop_blocked" in entry["event"] and entry["job"].startswith("watchdog_blocks"):
             told.set()  # a busy machine may hold the loop up elsewhere as well
         raise structlog.DropEvent
 
@@ -40,7 +40,7 @@ async def test_a_job_that_never_yields_is_named_with_the_line_it_stands_at(setti
             await handle.result(DEADLINE_S)
     finally:
         structlog.reset_defaults()
-    (blocked,) = [entry for entry in entries if "is blocked" in entry["event"] and "watchdog" in entry["job"]]
+    (blocked,) = [entry for entry in entries if "event_loop_blocked" in entry["event"] and "watchdog" in entry["job"]]
     assert blocked["job"] == f"watchdog_blocks {handle.id}"
     assert "told.wait(DEADLINE_S)" in blocked["at"]
     assert blocked["blocked_s"] >= 0.1
