@@ -16,19 +16,19 @@ T = TypeVar("T")
 class JobClient(Protocol):
     """What clients do with a job by its id. Every method raises RecordNotFound."""
 
-    async def job(self, job_id: UUID) -> JobRecord | TransientJob:
+    async def job(self, job_id: UUID, /) -> JobRecord | TransientJob:
         """Return the job as it is now."""
         ...
 
-    async def wait(self, job_id: UUID) -> JobRecord | TransientJob:
+    async def wait(self, job_id: UUID, /) -> JobRecord | TransientJob:
         """Return the job once it has ended."""
         ...
 
-    async def cancel(self, job_id: UUID) -> State:
+    async def cancel(self, job_id: UUID, /) -> State:
         """Cancel the job. Returns the state it is in then. Raises InvalidTransition."""
         ...
 
-    async def retry(self, job_id: UUID) -> None:
+    async def retry(self, job_id: UUID, /) -> None:
         """Run a failed or cancelled job again. Raises InvalidTransition."""
         ...
 

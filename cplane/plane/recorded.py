@@ -40,29 +40,29 @@ class RecordedJobs:
         """Return the record once it is final; waits by push, through outages too. Raises RecordNotFound."""
         return await self._waiters.wait(job_id)
 
-    async def state(self, job_id: UUID) -> State:
+    async def state(self, record_id: UUID) -> State:
         """Return the state now. Raises RecordNotFound."""
-        return (await self.job(job_id)).state
+        return (await self.job(record_id)).state
 
-    async def result(self, job_id: UUID, timeout_s: float | None) -> bytes:
+    async def result(self, record_id: UUID, timeout_s: float | None) -> bytes:
         """Return the JSON of the result, once it is there. Raises JobFailed, JobCancelled, RecordNotFound, TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            return result_json(await self.wait(job_id))
+            return result_json(await self.wait(record_id))
 
-    async def cancel(self, job_id: UUID) -> State:
+    async def cancel(self, record_id: UUID) -> State:
         """Cancel the job: a queued one at once, a running one as soon as its worker is notified. Returns its state then.
 
         Raises:
             RecordNotFound: there is none.
             InvalidTransition: it is final.
         """
-        state = await self._store.cancel(job_id)
+        state = await self._store.cancel(record_id)
         try:
             async with asyncio.timeout(SCHEDULE_WAIT_S):
-                await self._events.publish([Event(job_id, state)], CONTROL if state is State.RUNNING else EVENTS)
+                await self._events.publish([Event(record_id, state)], CONTROL if state is State.RUNNING else EVENTS)
         except (QueueUnavailable, TimeoutError):
             log.warning(
-                "cancel_not_published", record=str(job_id), hint="its worker learns of it with the next renewal"
+                "cancel_not_published", record=str(record_id), hint="its worker learns of it with the next renewal"
             )
         return state
 

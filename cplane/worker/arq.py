@@ -68,16 +68,16 @@ class ArqWorker(arq.worker.Worker):
         self._read_settings(settings, queue_name or default_queue_name, max_jobs)
         _ensure_loop()
         plain = [function for function in functions if not isinstance(function, Job)]
+        arguments: dict[str, Any] = {
+            **given,
+            "queue_name": queue_name or default_queue_name,
+            "handle_signals": False,  # the worker's own handlers are set when the loop runs
+            "job_serializer": job_serializer or serialize,
+            "job_deserializer": job_deserializer or deserialize,
+        }
         super().__init__(
-            plain or [arq.worker.func(cast("Any", _refuse), name="cplane")],  # arq insists on a function
-            **{
-                **given,
-                "queue_name": queue_name or default_queue_name,
-                "handle_signals": False,  # the worker's own handlers are set when the loop runs
-                "job_serializer": job_serializer or serialize,
-                "job_deserializer": job_deserializer or deserialize,
-            },
-        )
+            plain or [arq.worker.func(cast("Any", _refuse), name="cplane")], **arguments
+        )  # arq insists on a function
         has_functions = bool(plain or cron_jobs)
         self.arq_functions = self._read_functions(keep_result_forever) if has_functions else {}
         self.hooks = Hooks(self.ctx, on_startup, on_shutdown, on_job_start, on_job_end, after_job_end)
