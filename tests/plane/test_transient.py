@@ -500,7 +500,7 @@ async def test_a_job_that_keeps_no_result_leaves_nothing_but_its_failure(
     async with running(settings):
         while await raw(plane).keys(f"arq:job:{done.id}") or not await raw(plane).exists(f"arq:result:{failed.id}"):
             await asyncio.sleep(0.01)
-    with pytest.raises(RecordNotFound, match="its result is not kept any more"):
+    with pytest.raises(RecordNotFound, match="its result is no longer kept"):
         await done.state()
     assert await raw(plane).keys(f"*{done.id}") == []
     assert await failed.state() is State.FAILED
