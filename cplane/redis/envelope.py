@@ -13,6 +13,9 @@ import msgspec
 
 from cplane.errors import JobCancelled, JobFailed
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the expected message: also for keys that are not UTF-8, and deep nesting."""
+
 PICKLE_START = b"\x80"
 """The first byte of a pickle."""
 
@@ -127,7 +130,7 @@ def decode_envelope(payload: bytes) -> Envelope:
 def _read(payload: bytes) -> Envelope:
     try:
         return _envelopes.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         if payload[:1] == PICKLE_START and len(payload) > 1:  # msgpack reads this byte as an empty dict
             raise ValueError("the payload is a pickle; an arq client needs cplane's serializer") from None
         raise ValueError(f"the payload is not arq's job dict as msgpack: {error}") from None
@@ -145,7 +148,7 @@ def decode_result(payload: bytes) -> KeptResult:
     """Return the result in a payload. Raises ValueError if it is not arq's result dict."""
     try:
         return _results.decode(payload)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ValueError(f"the payload is not arq's result dict as msgpack: {error}") from None
 
 
@@ -166,7 +169,7 @@ def deserialize(payload: bytes) -> dict[str, Any]:
     """
     try:
         data = _dicts.decode(payload)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ValueError(f"the payload is not msgpack: {error}") from None
     failure = data.get("r")
     if isinstance(failure, ErrorText):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -65,6 +65,8 @@ def test_any_bytes_decode_as_a_job_or_raise_one_sentence(payload: bytes) -> None
 
 
 @given(st.binary(max_size=300))
+@example(b"\x81\xa4\x00\x00\x00\x80")  # a key that is not UTF-8
+@example(b"\x81\xa1r" + b"\x91" * 100_000)
 def test_any_bytes_decode_as_a_result_or_raise_one_sentence(payload: bytes) -> None:
     for decode in (decode_result, deserialize):
         message = error_of(decode, payload)
