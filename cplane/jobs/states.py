@@ -27,6 +27,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
+"""The legal changes of a record's state. SQL makes them, so this is their specification: tests call every statement on a
+record in every state, and compare the changes, and the table in docs/protocol.md, with it."""
 
 
 class Cause(StrEnum):
