@@ -1,4 +1,4 @@
-"""What `@job` accepts, what it makes of a function, and what becomes of arguments and results on their way through JSON."""
+"""`@job` and its options, arguments and results on their way through JSON, and batches of submissions."""
 
 import enum
 import importlib
@@ -41,24 +41,24 @@ from cplane.jobs.states import Priority
 
 Draft202012Validator: Any = _Draft202012Validator
 untyped: Any = job
-"""`@job` as callers without a type checker know it."""
+"""`@job` for tests that pass what a type checker refuses."""
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No job of a test outlives it."""
+    """Remove the jobs of a test when it ends."""
     monkeypatch.setattr(registry, "jobs", dict(registry.jobs))
 
 
 def problems(call: Callable[[], object]) -> list[tuple[str, str]]:
-    """Path and message of what is wrong with the arguments."""
+    """Return path and message of every problem of the arguments."""
     with pytest.raises(InvalidArguments) as caught:
         call()
     return [(problem.path, problem.message) for problem in caught.value.problems]
 
 
 def round_trip(made: AnyJob, *args: object, **kwargs: object) -> dict[str, Any]:
-    """What the job's function gets for these arguments."""
+    """Return the arguments that the function of the job receives."""
     return made.decode(made.encode(args, kwargs))
 
 
@@ -68,7 +68,7 @@ async def noop() -> None: ...
 # making a job
 
 
-async def test_a_bare_and_a_called_job_stay_the_functions_they_were() -> None:
+async def test_a_bare_and_a_called_job_can_still_be_called_as_functions() -> None:
     @job
     async def bare(x: int, y: int = 2) -> int:
         """Add."""
@@ -95,7 +95,7 @@ async def test_a_bare_and_a_called_job_stay_the_functions_they_were() -> None:
     assert registry.get("other") is called
 
 
-def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
+def test_a_job_keeps_its_retry_policy_and_browser_options() -> None:
     policy = RetryPolicy(retries=7, never=(KeyError,))
     fixed = job(name="fixed", retries=policy, browser={"locale": "de-DE"})(noop)
     made = job(name="made", browser=lambda arguments: {"locale": arguments["where"]})(noop)
@@ -105,7 +105,7 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"name": "1st"}, "'1st' is not a job name"),
         ({"name": "a" * 201}, "is not a job name"),
@@ -131,7 +131,7 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
             "result_ttl is a positive number of seconds, 0 or a timedelta",
         ),
         ({"record": False, "result_ttl": math.inf}, "result_ttl is a positive"),
-        ({"result_ttl": 5}, "a record keeps its result"),
+        ({"result_ttl": 5}, "a record keeps its result, so result_ttl does not apply"),
         ({"priority": "urgent"}, "'urgent' is not a priority"),
         ({"priority": 1}, "1 is not a priority"),
         ({"retries": -1}, "retries must be 0 to 1000, not -1"),
@@ -145,32 +145,32 @@ def test_a_job_keeps_the_policy_and_the_browser_options_it_is_given() -> None:
         ({"qeue": "q", "timeut": 3}, "@job has no option qeue, timeut"),
     ],
 )
-def test_an_option_that_cannot_work_is_an_error_with_a_hint_and_registers_nothing(
-    options: dict[str, Any], said: str
+def test_an_impossible_option_is_an_error_with_a_hint_and_registers_nothing(
+    options: dict[str, Any], message: str
 ) -> None:
     known = dict(registry.jobs)
     with pytest.raises(InvalidJob) as caught:
         untyped(**options)(noop)
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint
     assert registry.jobs == known
 
 
 @pytest.mark.parametrize("target", ["browser", 7, len, int, object(), staticmethod(noop)])
-def test_only_a_function_becomes_a_job(target: object) -> None:
+def test_only_a_function_can_be_decorated(target: object) -> None:
     for decorate in (untyped, untyped()):
         with pytest.raises(InvalidJob, match="decorates a function") as caught:
             decorate(target)
         assert caught.value.hint
 
 
-def test_a_job_is_not_made_a_job_again() -> None:
+def test_a_job_cannot_be_decorated_again() -> None:
     made = job(noop)
-    with pytest.raises(InvalidJob, match=r"'noop' is a job already .*use @job once"):
+    with pytest.raises(InvalidJob, match=r"'noop' is already a job .*use @job once"):
         untyped(made)
 
 
-def test_an_unknown_job_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unknown_job_lists_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "jobs", {})
     with pytest.raises(UnknownJob, match=r"no job named 'a'; known: none"):
         registry.get("a")
@@ -190,7 +190,7 @@ def module(folder: Path, name: str, source: str) -> Path:
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], ModuleType]:
-    """Writes and imports modules of its own, forgotten afterwards."""
+    """Return a function that writes and imports a module; the modules are removed afterwards."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -205,7 +205,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return load
 
 
-def test_two_jobs_of_one_name_are_an_error_that_names_both(modules: Callable[[str, str], ModuleType]) -> None:
+def test_two_jobs_of_one_name_are_an_error_that_names_both_modules(modules: Callable[[str, str], ModuleType]) -> None:
     source = "from cplane import job\n\n@job\nasync def twin_job() -> None: ...\n"
     modules("first_twin", source)
     with pytest.raises(InvalidJob, match="two jobs are named 'twin_job': first_twin, line 3 and second_twin, line 3"):
@@ -215,7 +215,7 @@ def test_two_jobs_of_one_name_are_an_error_that_names_both(modules: Callable[[st
         job(name="twin_job")(noop)
 
 
-def test_a_module_that_is_reloaded_replaces_its_jobs(modules: Callable[[str, str], ModuleType], tmp_path: Path) -> None:
+def test_reloading_a_module_replaces_its_jobs(modules: Callable[[str, str], ModuleType], tmp_path: Path) -> None:
     source = "from cplane import job\n\n@job\ndef reloaded_job() -> int:\n    return 1\n"
     loaded = modules("reloaded", source)
     module(tmp_path, "reloaded", "\n# moved down\n" + source.replace("return 1", "return 2"))
@@ -225,7 +225,9 @@ def test_a_module_that_is_reloaded_replaces_its_jobs(modules: Callable[[str, str
 
 
 @pytest.mark.parametrize("command", [["app.py"], ["-m", "app"], ["./app.py"]])
-def test_a_program_and_the_module_of_the_same_file_agree_on_its_jobs(tmp_path: Path, command: list[str]) -> None:
+def test_a_program_that_imports_its_own_file_as_a_module_registers_each_job_once(
+    tmp_path: Path, command: list[str]
+) -> None:
     module(
         tmp_path,
         "app",
@@ -244,7 +246,7 @@ def test_a_program_and_the_module_of_the_same_file_agree_on_its_jobs(tmp_path: P
 # parameters
 
 
-def test_star_parameters_are_refused() -> None:
+def test_variadic_parameters_are_refused() -> None:
     async def starred(*names: str) -> None: ...
 
     async def double_starred(**names: str) -> None: ...
@@ -264,7 +266,7 @@ class Shot(Clip, total=False):
     path: Required[str]
 
 
-async def test_unpacked_keywords_are_arguments_of_their_own_and_absent_ones_stay_absent() -> None:
+async def test_unpacked_keywords_are_separate_arguments_and_absent_ones_stay_absent() -> None:
     @job
     async def unpacked(first: int, **shot: Unpack[Shot]) -> dict[str, object]:
         return {"first": first, **shot}
@@ -287,7 +289,7 @@ async def test_unpacked_keywords_are_arguments_of_their_own_and_absent_ones_stay
     assert set(unpacked.schema()["required"]) == {"first", "x", "path"}
 
 
-def test_unpacked_keywords_whose_annotations_are_strings_keep_what_may_be_absent(
+def test_unpacked_keywords_with_annotations_as_strings_keep_their_optional_keys(
     modules: Callable[[str, str], ModuleType],
 ) -> None:
     later = modules(
@@ -307,7 +309,7 @@ def test_unpacked_keywords_whose_annotations_are_strings_keep_what_may_be_absent
     assert problems(lambda: later.later_loose.encode((), {})) == [("/name", "Field required")]
 
 
-def test_annotations_of_names_defined_in_a_function_are_resolved() -> None:
+def test_annotations_that_name_locals_of_a_function_are_resolved() -> None:
     class Local(BaseModel):
         n: int
 
@@ -337,7 +339,7 @@ def test_an_annotation_that_cannot_be_resolved_is_an_error_that_names_it(annotat
     assert "not under TYPE_CHECKING" in str(caught.value.hint)
 
 
-def test_an_import_under_type_checking_is_told_to_stand_above_the_job(
+def test_the_hint_for_an_import_under_type_checking_says_to_move_it(
     modules: Callable[[str, str], ModuleType],
 ) -> None:
     source = (
@@ -353,15 +355,15 @@ class Opaque: ...
 
 
 @pytest.mark.parametrize("annotation", [Opaque, list[Opaque], Page | None, Mapping[Opaque, int]])
-def test_a_type_that_is_neither_json_nor_a_resource_is_refused_at_import(annotation: object) -> None:
+def test_a_type_that_is_neither_json_nor_injected_is_refused_at_import(annotation: object) -> None:
     async def takes(x: Any) -> None: ...
 
     async def returns() -> Any: ...
 
     takes.__annotations__["x"] = annotation
     returns.__annotations__["return"] = annotation
-    for fn, said in ((takes, "an argument cannot be validated"), (returns, "the return type cannot be stored")):
-        with pytest.raises(InvalidJob, match=said) as caught:
+    for fn, message in ((takes, "an argument cannot be validated"), (returns, "the return type cannot be stored")):
+        with pytest.raises(InvalidJob, match=message) as caught:
             untyped(fn)
         assert caught.value.hint == "use JSON types, dataclasses or pydantic models"
 
@@ -377,7 +379,7 @@ async def test_each_kind_of_parameter_reaches_the_function() -> None:
         ((), {"a": 1, "b": 20, "d": 4}, [1, 20, 3, 4, 5]),
     ):
         assert await kinds.call(kinds.decode(kinds.encode(args, kwargs)), Resources()) == expected
-    assert kinds.encode((1,), {"d": 4}) == b'{"a":1,"d":4}', "a default is the function's business, not the record's"
+    assert kinds.encode((1,), {"d": 4}) == b'{"a":1,"d":4}', "defaults are not stored"
 
 
 async def test_a_parameter_may_have_any_name() -> None:
@@ -393,7 +395,7 @@ async def test_a_parameter_may_have_any_name() -> None:
     assert problems(lambda: named.encode((), {**values, "_x": "?"}))[0][0] == "/_x"
 
 
-async def test_what_a_job_asks_for_by_type_is_given_at_any_position() -> None:
+async def test_parameters_are_injected_at_any_position() -> None:
     resources = Resources(context="ctx", page="page", browser_context="browser", session="session")
 
     @job
@@ -429,7 +431,7 @@ async def test_what_a_job_asks_for_by_type_is_given_at_any_position() -> None:
     ]
 
 
-def test_jobs_that_need_a_page_go_to_the_browser_queue_unless_told_otherwise() -> None:
+def test_jobs_that_need_a_page_use_the_browser_queue_unless_they_name_another() -> None:
     @job
     async def with_page(page: Page) -> None: ...
 
@@ -455,7 +457,7 @@ class Inner(BaseModel):
     tags: dict[str, int] = {}
 
 
-def test_what_does_not_fit_is_told_field_by_field_as_json_pointers() -> None:
+def test_invalid_arguments_are_reported_for_each_field_by_json_pointer() -> None:
     @job
     async def nested(
         inner: Inner, many: list[Inner], kind: Literal["a", "b"] = "a", url: HttpUrl | None = None
@@ -494,7 +496,7 @@ def test_a_call_that_does_not_fit_the_signature_is_refused() -> None:
     assert problems(lambda: loose.encode((1,), {})) == [("/y", "Field required")]
 
 
-def test_a_check_says_at_submit_that_arguments_do_not_go_together() -> None:
+def test_a_check_refuses_a_combination_of_arguments_at_submission() -> None:
     def ordered(arguments: Mapping[str, Any]) -> None:
         if arguments["low"] > arguments["high"]:
             raise ValueError("low must not be above high")
@@ -502,14 +504,14 @@ def test_a_check_says_at_submit_that_arguments_do_not_go_together() -> None:
     @job(check=ordered)
     async def ranged(low: int, high: int = 10) -> None: ...
 
-    assert ranged.encode((3,), {}) == b'{"low":3}', "the check sees the defaults, the record does not"
+    assert ranged.encode((3,), {}) == b'{"low":3}', "the check receives the defaults, the record does not store them"
     for call in (lambda: ranged.encode((11,), {}), lambda: ranged.encode_json({"low": "11"})):
         assert problems(call) == [("", "low must not be above high")]
     with pytest.raises(InvalidArguments, match="the arguments of 'ranged' do not fit: low must not be above high"):
         ranged.encode((5, 4), {})
 
 
-def test_a_check_that_is_broken_is_not_the_callers_fault() -> None:
+def test_an_error_in_a_check_is_not_reported_as_invalid_arguments() -> None:
     def broken(arguments: Mapping[str, Any]) -> None:
         raise KeyError("no such argument")
 
@@ -591,7 +593,7 @@ async def test_arguments_and_results_come_back_equal(annotation: Any, value: obj
     assert made.decode_result(made.encode_result(expected)) == expected
 
 
-def test_json_in_a_text_stays_a_text_on_the_way() -> None:
+def test_json_in_a_string_stays_a_string_on_the_way() -> None:
     @job
     async def takes_json_text(x: Json[list[int]]) -> None: ...
 
@@ -609,7 +611,7 @@ def test_nan_stays_nan() -> None:
     assert math.isnan(not_a_number.decode_result(not_a_number.encode_result(math.nan)))
 
 
-def test_a_value_that_a_model_makes_up_is_the_same_in_every_attempt() -> None:
+def test_a_value_that_a_model_generates_is_the_same_in_every_attempt() -> None:
     @job
     async def ordered_once(order: Order) -> None: ...
 
@@ -650,7 +652,7 @@ def test_json_like_data_comes_back_equal_from_python_and_from_json() -> None:
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\\\0", '"\0'])
-def test_nul_is_refused_wherever_it_hides(text: str) -> None:
+def test_nul_is_refused_at_any_depth(text: str) -> None:
     @job
     async def takes_text(x: str, y: dict[str, Any]) -> Any: ...
 
@@ -667,7 +669,7 @@ def test_nul_is_refused_wherever_it_hides(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "\\\\u0000", "0000", "\x01"])
-def test_text_that_only_looks_like_nul_is_taken(text: str) -> None:
+def test_text_that_only_looks_like_nul_is_accepted(text: str) -> None:
     @job
     async def takes_lookalike(x: str) -> str:
         return x
@@ -676,7 +678,7 @@ def test_text_that_only_looks_like_nul_is_taken(text: str) -> None:
     assert takes_lookalike.decode_result(takes_lookalike.encode_result(text)) == text
 
 
-def test_a_lone_surrogate_is_refused_wherever_it_hides() -> None:
+def test_a_lone_surrogate_is_refused_at_any_depth() -> None:
     @job
     async def takes_surrogate(x: str = "", y: Any = None) -> Any: ...
 
@@ -690,7 +692,7 @@ def test_a_lone_surrogate_is_refused_wherever_it_hides() -> None:
         takes_surrogate.encode_result(["\ud800"])
 
 
-def test_an_argument_or_a_result_that_is_no_json_is_an_error_that_names_the_problem() -> None:
+def test_the_error_for_an_argument_or_a_result_that_is_not_json_names_the_problem() -> None:
     @job
     async def carries_anything(x: Any) -> Any: ...
 
@@ -706,7 +708,7 @@ def test_an_argument_or_a_result_that_is_no_json_is_an_error_that_names_the_prob
         carries_anything.encode_result(circle)
 
 
-def test_a_result_of_another_type_than_declared_is_stored_as_it_is() -> None:
+def test_a_result_of_another_type_than_declared_is_stored_unchanged() -> None:
     @job
     async def says_int() -> int:
         return 7
@@ -719,7 +721,7 @@ def test_a_result_of_another_type_than_declared_is_stored_as_it_is() -> None:
 # schemas
 
 
-def test_schemas_are_json_schema_2020_12_whatever_the_defaults_are() -> None:
+def test_schemas_are_json_schema_2020_12_whatever_the_defaults() -> None:
     opaque = cast("int", object())
 
     @job
@@ -727,10 +729,10 @@ def test_schemas_are_json_schema_2020_12_whatever_the_defaults_are() -> None:
         page: Page,
         url: HttpUrl,
         inner: Inner,
-        point: Point = Point(1.0),  # noqa: B008  what a customer may write
+        point: Point = Point(1.0),  # noqa: B008  users may write it
         colour: Colour = Colour.RED,
         raw: bytes = b"\xff",
-        odd: int = opaque,
+        not_json: int = opaque,
         how: float = math.inf,
         when: datetime | None = None,
         shape: tuple[int, str] = (1, "a"),
@@ -744,7 +746,7 @@ def test_schemas_are_json_schema_2020_12_whatever_the_defaults_are() -> None:
     assert schema["required"] == ["url", "inner", "x", "path"]
     assert schema["additionalProperties"] is False
     assert "page" not in schema["properties"]
-    assert "default" not in schema["properties"]["odd"]
+    assert "default" not in schema["properties"]["not_json"]
     assert schema["properties"]["colour"]["default"] == "red"
     validator = Draft202012Validator(schema)
     stored = cast("JsonValue", TypeAdapter[Any](JsonValue).validate_json(
@@ -758,7 +760,7 @@ def test_schemas_are_json_schema_2020_12_whatever_the_defaults_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"delay": 1, "at": NOW}, "delay and at exclude each other"),
         ({"at": NOW.replace(tzinfo=None)}, "at must be an aware datetime"),
@@ -772,48 +774,54 @@ def test_schemas_are_json_schema_2020_12_whatever_the_defaults_are() -> None:
         ({"delay": timedelta(days=4000)}, "at most ten years"),
     ],
 )
-def test_options_of_a_submission_that_cannot_work_are_refused_before_anything_is_sent(
-    options: dict[str, Any], said: str
+def test_impossible_options_of_a_submission_are_refused_before_anything_is_sent(
+    options: dict[str, Any], message: str
 ) -> None:
     made = job(noop)
     with pytest.raises(InvalidArguments) as caught:
         made.using(**options)
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
-def test_options_of_a_submission_reach_it() -> None:
+def test_a_submission_has_the_options_that_were_given() -> None:
     made = job(queue="own")(noop)
     plain = made.using().submission(b"{}")
     assert (plain.queue, plain.delay_s, plain.run_at, plain.key) == ("own", None, None, None)
-    told = made.using(delay=timedelta(minutes=2), key="k" * 255, queue="other").submission(b"{}")
-    assert (told.job, told.args_json, told.queue, told.delay_s, told.key) == (made, b"{}", "other", 120.0, "k" * 255)
+    custom = made.using(delay=timedelta(minutes=2), key="k" * 255, queue="other").submission(b"{}")
+    assert (custom.job, custom.args_json, custom.queue, custom.delay_s, custom.key) == (
+        made,
+        b"{}",
+        "other",
+        120.0,
+        "k" * 255,
+    )
     assert made.using(at=NOW, delay=None).submission(b"{}").run_at == NOW
 
 
-async def test_submitting_outside_a_plane_says_what_to_do() -> None:
+async def test_the_error_for_a_submission_without_a_control_plane_says_what_to_do() -> None:
     @job
-    async def homeless(x: int) -> None: ...
+    async def without_plane(x: int) -> None: ...
 
     for submitted in (
-        homeless.submit(1),
-        homeless.delay(1),
-        homeless.using(delay=1).submit(x=1),
-        homeless.using(key="k").delay(x=1),
-        homeless.submit_many([{"x": 1}]),
+        without_plane.submit(1),
+        without_plane.delay(1),
+        without_plane.using(delay=1).submit(x=1),
+        without_plane.using(key="k").delay(x=1),
+        without_plane.submit_many([{"x": 1}]),
     ):
         with pytest.raises(NoControlPlane, match="submit inside `async with ControlPlane") as caught:
             await submitted
         assert caught.value.hint
 
 
-async def test_one_key_cannot_stand_for_a_batch() -> None:
+async def test_one_idempotency_key_cannot_be_used_for_a_batch() -> None:
     made = job(noop)
-    with pytest.raises(InvalidArguments, match="one key cannot stand for many jobs"):
+    with pytest.raises(InvalidArguments, match="one idempotency key cannot be used for many jobs"):
         await made.using(key="k").submit_many([{}])
 
 
 @pytest.mark.parametrize("calls", [5, None, [3], [{}, 3], "ab"])
-async def test_a_batch_takes_mappings_alone(plane: ControlPlane, calls: typing.Any) -> None:
+async def test_a_batch_accepts_only_mappings(plane: ControlPlane, calls: typing.Any) -> None:
     with pytest.raises(InvalidArguments, match="submit_many takes a mapping of arguments for each job") as caught:
         await job(noop).submit_many(calls)
     assert caught.value.hint
@@ -826,22 +834,22 @@ async def takes_a_number(x: int) -> int:
 
 async def recorded_as(plane: ControlPlane, submitted: Mapping[int, Handle[int]]) -> dict[int, object]:
     records = {record.id: record.args for record in await plane.records(limit=10_000)}
-    return {place: records[handle.id] for place, handle in submitted.items()}
+    return {index: records[handle.id] for index, handle in submitted.items()}
 
 
-async def test_a_batch_says_which_call_is_wrong_and_what_was_submitted(plane: ControlPlane) -> None:
+async def test_the_error_of_a_batch_names_the_invalid_call_and_the_submitted_jobs(plane: ControlPlane) -> None:
     calls: list[dict[str, object]] = [{"x": number} for number in range(2500)]
     calls[2300] = {"x": "many"}
     with pytest.raises(InvalidArguments, match=r"^calls\[2300\]: .*x: Input should be a valid integer") as caught:
         await job(takes_a_number).submit_many(calls)
     assert [problem.path for problem in caught.value.problems] == ["/2300/x"]
-    assert await recorded_as(plane, caught.value.submitted) == {place: {"x": place} for place in range(2000)}
+    assert await recorded_as(plane, caught.value.submitted) == {index: {"x": index} for index in range(2000)}
     assert caught.value.__notes__ == [
-        "2,000 jobs of the batch were submitted, and stay so: error.submitted has their handles"
+        "2,000 jobs of the batch were submitted and stay submitted: error.submitted has their handles"
     ]
 
 
-async def test_a_batch_says_which_call_is_too_large(plane: ControlPlane) -> None:
+async def test_the_error_of_a_batch_names_the_call_that_is_too_large(plane: ControlPlane) -> None:
     @job
     async def takes_a_text(text: str) -> None: ...
 
@@ -853,14 +861,14 @@ async def test_a_batch_says_which_call_is_too_large(plane: ControlPlane) -> None
     assert await plane.records() == []
 
 
-async def test_a_batch_of_which_nothing_was_submitted_has_no_handles(plane: ControlPlane) -> None:
+async def test_the_error_of_a_batch_without_submitted_jobs_has_no_handles(plane: ControlPlane) -> None:
     with pytest.raises(InvalidArguments, match=r"^calls\[0\]: ") as caught:
         await job(takes_a_number).submit_many([{}])
     assert caught.value.submitted == {}
     assert not hasattr(caught.value, "__notes__")
 
 
-async def test_an_outage_within_a_batch_leaves_the_handles_of_the_other_chunks(
+async def test_the_error_of_an_outage_has_the_handles_of_the_chunks_that_were_submitted(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit, chunks = plane.store.submit, 0
@@ -875,14 +883,14 @@ async def test_an_outage_within_a_batch_leaves_the_handles_of_the_other_chunks(
     monkeypatch.setattr(plane.store, "submit", breaks)
     with pytest.raises(DatabaseUnavailable) as caught:
         await job(takes_a_number).submit_many({"x": number} for number in range(6000))
-    places = set(caught.value.submitted)
-    assert {*range(1000)} <= places
-    assert not places & {*range(1000, 2000)}
-    assert await recorded_as(plane, caught.value.submitted) == {place: {"x": place} for place in places}
-    assert len(await plane.records(limit=10_000)) == len(places)
+    indexes = set(caught.value.submitted)
+    assert {*range(1000)} <= indexes
+    assert not indexes & {*range(1000, 2000)}
+    assert await recorded_as(plane, caught.value.submitted) == {index: {"x": index} for index in indexes}
+    assert len(await plane.records(limit=10_000)) == len(indexes)
 
 
-async def test_an_error_of_the_calls_themselves_says_what_was_submitted(plane: ControlPlane) -> None:
+async def test_an_error_of_the_iterable_itself_notes_how_many_jobs_were_submitted(plane: ControlPlane) -> None:
     async def read() -> AsyncIterator[dict[str, object]]:
         for number in range(1500):
             yield {"x": number}
@@ -890,7 +898,7 @@ async def test_an_error_of_the_calls_themselves_says_what_was_submitted(plane: C
 
     with pytest.raises(OSError, match="the file ends here") as caught:
         await job(takes_a_number).submit_many(read())
-    assert caught.value.__notes__ == ["1,000 jobs of the batch were submitted, and stay so"]
+    assert caught.value.__notes__ == ["1,000 jobs of the batch were submitted and stay submitted"]
     assert len(await plane.records(limit=10_000)) == 1000
 
 
@@ -903,7 +911,7 @@ def test_a_secret_argument_is_refused_at_import() -> None:
         job(signs_in)
 
 
-def test_generators_are_no_jobs() -> None:
+def test_generators_are_refused() -> None:
     def yields() -> Iterator[int]:
         yield 1
 
@@ -915,7 +923,7 @@ def test_generators_are_no_jobs() -> None:
             job(generator)
 
 
-def test_arguments_that_could_not_be_read_back_are_refused_at_submit() -> None:
+def test_arguments_that_cannot_be_read_back_are_refused_at_submission() -> None:
     class Weight(BaseModel):
         grams: float
 
@@ -926,7 +934,7 @@ def test_arguments_that_could_not_be_read_back_are_refused_at_submit() -> None:
         weighs.encode((), {"weight": Weight(grams=float("inf"))})
 
 
-def test_a_result_that_no_longer_fits_is_one_clear_error() -> None:
+def test_a_result_that_no_longer_fits_its_return_type_is_an_error() -> None:
     @job
     async def counts() -> int:
         return 1
@@ -937,7 +945,7 @@ def test_a_result_that_no_longer_fits_is_one_clear_error() -> None:
         counts.decode_result(b'"many"')
 
 
-def test_a_job_of_yours_goes_before_a_built_in_one_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_job_takes_precedence_over_a_built_in_one_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from cplane.tasks.links import links
 
     monkeypatch.setattr(registry, "jobs", {"links": links})
