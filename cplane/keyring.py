@@ -111,7 +111,7 @@ class Keyring:
         except InvalidTag:
             pass
         raise SecretUnreadable(
-            f"'{name}' was modified in the database, or belongs to another name",
+            f"'{name}' was changed in the database, or belongs to another name",
             hint="delete the session and log in again",
         )
 

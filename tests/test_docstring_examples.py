@@ -5,8 +5,9 @@ import asyncio
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import AsyncIterator, Awaitable
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import cast
 
 import pytest
@@ -14,6 +15,7 @@ import pytest_asyncio
 
 import cplane
 from cplane.jobs.registry import registry
+from cplane.runtime.cancellation import end
 from cplane.settings import CplaneSettings
 from tests.workers import DEADLINE_S, running
 
@@ -35,7 +37,7 @@ DOORS = (
 SITE = "https://example.com/"
 """URL in the examples; the tests replace it by a page on loopback."""
 
-FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^ *```python\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 
 
 def examples(door: str) -> list[str]:
@@ -43,7 +45,7 @@ def examples(door: str) -> list[str]:
     named: object = cplane
     for name in door.split("."):
         named = getattr(named, name)
-    return FENCE.findall(inspect.getdoc(named) or "")
+    return [textwrap.dedent(block) for block in BLOCK.findall(inspect.getdoc(named) or "")]
 
 
 def needs_page(source: str) -> bool:
@@ -51,14 +53,9 @@ def needs_page(source: str) -> bool:
     return "page: Page" in source
 
 
-def compiled(door: str, number: int, source: str) -> CodeType:
-    """Compile a code block, which may await at its top level as in `python -m asyncio`."""
-    return compile(source, f"<example {number} of {door}>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
-async def run(module: ModuleType, code: CodeType) -> None:
-    """Run a code block as a module."""
-    outcome: object = eval(code, vars(module))
+async def run(module: ModuleType, source: str, name: str) -> None:
+    """Run a code block as a module; it may await at its top level, as in `python -m asyncio`."""
+    outcome: object = eval(compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), vars(module))
     if inspect.isawaitable(outcome):  # the block awaits at its top level
         await cast("Awaitable[None]", outcome)
 
@@ -100,10 +97,15 @@ def test_every_door_has_an_example(door: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 async def test_the_examples_of_a_door_run(door: str, example: ModuleType, settings: CplaneSettings, site: str) -> None:
-    sources = examples(door)
-    async with running(settings, pages=any(map(needs_page, sources)), deadline_s=2 * DEADLINE_S):
-        for number, source in enumerate(sources, 1):
-            await run(example, compiled(door, number, source.replace(SITE, site)))
+    for number, source in enumerate(examples(door), 1):
+        run_example = run(example, source.replace(SITE, site), f"<example {number} of {door}>")
+        task = asyncio.create_task(run_example, name=f"example of {door}")
+        try:
+            await asyncio.sleep(0)  # its jobs are registered now: a worker opens pages only for jobs that it knows
+            async with running(settings, pages=needs_page(source), deadline_s=2 * DEADLINE_S):
+                await task
+        finally:
+            await end([task])
 
 
 def test_public_names_have_docstrings() -> None:

@@ -41,7 +41,7 @@ def test_the_first_key_encrypts_and_all_keys_decrypt() -> None:
 
 def test_a_wrong_key_under_the_id_of_the_right_one_decrypts_nothing() -> None:
     sealed = ring(OLD).encrypt(PLAIN, "shop")
-    with pytest.raises(SecretUnreadable, match="was modified"):
+    with pytest.raises(SecretUnreadable, match="was changed"):
         ring(NEW).decrypt(Sealed(ring(NEW).first, sealed.ciphertext), "shop")
 
 
@@ -56,7 +56,7 @@ def test_a_ciphertext_that_was_modified_or_moved_to_another_name_is_refused() ->
     for length in (0, 1, 12, 13, 20, len(sealed.ciphertext) - 1):
         with pytest.raises(SecretUnreadable):
             keys.decrypt(Sealed(sealed.key_id, sealed.ciphertext[:length]), "shop")
-    with pytest.raises(SecretUnreadable, match="'bank' was modified in the database, or belongs to another name"):
+    with pytest.raises(SecretUnreadable, match="'bank' was changed in the database, or belongs to another name"):
         keys.decrypt(sealed, "bank")
 
 
