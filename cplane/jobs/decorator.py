@@ -112,13 +112,10 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     - `timeout`: maximum duration of one attempt, seconds or a timedelta. Default: 300 s.
     - `retries`: maximum number of retries, 0 to 1000, or a `RetryPolicy`. Default: 0.
     - `record`: whether the job has a row in Postgres; a job without one is transient. Default: True.
-    - `result_ttl`: how long Redis keeps the result of a transient job, seconds or a timedelta; with 0 only the error of
-      a failed job is kept, for an hour. Default: 3600 s.
-    - `browser`: page options as a mapping (see `PageOptions`), or a function that makes them from the arguments.
-      Default: none.
+    - `result_ttl`: time that a transient result is kept, seconds or a timedelta; 0: errors only, 1 h. Default: 3600 s.
+    - `browser`: page options (`PageOptions`) as a mapping, or a function of the arguments that makes it. Default: none.
     - `check`: function of the arguments that raises ValueError at submission if they do not go together. Default: none.
-    - `per_host`: limits of the job per host, a `PerHost` or a mapping of its arguments; False: no limit, whatever the
-      settings say. Default: the settings.
+    - `per_host`: limits per host, a `PerHost` or a mapping of its arguments; False: none. Default: from the settings.
 
     Args:
         fn: the function, if `@job` is used bare.

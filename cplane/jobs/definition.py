@@ -151,7 +151,8 @@ class Job(Generic[P, R, CallP, CallR]):
         Args:
             delay: time until the job may start, in seconds or as a timedelta: 0 to ten years. Excludes `at`.
             at: aware datetime from which on the job may start. Excludes `delay`.
-            key: idempotency key, 1 to 255 characters: the same key with the same call returns the first record.
+            key: idempotency key, 1 to 255 characters: the same key with the same call returns the first record, with
+                another call it raises `IdempotencyConflict`.
             queue: queue to use instead of the job's own.
             priority: "high", "normal" or "low", instead of the job's own.
 
