@@ -141,7 +141,7 @@ MAX_COOL_DOWN_S = 3600
 
 
 class TooManyRequests(InfrastructureError):
-    """Raise it in a job when the host rate limits it: the host cools down, and no job of the host starts meanwhile.
+    """Raise it in a job when the host rate limits it: no job of the host starts while the host cools down.
 
     The job itself runs again after the cooldown, up to 20 times, and no retry is used.
 

@@ -1,4 +1,4 @@
-"""A registry of its own for each test, and modules that define jobs."""
+"""A separate registry for each test, and modules that define jobs."""
 
 import importlib
 import sys
