@@ -1,8 +1,8 @@
-"""cplane: a Celery-style task framework built natively on asyncio, whose main work is browser jobs.
+"""cplane: a Celery-style task framework built on asyncio, made for browser jobs.
 
     from cplane import ControlPlane, job
 
-Names load when first used, so that `import cplane` and `cplane --help` cost nothing.
+Public names are imported on first use, so that `import cplane` and `cplane --help` are fast.
 """
 
 from importlib import import_module
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Artifact": "cplane.jobs.context",
     "BrowserPool": "cplane.browser",
     "Context": "cplane.jobs.context",
@@ -83,9 +83,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'cplane' has no attribute '{name}'")
-    home = _HOMES[name]
-    value = import_module(f"{home}.{name}") if name == "retry_after" else getattr(import_module(home), name)
+    module = _MODULES[name]
+    value = import_module(f"{module}.{name}") if name == "retry_after" else getattr(import_module(module), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""`python -m cplane` is `cplane`."""
+"""Run the command line: `python -m cplane` is the same as `cplane`."""
 
 from cplane.cli import main
 

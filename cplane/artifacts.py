@@ -1,4 +1,4 @@
-"""Files that jobs leave, in an object store: a folder (file://) or a bucket (s3://, gs://, az://)."""
+"""The artifact store: files that jobs store, in a folder (file://) or a bucket (s3://, gs://, az://)."""
 
 import asyncio
 import hashlib
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 TIMEOUT_S = 60.0
-"""For one file to be written, or one chunk to be read."""
+"""Time to write one file, or to read one chunk."""
 
 CHUNK_BYTES = 1024 * 1024
+"""Minimum size of a chunk that is read, except for the last one."""
 
 
 class ArtifactStore:
-    """Keeps files under `jobs/{record}/{attempt}/{name}`."""
+    """Stores files under `jobs/{record}/{attempt}/{name}`."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -42,39 +43,55 @@ class ArtifactStore:
         data: bytes | AsyncIterator[bytes],
         media_type: str | None = None,
     ) -> tuple[Artifact, str]:
-        """Write a file; answers its reference and its path in the store.
+        """Write a file. A file of the same name and attempt is replaced.
+
+        Args:
+            record_id: id of the record.
+            attempt: number of the attempt, from 1.
+            name: name of the file: 1 to 200 letters, digits, '.', '_' and '-', the first one not '.'.
+            data: the content, as bytes or as an async iterator of chunks.
+            media_type: media type of the file; None guesses it from the name.
+
+        Returns:
+            The reference to the file, and its path in the store.
 
         Raises:
-            ValueError: `name` cannot be a file's name.
-            ArtifactsUnavailable: the store did not answer.
+            ValueError: `name` is not valid.
+            ArtifactsUnavailable: the store did not respond.
         """
         if not NAME.fullmatch(name):
             raise ValueError(
-                f"'{name}' cannot name an artifact: use 1 to 200 of letters, digits, '.', '_', '-', no '.' first"
+                f"'{name}' is not an artifact name; use 1 to 200 letters, digits, '.', '_' and '-', the first not '.'"
             )
         path = f"jobs/{record_id}/{attempt}/{name}"
         media_type = media_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
-        counted = _Counted(data)
-        with _translated(f"writing '{name}'"):
+        measured = _Measured(data)
+        with _translated_errors(f"writing '{name}'"):
             async with asyncio.timeout(TIMEOUT_S):
-                await obstore.put_async(self._store, path, data if isinstance(data, bytes) else counted.chunks(data))
-        return Artifact(name=name, media_type=media_type, size=counted.size, sha256=counted.digest.hexdigest()), path
+                await obstore.put_async(self._store, path, data if isinstance(data, bytes) else measured.chunks(data))
+        return Artifact(name=name, media_type=media_type, size=measured.size, sha256=measured.digest.hexdigest()), path
 
     @asynccontextmanager
     async def open(self, path: str) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Read a file in chunks.
+        """Open a file for reading.
+
+        Args:
+            path: path in the store, as `put` returned it.
+
+        Yields:
+            An async iterator of the chunks. It raises `ArtifactsUnavailable` as below.
 
         Raises:
-            ArtifactsUnavailable: the store did not answer, or has lost the file.
+            ArtifactsUnavailable: the store did not respond, or lost the file.
         """
-        with _translated(f"reading '{path.rpartition('/')[2]}'"):
+        with _translated_errors(f"reading '{path.rpartition('/')[2]}'"):
             async with asyncio.timeout(TIMEOUT_S):
                 found = await obstore.get_async(self._store, path)
         yield _chunks(found)
 
 
-class _Counted:
-    """Size and hash of data on its way into the store."""
+class _Measured:
+    """Computes size and hash of data while it is written to the store."""
 
     def __init__(self, data: bytes | AsyncIterator[bytes]) -> None:
         self.digest = hashlib.sha256()
@@ -92,7 +109,9 @@ class _Counted:
             yield chunk
 
 
-class _translated:  # noqa: N801  used like the functions of contextlib
+class _translated_errors:  # noqa: N801  used like the functions of contextlib
+    """Raises `ArtifactsUnavailable` for errors of the store."""
+
     def __init__(self, doing: str) -> None:
         self._doing = doing
 
@@ -109,7 +128,7 @@ class _translated:  # noqa: N801  used like the functions of contextlib
 async def _chunks(found: "GetResult") -> AsyncIterator[bytes]:
     stream = aiter(found.stream(min_chunk_size=CHUNK_BYTES))
     while True:
-        with _translated("reading a file"):
+        with _translated_errors("reading a file"):
             async with asyncio.timeout(TIMEOUT_S):
                 try:
                     chunk = await anext(stream)
@@ -119,10 +138,13 @@ async def _chunks(found: "GetResult") -> AsyncIterator[bytes]:
 
 
 def open_artifacts(url: str) -> ArtifactStore:
-    """The store at `url`; a folder that is not there is made when the first file is written.
+    """Return the artifact store at a URL. A missing folder is created.
+
+    Args:
+        url: `file:///absolute/path`, or the URL of a bucket: `s3://…`, `gs://…`, `az://…`.
 
     Raises:
-        InvalidSettings: the URL is not of a kind we know.
+        InvalidSettings: the URL cannot be used; the message says why.
     """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc not in {"", "localhost"}:

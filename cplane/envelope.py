@@ -1,4 +1,4 @@
-"""The payload format of jobs in Redis, by its public path: `cplane.envelope.serialize` goes to arq's clients."""
+"""Public path of the payload format of jobs in Redis: clients of arq are given `cplane.envelope.serialize`."""
 
 from cplane.redis.envelope import deserialize, serialize
 

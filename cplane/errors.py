@@ -5,41 +5,41 @@
     │   ├── JobFailed            what a handle raises for a failed job
     │   ├── JobCancelled         what a handle raises for a cancelled job
     │   ├── JobTimeout           the job ran longer than its timeout
-    │   ├── EgressBlocked        a page was to reach what pages may not reach
-    │   ├── HostUnreachable      a page's host has no address, or does not answer
+    │   ├── EgressBlocked        a page requested a host that the egress rules forbid
+    │   ├── HostUnreachable      a page's host has no address, or does not respond
     │   ├── ResultNotSerializable
     │   └── Retry                raised by a job that wants to run again
-    ├── InfrastructureError             a server, a browser or the network: the job is run again without spending a retry
+    ├── InfrastructureError      a server, a browser or the network failed: the job is requeued and no retry is used
     │   ├── DatabaseUnavailable
     │   ├── QueueUnavailable
     │   ├── ArtifactsUnavailable
     │   ├── ServerStartError
-    │   ├── TooManyRequests      raised by a job whose host has had enough: the host is left alone for a while
+    │   ├── TooManyRequests      raised by a job that its host rate limits: the host cools down
     │   └── BrowserError
     │       ├── BrowserNotFound
     │       ├── BrowserGone
     │       ├── PageCrashed
     │       └── PoolTimeout
     └── UsageError               the caller's fault
-        ├── InvalidJob           a decorator that cannot work, at import
+        ├── InvalidJob           a `@job` that cannot work, raised at import
         ├── InvalidSettings
         ├── InvalidArguments
         ├── UnknownJob
         ├── RecordNotFound
         ├── ArtifactNotFound
         ├── SessionNotFound
-        ├── SessionInUse         a job holds the session
+        ├── SessionInUse         a running job holds the session
         ├── SessionTooLarge
-        ├── InvalidSession       not a storage_state of Playwright, or not the name of a session
+        ├── InvalidSession       not a storage state of Playwright, or not a session name
         ├── SecretKeyMissing     sessions need CPLANE_SECRET_KEY
-        ├── SecretUnreadable     none of the keys fits, or what is stored was changed
-        ├── InvalidTransition          the record's state does not allow it
+        ├── SecretUnreadable     no key of the keyring decrypts it, or the ciphertext was modified
+        ├── InvalidTransition    the state of the record does not allow it
         ├── IdempotencyConflict
         │   └── KeyInUse
         ├── SchemaMismatch       the database needs `cplane db upgrade`
         └── NoControlPlane       submit outside `async with ControlPlane()`
 
-A message says what is wrong; `hint` says what to do next.
+`message` says what is wrong, `hint` says what to do next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,10 +49,15 @@ from typing import Any
 
 
 class CplaneError(Exception):
-    """The root: `str(error)` is one clear sentence, `error.hint` the next step or None."""
+    """Root of all errors of cplane.
+
+    Args:
+        message: one sentence that says what is wrong.
+        hint: what to do next, or None. `str(error)` shows it in parentheses after the message.
+    """
 
     submitted: Mapping[int, Any] = MappingProxyType({})
-    """Raised by `submit_many`: the handles of those jobs of the batch that were submitted all the same, by place, from 0."""
+    """Handles of the jobs that were submitted before the error, by index in the batch from 0; set by `submit_many`."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -64,11 +69,11 @@ class CplaneError(Exception):
 
 
 class JobError(CplaneError):
-    """The job's own fault."""
+    """The job is at fault."""
 
 
 class JobFailed(JobError):
-    """A job ended as failed: `error_type`, `error_message` and `traceback` (text) are what its last attempt raised."""
+    """A job ended as failed. `error_type`, `error_message` and `traceback` (text) describe the last attempt's error."""
 
     def __init__(self, name: str, error_type: str, error_message: str, traceback: str) -> None:
         super().__init__(f"job '{name}' failed with {error_type}: {error_message}")
@@ -87,19 +92,24 @@ class JobTimeout(JobError):
 
 
 class EgressBlocked(JobError):
-    """A page was to reach a host that pages may not reach; the message names the host and the rule. No other try changes that."""
+    """A page requested a host that the egress rules forbid; the message names both. Retrying does not help."""
 
 
 class HostUnreachable(JobError):
-    """The host of a page has no address, or does not answer; the message names it. A try later may find it."""
+    """The host of a page has no address, or does not respond; the message names it. A later retry may succeed."""
 
 
 class ResultNotSerializable(JobError):
-    """What a job returned cannot be stored as JSON."""
+    """The value that a job returned cannot be stored as JSON."""
 
 
 class Retry(JobError):
-    """Raise it in a job to run again after `delay` seconds; without a delay the job's retry policy decides."""
+    """Raise it in a job to run the job again.
+
+    Args:
+        message: the reason, for the record.
+        delay: seconds until the next attempt; None uses the backoff of the job's retry policy.
+    """
 
     def __init__(self, message: str = "the job asked to run again", *, delay: float | None = None) -> None:
         super().__init__(message)
@@ -107,19 +117,19 @@ class Retry(JobError):
 
 
 class InfrastructureError(CplaneError):
-    """Something cplane depends on failed; no job is to blame."""
+    """A service that cplane depends on failed; the job is not at fault."""
 
 
 class DatabaseUnavailable(InfrastructureError):
-    """Postgres did not answer."""
+    """Postgres did not respond."""
 
 
 class QueueUnavailable(InfrastructureError):
-    """Redis did not answer."""
+    """Redis did not respond."""
 
 
 class ArtifactsUnavailable(InfrastructureError):
-    """The artifact store did not answer."""
+    """The artifact store did not respond."""
 
 
 class ServerStartError(InfrastructureError):
@@ -127,18 +137,25 @@ class ServerStartError(InfrastructureError):
 
 
 MAX_COOL_DOWN_S = 3600
-"""The longest that a host is left alone at a time."""
+"""The longest cooldown of a host, seconds."""
 
 
 class TooManyRequests(InfrastructureError):
-    """Raise it in a job when its host has had enough: no job of the host starts for `retry_after_s` seconds, at most an hour.
+    """Raise it in a job when the host rate limits it: no job of the host starts while the host cools down.
 
-    The job itself runs again after it, without spending a retry, up to 20 times. Without `retry_after_s` the wait begins with
-    10 seconds and doubles each time.
+    The job itself runs again after the cooldown, up to 20 times, and no retry is used.
+
+    Args:
+        message: the reason, for the record.
+        retry_after_s: length of the cooldown, seconds; longer than an hour counts as an hour. None: 10 seconds the
+            first time, doubled each time.
+
+    Raises:
+        ValueError: `retry_after_s` is negative or not finite.
     """
 
     def __init__(
-        self, message: str = "the host has had too many requests", *, retry_after_s: float | None = None
+        self, message: str = "the host received too many requests", *, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         if retry_after_s is not None and not 0 <= retry_after_s < float("inf"):
@@ -147,11 +164,11 @@ class TooManyRequests(InfrastructureError):
 
 
 class BrowserError(InfrastructureError):
-    """The browser failed, not the job."""
+    """The browser failed; the job is not at fault."""
 
 
 class BrowserNotFound(BrowserError):
-    """There is no browser on this machine."""
+    """No browser is installed on this machine."""
 
 
 class BrowserGone(BrowserError):
@@ -163,15 +180,15 @@ class PageCrashed(BrowserError):
 
 
 class PoolTimeout(BrowserError):
-    """No page became free, or none could be opened, in time."""
+    """No page became free, or could be opened, before the deadline."""
 
 
 class UsageError(CplaneError):
-    """The caller asked for something that cannot be."""
+    """The caller is at fault: the request cannot be fulfilled."""
 
 
 class InvalidJob(UsageError):
-    """A `@job` that cannot work."""
+    """A `@job` that cannot work; raised at import."""
 
 
 class InvalidSettings(UsageError):
@@ -180,14 +197,14 @@ class InvalidSettings(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a caller's input: `path` is a JSON pointer to the field."""
+    """One error in a caller's input. `path` is a JSON pointer (RFC 6901) to the field; "" is the whole input."""
 
     path: str
     message: str
 
 
 class InvalidArguments(UsageError):
-    """Arguments that do not fit the job; `problems` names each field."""
+    """Arguments that do not fit the job; `problems` has one entry for each field."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -195,35 +212,38 @@ class InvalidArguments(UsageError):
 
 
 class UnknownJob(UsageError):
-    """No job of that name was imported."""
+    """No imported job has this name."""
 
 
 class RecordNotFound(UsageError):
-    """There is no record with that id."""
+    """No record has this id."""
 
 
 class ArtifactNotFound(UsageError):
-    """The record has no artifact of that name."""
+    """The record has no artifact of this name."""
 
 
 class SessionNotFound(UsageError):
-    """There is no browser session of that name."""
+    """No browser session has this name."""
 
 
 class SessionInUse(UsageError):
-    """A job that runs holds the browser session."""
+    """A running job holds the browser session."""
 
 
 class SessionBusy(CplaneError):
-    """The browser session that a job asks for is another's, though the job had its turn: Redis was wiped, or the session is being replaced."""
+    """Another attempt holds the browser session although the limiter granted this job its slot.
+
+    This happens after Redis was wiped, and while the session is being replaced.
+    """
 
 
 class SessionTooLarge(UsageError):
-    """A browser session is larger than what is kept."""
+    """A browser session is larger than the limit."""
 
 
 class InvalidSession(UsageError):
-    """The name or the state of a browser session does not fit; `problems` names each part of the state, never its value."""
+    """The name or the state of a browser session is invalid; `problems` names parts of the state, never a value."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -235,24 +255,24 @@ class SecretKeyMissing(UsageError):
 
 
 class SecretUnreadable(UsageError):
-    """What was encrypted cannot be decrypted: its key is not set, or it was changed."""
+    """A ciphertext cannot be decrypted: its key is not set, or it was modified."""
 
 
 class InvalidTransition(UsageError):
-    """The state of the record does not allow what was asked."""
+    """The state of the record does not allow the requested transition."""
 
 
 class IdempotencyConflict(UsageError):
-    """The idempotency key was used before, for something else."""
+    """The idempotency key was used before, for another submission."""
 
 
 class KeyInUse(IdempotencyConflict):
-    """Another request with this idempotency key is under way."""
+    """Another request with this idempotency key is in flight."""
 
 
 class SchemaMismatch(UsageError):
-    """The tables are older or newer than this cplane."""
+    """The database tables are older or newer than this version of cplane."""
 
 
 class NoControlPlane(UsageError):
-    """There is no open ControlPlane in this process."""
+    """No `ControlPlane` is open in this process."""

@@ -1,7 +1,8 @@
-"""The keys that encrypt what must not be read in the database: AES-256-GCM, the first key encrypts, all of them decrypt.
+"""The keyring: encrypts what must not be readable in the database, with AES-256-GCM.
 
-What is encrypted belongs to a name: under another name it cannot be decrypted. A key is known by its id, a part of its hash,
-which is kept beside what it encrypted. Key material is in no message, log line or repr.
+The first key encrypts, all keys decrypt. A ciphertext is bound to a name and cannot be decrypted under another one. The
+id of a key is a part of its hash and is stored next to the ciphertext. No message, log line or repr contains key
+material.
 """
 
 import base64
@@ -20,38 +21,47 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 
 FORMAT = b"\1"
-"""The first byte of what is encrypted: a nonce of 12 random bytes follows, then AES-256-GCM with its tag of 16 bytes."""
+"""First byte of a ciphertext. A nonce of 12 random bytes follows, then AES-256-GCM output with a tag of 16 bytes."""
 
 PURPOSE = b"cplane browser session\0"
-"""Authenticated with the name: what was encrypted for one purpose is of no use for another."""
+"""Authenticated together with the name, so that a ciphertext made for one purpose is useless for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What was encrypted, and the id of its key."""
+    """A ciphertext and the id of its key."""
 
     key_id: str
     ciphertext: bytes = field(repr=False)
 
 
 class Keyring:
-    """The keys of CPLANE_SECRET_KEY; without one, every use raises SecretKeyMissing."""
+    """The keys of CPLANE_SECRET_KEY; without one, every use raises `SecretKeyMissing`.
+
+    Args:
+        secret: the keys, as `read_keys` takes them; None for no keys.
+
+    Attributes:
+        ids: ids of the keys; the first key encrypts.
+
+    Raises:
+        ValueError: a key is malformed.
+    """
 
     def __init__(self, secret: SecretStr | None) -> None:
         keys = () if secret is None else read_keys(secret)
         self._ciphers = {key_id(key): AESGCM(key) for key in keys}
         self.ids = tuple(self._ciphers)
-        """The ids of the keys; the first encrypts."""
 
     def __repr__(self) -> str:
         return f"Keyring(ids={self.ids})"
 
     @property
     def first(self) -> str:
-        """The id of the key that encrypts.
+        """Id of the key that encrypts.
 
         Raises:
-            SecretKeyMissing: there is none.
+            SecretKeyMissing: the keyring has no keys.
         """
         if not self.ids:
             raise SecretKeyMissing(
@@ -61,27 +71,38 @@ class Keyring:
         return self.ids[0]
 
     def encrypt(self, plain: bytes, name: str) -> Sealed:
-        """Encrypt with the first key, for `name` alone.
+        """Encrypt a text with the first key.
+
+        Args:
+            plain: the plaintext.
+            name: name that the ciphertext is bound to.
 
         Raises:
-            SecretKeyMissing: there is none.
+            SecretKeyMissing: the keyring has no keys.
         """
         first, nonce = self.first, secrets.token_bytes(NONCE_BYTES)
         return Sealed(first, FORMAT + nonce + self._ciphers[first].encrypt(nonce, plain, PURPOSE + name.encode()))
 
     def decrypt(self, sealed: Sealed, name: str) -> bytes:
-        """Decrypt what was encrypted for `name`.
+        """Decrypt a ciphertext.
+
+        Args:
+            sealed: the ciphertext and the id of its key.
+            name: name that it was encrypted for.
+
+        Returns:
+            The plaintext.
 
         Raises:
-            SecretKeyMissing: there is no key.
-            SecretUnreadable: its key is not among ours, or it was changed, or belongs to another name.
+            SecretKeyMissing: the keyring has no keys.
+            SecretUnreadable: the keyring lacks the key, or the ciphertext was modified or belongs to another name.
         """
         _ = self.first
         cipher = self._ciphers.get(sealed.key_id)
         if cipher is None:
             raise SecretUnreadable(
                 f"'{name}' is encrypted with the key {sealed.key_id}, which is not set",
-                hint="add that key to CPLANE_SECRET_KEY, behind the first, or delete the session and log in again",
+                hint="add that key to CPLANE_SECRET_KEY, after the first one, or delete the session and log in again",
             )
         nonce, body = sealed.ciphertext[1 : 1 + NONCE_BYTES], sealed.ciphertext[1 + NONCE_BYTES :]
         try:
@@ -96,20 +117,23 @@ class Keyring:
 
 
 def new_key() -> str:
-    """A new key as CPLANE_SECRET_KEY takes it."""
+    """Return a new random key in the format of CPLANE_SECRET_KEY."""
     return base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()
 
 
 def key_id(key: bytes) -> str:
-    """What a key is known by: it tells nothing of the key."""
+    """Return the id of a key: 12 hexadecimal digits of a hash, which reveal nothing about the key."""
     return hashlib.sha256(b"cplane key id\0" + key).hexdigest()[:12]
 
 
 def read_keys(secret: SecretStr) -> tuple[bytes, ...]:
-    """The keys in a text: comma between two, each 32 bytes in base64, of either alphabet, padded or not.
+    """Read the keys of CPLANE_SECRET_KEY.
+
+    Args:
+        secret: keys separated by commas, each 32 bytes in base64, in either alphabet, with or without padding.
 
     Raises:
-        ValueError: one of them is something else, or there is none; the sentence has nothing of it.
+        ValueError: a key is malformed, or there is none; the message contains no part of a key.
     """
     parts = [part.strip() for part in secret.get_secret_value().split(",") if part.strip()]
     if not parts:
@@ -121,7 +145,7 @@ def _read_key(text: str, number: int) -> bytes:
     try:
         padded = text.rstrip("=").translate(str.maketrans("-_", "+/"))
         key = base64.b64decode(padded + "=" * (-len(padded) % 4), validate=True)
-    except (binascii.Error, ValueError):  # their text is not for others
+    except (binascii.Error, ValueError):  # the text of these errors contains the key
         key = b""
     if len(key) != KEY_BYTES:
         raise ValueError(f"key {number} is not {KEY_BYTES} bytes in base64; `cplane secret` prints one") from None

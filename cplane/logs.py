@@ -1,4 +1,7 @@
-"""How log lines look: for people on a console, or one JSON object a line. Only programs of ours configure this; importing never does."""
+"""Log configuration: text for a console, or one JSON object a line.
+
+Only our programs configure logs; importing cplane does not.
+"""
 
 import logging
 import sys
@@ -10,7 +13,11 @@ from cplane.settings import CplaneSettings
 
 
 def configure_logs(settings: CplaneSettings) -> None:
-    """Send cplane's log lines to stderr, as CPLANE_LOG_FORMAT and CPLANE_LOG_LEVEL say."""
+    """Write cplane's log lines to stderr, in the format and from the level of the settings.
+
+    Args:
+        settings: settings with `log_format` ("json", or text) and `log_level`.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -22,7 +29,7 @@ def configure_logs(settings: CplaneSettings) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # plain tracebacks: others show local variables, arguments and secrets among them
+        # plain tracebacks: the other formatters show local variables, which include arguments and secrets
         rendering = [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
@@ -36,26 +43,30 @@ def configure_logs(settings: CplaneSettings) -> None:
 
 
 class LogRateLimiter:
-    """Some log lines a second, at most; those left out are counted, so that the next line can say how many there were."""
+    """A token bucket for log lines. Suppressed lines are counted, so that the next line can say how many there were.
+
+    Args:
+        per_second: maximum number of lines per second, and in one burst.
+    """
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second
-        self._left = float(per_second)
-        self._at = 0.0
-        self._untold = 0
+        self._tokens = float(per_second)
+        self._refilled_at = 0.0
+        self._suppressed = 0
 
     def allows(self) -> bool:
-        """Whether there may be another line now."""
+        """Return whether a line may be logged now; if not, count it as suppressed."""
         now = time.monotonic()
-        self._left = min(self._per_second, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            self._untold += 1
+        self._tokens = min(self._per_second, self._tokens + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
+        if self._tokens < 1:
+            self._suppressed += 1
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
     def untold(self) -> int:
-        """How many lines were left out since this was last asked."""
-        untold, self._untold = self._untold, 0
-        return untold
+        """Return the number of lines suppressed since the last call."""
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed

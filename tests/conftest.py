@@ -1,4 +1,4 @@
-"""The servers of the whole run, a database copied from a migrated template for each test, and a clean environment."""
+"""Servers for the whole run, a database copied from a migrated template for each test, and a clean environment."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the servers of this run are, and the name of the migrated template database."""
+    """Addresses of the servers of this run, and the name of the migrated template database."""
 
     database_url: str
     redis_url: str
@@ -34,14 +34,14 @@ class Servers:
 
 
 class XdistNode(Protocol):
-    """What pytest-xdist, which ships no types, tells of one of its workers."""
+    """A worker of pytest-xdist, which ships no types."""
 
     config: pytest.Config
     workerinput: dict[str, object]
 
 
 class ServerRun:
-    """The servers of one run, on a loop of their own that runs only while they start and stop."""
+    """The servers of one run, on a separate event loop that runs only while they start and stop."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -49,7 +49,7 @@ class ServerRun:
         self._servers: Servers | None = None
 
     def servers(self) -> Servers:
-        """The servers, started when first asked for."""
+        """Return the servers; the first call starts them."""
         if self._servers is None:
             self._servers = self._runner.run(self._start())
         return self._servers
@@ -97,13 +97,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: XdistNode) -> None:
-    """The controller of xdist starts the servers once and tells each of its workers."""
+    """Start the servers once, in the controller of xdist, and pass their addresses to each of its workers."""
     servers = node.config.stash[SERVER_RUN].servers()
     node.workerinput["servers"] = (servers.database_url, servers.redis_url, servers.template)
 
 
 def server_base() -> Path:
-    """Where the servers keep their data: in memory, where copying a database takes 10 ms instead of 300."""
+    """Return the folder for the servers' data: in memory, where copying a database takes 10 ms instead of 300."""
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1024**3:
         return memory
@@ -117,7 +117,7 @@ def remove_leftovers(base: Path) -> None:
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
-            with SocketFolder(folder / ".cplane"):  # has the name of the one that was left, and removes it
+            with SocketFolder(folder / ".cplane"):  # it has the name of the socket folder that was left, and removes it
                 shutil.rmtree(folder, ignore_errors=True)
         except PermissionError:
             continue
@@ -129,14 +129,14 @@ def is_xdist_worker(config: pytest.Config) -> bool:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the CPLANE_* variables of the shell it runs in."""
+    """Hide the CPLANE_* variables of the shell from every test."""
     for name in [name for name in os.environ if name.startswith("CPLANE_")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
 def servers(request: pytest.FixtureRequest) -> Servers:
-    """The servers of this run; a run that cannot start them fails."""
+    """Return the servers of this run; a run that cannot start them fails."""
     if is_xdist_worker(request.config):
         return Servers(*cast("Any", request.config).workerinput["servers"])
     return request.config.stash[SERVER_RUN].servers()
@@ -144,7 +144,7 @@ def servers(request: pytest.FixtureRequest) -> Servers:
 
 @pytest_asyncio.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """A database of this test alone, with the tables of this version."""
+    """Create a database for this test alone, with the tables of this version."""
     name = f"test_{uuid4().hex}"
     await execute(servers.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{servers.template}" STRATEGY file_copy')
     yield with_database(servers.database_url, name)
@@ -153,7 +153,7 @@ async def database_url(servers: Servers) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def redis_url(servers: Servers, worker_id: str) -> str:
-    """An empty Redis database: one for each xdist worker, 0 without xdist."""
+    """Return an empty Redis database: one for each xdist worker, 0 without xdist."""
     number = 0 if worker_id == "master" else int(worker_id.removeprefix("gw")) + 1
     url = with_redis_database(servers.redis_url, number)
     await flush(url)
@@ -162,7 +162,7 @@ async def redis_url(servers: Servers, worker_id: str) -> str:
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str, tmp_path: Path) -> "CplaneSettings":
-    """The settings of this test: its own database, Redis database and folder for artifacts."""
+    """Return settings with a database, a Redis database and an artifacts folder for this test alone."""
     from cplane.settings import load_settings
 
     return load_settings(
@@ -175,7 +175,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> "CplaneSettin
 
 @pytest_asyncio.fixture
 async def plane(settings: "CplaneSettings") -> "AsyncIterator[ControlPlane]":
-    """A control plane on this test's servers."""
+    """Open a control plane on the servers of this test."""
     from cplane import ControlPlane
 
     async with ControlPlane(settings) as plane:

@@ -1,4 +1,4 @@
-"""Jobs that workers run as processes of their own, in tests: imported by CPLANE_IMPORTS=jobs_for_processes."""
+"""Jobs for tests whose workers are separate processes, imported by CPLANE_IMPORTS=jobs_for_processes."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ async def process_pid() -> int:
 
 @job
 async def process_waits(ctx: Context, folder: str) -> int:
-    """Leaves a file named after its attempt and process, and waits until the test lets it go on."""
+    """Create a file named after the attempt and the process, then wait until the test creates the file `go`."""
     here = Path(folder)
     (here / f"started-{ctx.attempt}-{os.getpid()}").touch()
     while not (here / "go").exists():
@@ -38,7 +38,7 @@ def process_blocks_a_thread(folder: str) -> None:
 
 @job
 async def process_page_waits(page: Page, folder: str) -> str:
-    """As `process_waits`, with a page; asks the page at the end whether it still lives."""
+    """Do the same as `process_waits` with a page, and check at the end that the page is still alive."""
     here = Path(folder)
     (here / f"started-1-{os.getpid()}").touch()
     while not (here / "go").exists():
@@ -48,7 +48,7 @@ async def process_page_waits(page: Page, folder: str) -> str:
 
 @job(per_host=PerHost(concurrency=2))
 async def process_visits(ctx: Context, url: str, folder: str) -> None:
-    """Leaves when it began and when it ended, by the machine's monotonic clock, in a file of its own."""
+    """Write the start and the end of this attempt to a separate file, by the machine's monotonic clock."""
     file = Path(folder) / f"{ctx.id}-{ctx.attempt}-{os.getpid()}"
     file.write_text(f"{time.monotonic_ns()} ")
     await asyncio.sleep(0.2)

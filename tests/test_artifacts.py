@@ -1,4 +1,4 @@
-"""Files that jobs leave, in a real folder."""
+"""The artifact store, in a real folder."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def content(artifacts: ArtifactStore, path: str) -> bytes:
 
 
 def files(folder: Path) -> list[str]:
-    """Every file below a folder."""
+    """Return the relative paths of all files below a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -49,7 +49,7 @@ def files(folder: Path) -> list[str]:
         ([bytes(range(256)) * 4096 * 3, b"end"], "large.bin", None, "application/octet-stream"),
     ],
 )
-async def test_bytes_and_streams_are_kept_alike_with_size_hash_and_type(
+async def test_bytes_and_streams_are_stored_alike_with_size_hash_and_type(
     folder: Path, chunks: list[bytes], name: str, media_type: str | None, expected: str
 ) -> None:
     artifacts = open_artifacts(folder.as_uri())
@@ -83,22 +83,22 @@ async def test_the_same_name_again_replaces_the_file(artifacts: ArtifactStore, f
     "name",
     ["", ".", "..", ".hidden", "a/b", "../a", "/etc/passwd", "a\\b", "a b", "a\n", "ü.png", "a\0", "%2e%2e", "a:b", "x" * 201],
 )  # fmt: skip
-async def test_a_name_that_could_lead_elsewhere_is_refused_before_anything_is_written(
+async def test_a_name_that_could_escape_the_folder_is_refused_before_anything_is_written(
     artifacts: ArtifactStore, folder: Path, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=r"cannot name an artifact: use 1 to 200 of letters, digits"):
+    with pytest.raises(ValueError, match=r"is not an artifact name; use 1 to 200 letters, digits"):
         await artifacts.put(ID, 1, name, b"x")
     assert files(folder.parent) == []
 
 
 @pytest.mark.parametrize("name", ["a", "_", "-", "a..b", "a.", "X" * 200, "CON"])
-async def test_every_other_name_is_a_files_name(artifacts: ArtifactStore, folder: Path, name: str) -> None:
+async def test_any_other_name_is_accepted(artifacts: ArtifactStore, folder: Path, name: str) -> None:
     _, path = await artifacts.put(ID, 1, name, b"x")
     assert files(folder) == [path]
     assert await content(artifacts, path) == b"x"
 
 
-async def test_a_path_that_leads_out_of_the_folder_is_not_read(artifacts: ArtifactStore, folder: Path) -> None:
+async def test_a_path_outside_the_folder_is_not_read(artifacts: ArtifactStore, folder: Path) -> None:
     await artifacts.put(ID, 1, "a", b"x")
     (folder.parent / "secret").write_text("hunter2")
     for path in ("../secret", f"jobs/../../{folder.parent.name}/secret", str(folder.parent / "secret")):
@@ -106,14 +106,14 @@ async def test_a_path_that_leads_out_of_the_folder_is_not_read(artifacts: Artifa
             await content(artifacts, path)
 
 
-async def test_a_file_that_was_lost_is_told_by_its_name(artifacts: ArtifactStore, folder: Path) -> None:
+async def test_the_error_for_a_lost_file_contains_its_name(artifacts: ArtifactStore, folder: Path) -> None:
     _, path = await artifacts.put(ID, 1, "shot.png", b"x")
     (folder / path).unlink()
     with pytest.raises(ArtifactsUnavailable, match=r"failed while reading 'shot.png' .*CPLANE_ARTIFACTS_URL"):
         await content(artifacts, path)
 
 
-async def test_a_stream_that_breaks_off_leaves_no_file_and_its_own_error(
+async def test_a_stream_that_fails_leaves_no_file_and_raises_its_own_error(
     artifacts: ArtifactStore, folder: Path
 ) -> None:
     async def broken() -> AsyncIterator[bytes]:
@@ -125,7 +125,7 @@ async def test_a_stream_that_breaks_off_leaves_no_file_and_its_own_error(
     assert files(folder) == []
 
 
-async def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     artifacts = open_artifacts((tmp_path / "later").as_uri())
     (tmp_path / "later").rmdir()
     (tmp_path / "later").write_text("in the way")
@@ -133,7 +133,7 @@ async def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         await artifacts.put(ID, 1, "a", b"x")
 
 
-def test_an_address_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_url_that_cannot_be_used_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InvalidSettings, match=r"names the host 'host' .*file:///absolute/path"):
         open_artifacts("file://host/folder")

@@ -1,4 +1,4 @@
-"""Lines a second are rationed, and those that were left out are counted."""
+"""Log lines are limited per second, and suppressed lines are counted."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from cplane.logs import LogRateLimiter
 
 
 class Clock:
-    """`time.monotonic`, moved by hand."""
+    """`time.monotonic` that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -22,30 +22,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_so_many_lines_are_allowed_at_once_and_the_rest_is_counted(clock: Clock) -> None:
-    ration = LogRateLimiter(20)
-    assert [ration.allows() for _ in range(100)] == [True] * 20 + [False] * 80
-    assert ration.untold() == 80
-    assert ration.untold() == 0
+def test_a_burst_is_allowed_up_to_the_limit_and_the_rest_is_counted(clock: Clock) -> None:
+    limiter = LogRateLimiter(20)
+    assert [limiter.allows() for _ in range(100)] == [True] * 20 + [False] * 80
+    assert limiter.untold() == 80
+    assert limiter.untold() == 0
 
 
-def test_lines_come_back_with_time_but_do_not_pile_up(clock: Clock) -> None:
-    ration = LogRateLimiter(20)
+def test_allowance_refills_with_time_but_does_not_accumulate(clock: Clock) -> None:
+    limiter = LogRateLimiter(20)
     for _ in range(20):
-        ration.allows()
+        limiter.allows()
     clock.now += 0.01
-    assert not ration.allows()
+    assert not limiter.allows()
     clock.now += 0.05
-    assert ration.allows()
-    assert not ration.allows()
-    assert ration.untold() == 2
+    assert limiter.allows()
+    assert not limiter.allows()
+    assert limiter.untold() == 2
     clock.now += 3600
-    assert [ration.allows() for _ in range(30)] == [True] * 20 + [False] * 10
+    assert [limiter.allows() for _ in range(30)] == [True] * 20 + [False] * 10
 
 
-def test_a_slow_trickle_is_told_line_by_line(clock: Clock) -> None:
-    ration = LogRateLimiter(20)
+def test_lines_below_the_limit_are_all_allowed(clock: Clock) -> None:
+    limiter = LogRateLimiter(20)
     for _ in range(200):
-        assert ration.allows()
+        assert limiter.allows()
         clock.now += 0.06
-    assert ration.untold() == 0
+    assert limiter.untold() == 0

@@ -1,4 +1,4 @@
-"""Workers for tests, and what tests of workers wait for and look at."""
+"""Workers for tests, and helpers that wait for and read their effects."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,7 +13,7 @@ DEADLINE_S = 40.0
 
 
 class Gate:
-    """Where a test's job tells that it runs, and waits to be let on."""
+    """Signals to the test that its job runs, and blocks the job until the test opens it."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
@@ -34,7 +34,7 @@ class Gate:
 async def running(
     settings: CplaneSettings, *, pages: bool = False, deadline_s: float = DEADLINE_S, **options: Any
 ) -> AsyncGenerator[Worker]:
-    """A worker that claims jobs, with a browser only if `pages`, stopped in good order at the end."""
+    """Run a worker that claims jobs, with a browser only if `pages`, and stop it gracefully at the end."""
     if not pages:
         settings = settings.model_copy(update={"queues": {"default": settings.queues["default"]}})
     worker = Worker(settings=settings, handle_signals=False, **options)
@@ -53,12 +53,12 @@ async def running(
 
 
 def raw(plane: ControlPlane) -> Any:
-    """The server, past the queue; its client's types are too loose to be of use."""
+    """Return the Redis client behind the queue, as Any: its types are too loose to be useful."""
     return plane.redis
 
 
 async def blocked(redis: Any, sleepers: int) -> None:
-    """Wait until so many clients of this database sleep until a job is pushed."""
+    """Wait until `sleepers` clients of this database block on a wakeup list."""
     number = (await redis.client_info())["db"]
     async with asyncio.timeout(DEADLINE_S):
         while True:
@@ -75,7 +75,7 @@ async def until_queue_empty(plane: ControlPlane) -> None:
 
 
 async def kept_result(plane: ControlPlane, job_id: str) -> bytes:
-    """What a transient job leaves in Redis, once it has ended."""
+    """Wait until a transient job has ended, and return the result that Redis keeps."""
     async with asyncio.timeout(DEADLINE_S):
         while (kept := (await plane.queue.results([job_id]))[0]) is None:
             await asyncio.sleep(0.01)

@@ -1,1 +1,1 @@
-"""What a job is: the decorator, its options, arguments, states and policies. Talks to no outside system."""
+"""What a job is: decorator, options, arguments, states and policies. Talks to no outside system."""

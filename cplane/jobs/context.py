@@ -1,4 +1,4 @@
-"""What a running job knows of itself, and what it can tell."""
+"""What a running job knows about itself, and what it can report and store."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Artifact(BaseModel):
-    """A file a job left, by reference: fetch it with GET /api/v1/jobs/{id}/artifacts/{name}."""
+    """Reference to a file that a job stored. `GET /api/v1/jobs/{id}/artifacts/{name}` returns the file itself."""
 
-    name: str = Field(description="the file's name, unique within the record")
+    name: str = Field(description="name of the file, unique within the record")
     media_type: str = Field(description="for example image/png")
-    size: int = Field(description="bytes")
+    size: int = Field(description="size of the file in bytes")
     sha256: str = Field(description="64 hexadecimal digits")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a job is: `done` of `total` steps (`total` None: not known), with a note."""
+    """Progress of a job: `done` of `total` steps (None: not known), with a note."""
 
     done: float
     total: float | None = None
@@ -32,23 +32,49 @@ class Progress:
 
 
 class ArtifactSink(Protocol):
-    """Keeps what `ctx.artifact` is given."""
+    """Where `ctx.artifact` stores files."""
 
     def __call__(self, name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Awaitable[Artifact]:
-        """Store the file and its row."""
+        """Store the file and its row; return its reference."""
         ...
 
 
 class ArtifactSource(Protocol):
-    """Reads what a job has left."""
+    """Where `ctx.read_artifact` reads files."""
 
     def __call__(self, job: UUID, name: str, max_bytes: int) -> Awaitable[tuple[Artifact, bytes]]:
-        """The file's reference, and what is in it."""
+        """Return the reference and the content of a file of at most `max_bytes`."""
         ...
 
 
 class Context:
-    """The attempt that runs, for the job that asks for it: `async def f(ctx: Context, …)`."""
+    """The running attempt, for a job that has a parameter annotated `Context`.
+
+    Attributes:
+        id: id of the record; of the transient job, if it has no record.
+        job: name of the job.
+        attempt: number of the attempt, from 1.
+        log: structlog logger with the fields of the attempt.
+
+    Example:
+        ```python
+        from cplane import Context, ControlPlane, job
+
+
+        @job
+        async def report(ctx: Context, rows: int) -> int:
+            for row in range(rows):
+                await ctx.progress(row, rows, note="writing rows")
+            artifact = await ctx.artifact("report.csv", b"row;" * rows)
+            ctx.log.info("report_written", key=ctx.key, size=artifact.size)
+            return artifact.size
+
+
+        async with ControlPlane():
+            handle = await report.submit(3)
+            assert await handle.result(timeout=30) == 12
+        ```
+    """
 
     def __init__(
         self,
@@ -77,52 +103,81 @@ class Context:
 
     @property
     def key(self) -> str:
-        """Stable over all attempts of this job: hand it to others as an idempotency key."""
+        """A text that is the same in all attempts of this job: pass it to other services as the idempotency key."""
         return self._key
 
     async def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Tell how far the job is; never fails, never waits for the network."""
+        """Report the progress of the job. Never fails, and never waits for the network.
+
+        Args:
+            done: completed steps, in any unit.
+            total: all steps, in the same unit; None if not known.
+            note: text for people; the first 500 characters are kept.
+        """
         await self._tell_progress(Progress(done, total, note[:500]))
 
     async def artifact(
         self, name: str, data: bytes | AsyncIterator[bytes], *, media_type: str | None = None
     ) -> Artifact:
-        """Keep a file with the record and answer its reference.
+        """Store a file with the record.
 
         Args:
-            name: 1 to 200 of letters, digits, '.', '_', '-'; the same name again replaces the file.
-            data: the bytes, or an async iterator of chunks.
-            media_type: guessed from the name when absent.
+            name: name of the file: 1 to 200 letters, digits, '.', '_' and '-', the first one not '.'. A file of the
+                same name is replaced.
+            data: the content, as bytes or as an async iterator of chunks.
+            media_type: media type of the file; None guesses it from the name.
+
+        Returns:
+            The reference to the file.
 
         Raises:
-            ValueError: a name that cannot be a file's name.
-            ArtifactsUnavailable: the store did not answer.
+            ValueError: `name` is not valid.
+            ArtifactsUnavailable: the artifact store did not respond.
         """
         return await self._keep_artifact(name, data, media_type)
 
     async def read_artifact(self, job: UUID, name: str, *, max_bytes: int = 64 * 1024 * 1024) -> tuple[Artifact, bytes]:
-        """A file that a job has left: its reference, and what is in it.
+        """Read a file that a job stored.
+
+        Args:
+            job: id of the record that the file belongs to.
+            name: name of the file.
+            max_bytes: size up to which a file is read, bytes; 64 MiB by default.
+
+        Returns:
+            The reference to the file, and its content.
 
         Raises:
-            RecordNotFound: there is no such job.
-            ArtifactNotFound: it has no file of that name.
-            InvalidArguments: the file has more than `max_bytes`.
-            ArtifactsUnavailable: the store did not answer, or has lost the file.
+            RecordNotFound: no record has this id.
+            ArtifactNotFound: the record has no file of this name.
+            InvalidArguments: the file is larger than `max_bytes`.
+            ArtifactsUnavailable: the artifact store did not respond, or lost the file.
         """
         return await self._read_artifact(job, name, max_bytes)
 
     async def cool_down(self, seconds: float) -> bool:
-        """Leave the job's host alone: no job of it starts for so long, on no worker, at most an hour. Those that run go on.
+        """Cool down the job's host: no job of the host starts, on any worker. Running jobs continue.
 
-        Answers whether that is so: False for a job without a host (see `per_host`), and while Redis is away.
+        Args:
+            seconds: length of the cooldown, 0 or more; longer than an hour counts as an hour.
+
+        Returns:
+            True if the host cools down; False for a job without a host (see `per_host`), and while Redis is
+            unavailable.
+
+        Raises:
+            ValueError: `seconds` is negative or not finite.
         """
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
         return self._cool_down is not None and await self._cool_down(seconds)
 
     def transaction(self) -> "AbstractAsyncContextManager[AsyncSession]":
-        """A database session whose writes are committed together with the job's success, and never without it.
+        """Open a database session whose writes are committed together with the job's success, and never without it.
 
         A parameter annotated `AsyncSession` is this session.
+
+        Returns:
+            An async context manager of the session.
         """
         return self._transaction()

@@ -1,4 +1,4 @@
-"""The `@job` decorator: a function becomes a job with a name, options, a schema and a typed `submit`."""
+"""The `@job` decorator: turns a function into a job with a name, options, a schema and a typed `submit`."""
 
 import inspect
 import sys
@@ -14,7 +14,7 @@ from cplane.jobs.options import OPTIONS, BrowserOptions, Check, check_options
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.registry import registry
 from cplane.jobs.retry import RetryPolicy
-from cplane.jobs.signature import place, read_signature
+from cplane.jobs.signature import location, read_signature
 from cplane.jobs.submission import P, R
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class JobDecorator(Protocol):
-    """`@job(…)`, waiting for its function. What a job asks for by type stands first, then its own arguments."""
+    """`@job(…)` before it is applied to a function. Injected parameters come first, then the job's arguments."""
 
     if TYPE_CHECKING:
 
@@ -56,7 +56,7 @@ class JobDecorator(Protocol):
         def __call__(self, fn: Callable[P, R], /) -> Job[P, R, P, R]: ...
 
     def __call__(self, fn: Callable[..., Any], /) -> Any:
-        """The job."""
+        """Return the job."""
         ...
 
 
@@ -99,28 +99,58 @@ if TYPE_CHECKING:
 
 
 def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Make a function a job. Bare (`@job`) or called (`@job(queue="browser", retries=3)`).
+    """Turn a function into a job, bare (`@job`) or with options (`@job(queue="browser", retries=3)`).
 
-    What the function asks for by type (`Page`, `BrowserContext`, `Context`, `AsyncSession`) is given to it when it runs; every
-    other parameter is one of the job's arguments, validated by pydantic when submitted. A plain `def` runs in a thread.
+    Parameters annotated `Page`, `BrowserContext`, `Context` or `AsyncSession` are injected when the job runs. All other
+    parameters are the job's arguments, which pydantic validates at submission. A plain `def` runs in a thread.
+
+    Options, all of them keywords:
+
+    - `name`: name of the job, up to 200 characters. Default: the name of the function.
+    - `queue`: queue that the job is submitted to. Default: "browser" if a page is injected, else "default".
+    - `priority`: lane of the queue: "high", "normal" or "low". Default: "normal".
+    - `timeout`: maximum duration of one attempt, seconds or a timedelta. Default: 300 s.
+    - `retries`: maximum number of retries, 0 to 1000, or a `RetryPolicy`. Default: 0.
+    - `record`: whether the job has a row in Postgres; a job without one is transient. Default: True.
+    - `result_ttl`: time that a transient result is kept, seconds or a timedelta; 0: errors only, 1 h. Default: 3600 s.
+    - `browser`: page options (`PageOptions`) as a mapping, or a function of the arguments that makes it. Default: none.
+    - `check`: function of the arguments that raises ValueError at submission if they do not go together. Default: none.
+    - `per_host`: limits per host, a `PerHost` or a mapping of its arguments; False: none. Default: from the settings.
 
     Args:
-        fn: the function.
-        options: `name` (default: the function's), `queue` (default: "browser" for jobs that ask for a page, else "default"),
-            `priority` ("high", "normal" or "low": the lane of the queue it waits in), `timeout` in seconds (default 300), `retries`
-            (a number or a `RetryPolicy`; default 0), `record` (False: a transient job, without a row in Postgres), `result_ttl`
-            seconds a transient result is kept in Redis (default 3600; 0: only the error of a failed job is kept, for an hour),
-            `browser` (page options, or a function that makes them from the arguments), `check` (a function of the arguments that
-            raises ValueError at submit when they do not go together), `per_host` (a `PerHost`, or a dict of its arguments: how much of
-            a host's time its jobs may take; False: no limit, whatever the settings say).
+        fn: the function, if `@job` is used bare.
+        **options: the options above.
+
+    Returns:
+        The job; or, for `@job(…)`, a decorator that returns it.
 
     Raises:
-        InvalidJob: an unknown or impossible option, a parameter that cannot be an argument, or two jobs of one name.
+        InvalidJob: an option is unknown or has an impossible value, a parameter cannot be an argument, or another job
+            has the same name.
+
+    Example:
+        ```python
+        from cplane import ControlPlane, RetryPolicy, job
+
+
+        @job(timeout=60, retries=RetryPolicy(retries=3, backoff_s=5))
+        async def add(x: int, y: int = 2) -> int:
+            return x + y
+
+
+        async with ControlPlane():
+            handle = await add.submit(1)
+            assert await handle.result(timeout=30) == 3
+
+        assert await add(1, y=5) == 6  # still the function that it was
+        ```
     """
     if unknown := options.keys() - set(OPTIONS):
-        raise InvalidJob(f"@job has no option {', '.join(sorted(unknown))}", hint=f"it takes {', '.join(OPTIONS)}")
+        raise InvalidJob(
+            f"@job has no option {', '.join(sorted(unknown))}", hint=f"known options: {', '.join(OPTIONS)}"
+        )
     if fn is not None and not callable(fn):
-        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="options are given by name: @job(queue=…)")
+        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="options are keywords: @job(queue=…)")
     caller = sys._getframe(1).f_locals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  annotations of a function defined in a function may name its locals
     if fn is not None:
         return make_job(fn, caller, options)
@@ -132,13 +162,15 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 
 def make_job(fn: Callable[..., Any], names: Mapping[str, object], options: Mapping[str, Any]) -> AnyJob:
-    """Check, build and register."""
+    """Check the function and its options, build the job and register it. `names` are the caller's local names."""
     if isinstance(fn, Job):
-        raise InvalidJob(f"'{cast('AnyJob', fn).name}' is a job already", hint="use @job once")
+        raise InvalidJob(f"'{cast('AnyJob', fn).name}' is already a job", hint="use @job once")
     if not inspect.isfunction(fn):
         raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="put it directly above `async def`")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise InvalidJob(f"job '{fn.__name__}' ({place(fn)}) is a generator", hint="return a list instead of yielding")
+        raise InvalidJob(
+            f"job '{fn.__name__}' ({location(fn)}) is a generator", hint="return a list instead of yielding"
+        )
     signature = read_signature(fn, names)
     built: AnyJob = Job(fn, check_options(fn, signature, options), signature)
     registry.add(built)

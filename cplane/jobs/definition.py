@@ -28,7 +28,7 @@ CallR = TypeVar("CallR", default=Any)
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What an attempt can hand to a job that asks for it by type."""
+    """Values that an attempt can inject into a job, one field for each kind in `signature.INJECTED`."""
 
     context: object = None
     page: object = None
@@ -37,50 +37,103 @@ class Resources:
 
 
 class Job(Generic[P, R, CallP, CallR]):
-    """A function that can be submitted. Made by `@job`; calling it calls the function."""
+    """A function that can be submitted. `@job` makes it; calling it calls the function itself.
+
+    Attributes:
+        fn: the function.
+        name: name that the job is recorded under.
+        options: options of `@job`, checked and with their defaults.
+        signature: parameters and return type of the function.
+        timeout_s: maximum duration of one attempt, seconds.
+        needs_page: whether a page or a browser context is injected.
+    """
 
     def __init__(self, fn: Callable[..., Any], options: Options, signature: "Signature") -> None:
         self.fn = fn
         self.options = options
         self.signature = signature
         self.name = options.name
-        """The name the job is recorded under."""
         self.timeout_s = options.timeout_s
         self.needs_page = signature.wants("page") or signature.wants("browser_context")
-        """Whether the job asks for a page or a browser context."""
-        self._hosts: dict[str, msgspec.json.Decoder[Any]] = {}
+        self._url_decoders: dict[str, msgspec.json.Decoder[Any]] = {}
         update_wrapper(cast("Callable[..., Any]", self), fn)
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
-        """Call the function itself, here and now, as if it were not decorated."""
+        """Call the function itself, in this process, as if it were not decorated."""
         return cast("CallR", self.fn(*args, **kwargs))
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Record the job and schedule it; answers once it is recorded.
+        """Record the job and schedule it. Returns once it is recorded; a transient job once it is scheduled.
+
+        Args:
+            *args: arguments of the function, without those that are injected.
+            **kwargs: as above, by name.
+
+        Returns:
+            A handle that waits for the result, reads the state and cancels.
 
         Raises:
-            InvalidArguments: the arguments do not fit the function's annotations.
-            NoControlPlane: outside `async with ControlPlane()`.
-            DatabaseUnavailable: Postgres did not answer; nothing was recorded, or it is unknown whether it was.
+            InvalidArguments: the arguments do not fit the annotations of the function.
+            NoControlPlane: no control plane is open in this process.
+            DatabaseUnavailable: Postgres did not respond; nothing was recorded, or it is unknown whether it was.
+            QueueUnavailable: the same for Redis and a transient job.
+
+        Example:
+            ```python
+            from cplane import ControlPlane, job
+
+
+            @job
+            async def greet(name: str, *, loud: bool = False) -> str:
+                return f"Hello {name}{'!' if loud else '.'}"
+
+
+            async with ControlPlane():
+                handle = await greet.submit("Ada", loud=True)
+                assert await handle.result(timeout=30) == "Hello Ada!"
+            ```
         """
         return await self.using().submit(*args, **kwargs)
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Alias of `submit`, for those who come from Celery."""
+        """Alias of `submit`, by the name that it has in Celery."""
         return await self.using().submit(*args, **kwargs)
 
     async def submit_many(
         self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> list[Handle[R]]:
-        """Submit one job for each mapping of arguments; `calls` is read, recorded and scheduled in chunks of 1,000.
+        """Submit one job for each mapping of arguments, in chunks of 1,000.
 
-        A chunk is submitted whole or not at all. After an error no more is read; what was submitted by then stays so, and every
-        error of ours has it: `error.submitted` has the handles by their places.
+        A chunk is submitted as a whole or not at all. After an error, `calls` is read no further; the jobs submitted by
+        then stay submitted, and `error.submitted` of every `CplaneError` has their handles by index.
+
+        Args:
+            calls: arguments by name, one mapping for each job, as an iterable or async iterable of any length.
+
+        Returns:
+            One handle for each job, in the order of `calls`.
 
         Raises:
-            InvalidArguments: a call does not fit the job; the message begins with its place, as calls[1234].
-            DatabaseUnavailable: Postgres did not answer; whether the chunks without an answer were recorded is not known.
-            QueueUnavailable: the same, of Redis, for transient jobs.
+            InvalidArguments: the arguments of a call do not fit the job; the message begins with its index, as in
+                `calls[1234]`.
+            NoControlPlane: no control plane is open in this process.
+            DatabaseUnavailable: Postgres did not respond; it is unknown whether the chunks in flight were recorded.
+            QueueUnavailable: the same for Redis and transient jobs.
+
+        Example:
+            ```python
+            from cplane import ControlPlane, job
+
+
+            @job
+            async def square(x: int) -> int:
+                return x * x
+
+
+            async with ControlPlane():
+                handles = await square.submit_many({"x": number} for number in range(3))
+                assert [await handle.result(timeout=30) for handle in handles] == [0, 1, 4]
+            ```
         """
         return await self.using().submit_many(calls)
 
@@ -93,34 +146,87 @@ class Job(Generic[P, R, CallP, CallR]):
         queue: str | None = None,
         priority: str | None = None,
     ) -> "Call[P, R]":
-        """Options for one submission; they never collide with the job's own arguments.
+        """Set options for one submission. They cannot collide with the job's arguments, which go to `submit`.
 
         Args:
-            delay: seconds (or a timedelta) from now until the job may start.
-            at: an aware datetime at which the job may start.
-            key: an idempotency key, at most 255 characters: the same key with the same call answers the first record.
-            queue: another queue than the job's own.
+            delay: time until the job may start, in seconds or as a timedelta: 0 to ten years. Excludes `at`.
+            at: aware datetime from which on the job may start. Excludes `delay`.
+            key: idempotency key, 1 to 255 characters: the same key with the same call returns the first record, with
+                another call it raises `IdempotencyConflict`.
+            queue: queue to use instead of the job's own.
             priority: "high", "normal" or "low", instead of the job's own.
+
+        Returns:
+            The job with these options; it has `submit`, `delay` and `submit_many`.
+
+        Raises:
+            InvalidArguments: an option has an impossible value, or two exclude each other.
+
+        Example:
+            ```python
+            from cplane import ControlPlane, job
+
+
+            @job
+            async def charge(order: int) -> str:
+                return f"charged {order}"
+
+
+            async with ControlPlane():
+                first = await charge.using(delay=0.5, key="order-17").submit(17)
+                again = await charge.using(delay=0.5, key="order-17").submit(17)
+                assert (first.created, again.created, first.id == again.id) == (True, False, True)
+                assert await again.result(timeout=30) == "charged 17"
+            ```
         """
         return Call(self, delay=delay, at=at, key=key, queue=queue, priority=priority)
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
-        """Validate a Python call; answer its arguments as JSON."""
+        """Validate the arguments of a Python call.
+
+        Args:
+            args: positional arguments, without those that are injected.
+            kwargs: arguments by name.
+
+        Returns:
+            The arguments by name, as a JSON object; those that were not given are left out.
+
+        Raises:
+            InvalidArguments: they do not fit the job, or cannot be stored as JSON.
+        """
         return self._checked(self.signature.encode(self.name, self.signature.bind(self.name, args, kwargs)))
 
     def encode_json(self, args: Mapping[str, JsonValue]) -> bytes:
-        """Validate arguments that came as JSON; answer them as JSON."""
+        """Validate arguments that arrived as JSON.
+
+        Args:
+            args: JSON values by name.
+
+        Returns:
+            The arguments by name, as a JSON object; those that were not given are left out.
+
+        Raises:
+            InvalidArguments: they do not fit the job.
+        """
         return self._checked(self.signature.encode_json(self.name, args))
 
     def decode(self, args_json: bytes) -> dict[str, Any]:
-        """The typed arguments by name from their JSON."""
+        """Return the typed arguments by name, defaults included, from their JSON.
+
+        Raises:
+            InvalidArguments: they do not fit the job.
+        """
         return self.signature.decode(self.name, args_json)
 
     def decode_call(self, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, Any]:
-        """The typed arguments by name of a call that came without a record: what JSON has, or what a client of arq put there.
+        """Return the typed arguments by name of a call without a record, as it is in an envelope.
+
+        Args:
+            args: positional arguments: JSON values, or any values that a client of arq sent.
+            kwargs: arguments by name, likewise.
 
         Raises:
-            InvalidArguments: they do not fit.
+            InvalidArguments: they do not fit the job, or are not JSON.
         """
         values = self.signature.bind(self.name, tuple(args), kwargs)
         try:
@@ -129,32 +235,46 @@ class Job(Generic[P, R, CallP, CallR]):
             raise InvalidArguments(f"the arguments of '{self.name}' are not JSON: {error}") from None
 
     def page_options(self, arguments: Arguments) -> Mapping[str, object]:
-        """What `@job(browser=…)` says for these arguments."""
+        """Return the page options that `@job(browser=…)` gives for these arguments."""
         browser = self.options.browser
         return browser(arguments) if callable(browser) else browser
 
     def limits(self, defaults: PerHost | None) -> PerHost | None:
-        """How much of a host's time its jobs may take; None: it is not limited per host."""
+        """Return the limits per host; None if the job has none. `defaults` are those of the settings."""
         return limits(self.options.per_host, defaults)
 
     def host(self, args_json: bytes, defaults: PerHost | None) -> str | None:
-        """The host whose time these arguments take; None: the job is not limited per host, or they name none."""
+        """Return the host that a job with these arguments counts against.
+
+        Args:
+            args_json: validated arguments, as a JSON object.
+            defaults: limits of the settings, for jobs without limits of their own.
+
+        Returns:
+            The host, as `per_host.host_of` returns it; None if the job has no limits per host, or names no host.
+        """
         limited = self.limits(defaults)
         if limited is None:
             return None
-        decoder = self._hosts.get(limited.of)
+        decoder = self._url_decoders.get(limited.of)
         if decoder is None:
-            if limited.of not in self.signature.own.parameters:
+            if limited.of not in self.signature.accepted.parameters:
                 return None
-            decoder = self._hosts[limited.of] = _text_decoder(limited.of)
+            decoder = self._url_decoders[limited.of] = _url_decoder(limited.of)
         try:
             url = decoder.decode(args_json).url
-        except msgspec.ValidationError:  # it is not a text
+        except msgspec.ValidationError:  # not a string
             return None
         return host_of(url) if url else None
 
     def session(self, args_json: bytes) -> str | None:
-        """The browser session that the job needs with these arguments; None: none. What is wrong with them is told when the job runs."""
+        """Return the name of the browser session that a job with these arguments needs, or None.
+
+        Errors of the page options are raised when the job runs, not here.
+
+        Args:
+            args_json: validated arguments, as a JSON object.
+        """
         browser = self.options.browser
         if not self.needs_page or not self.options.record or not browser:
             return None
@@ -175,10 +295,10 @@ class Job(Generic[P, R, CallP, CallR]):
         return args_json
 
     def decode_result(self, result_json: bytes, /) -> R:
-        """The typed result from its JSON.
+        """Return the typed result from its JSON.
 
         Raises:
-            ResultNotSerializable: it does not fit the return type any more.
+            ResultNotSerializable: the result does not fit the return type any more.
         """
         try:
             return cast("R", self.signature.result.validate_json(result_json))
@@ -187,10 +307,13 @@ class Job(Generic[P, R, CallP, CallR]):
             raise ResultNotSerializable(f"the result of '{self.name}' does not fit its return type: {reason}") from None
 
     def encode_result(self, result: object) -> bytes:
-        """The JSON of what the job returned.
+        """Return a result as JSON.
+
+        Args:
+            result: the value that the function returned; its type is not checked.
 
         Raises:
-            ResultNotSerializable: naming the part that cannot be stored.
+            ResultNotSerializable: a part of it cannot be stored as JSON; the message names the part.
         """
         if result is None and self.signature.returns_nothing:
             return b"null"
@@ -208,7 +331,16 @@ class Job(Generic[P, R, CallP, CallR]):
         return result_json
 
     def call(self, arguments: Arguments, resources: Resources, threads: Executor | None = None) -> Awaitable[object]:
-        """Start the function with decoded arguments and what it asks for; a plain `def` runs in a thread of `threads`."""
+        """Start the function.
+
+        Args:
+            arguments: typed arguments by name.
+            resources: values to inject.
+            threads: executor for a plain `def`; None is the event loop's own.
+
+        Returns:
+            An awaitable of the function's return value.
+        """
         kwargs = arguments
         if self.signature.injected:
             kwargs = {**arguments}
@@ -224,11 +356,11 @@ class Job(Generic[P, R, CallP, CallR]):
         return asyncio.get_running_loop().run_in_executor(threads, partial(self.fn, *positional, **kwargs))
 
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema (2020-12) of the job's arguments."""
+        """Return the JSON Schema (2020-12) of the arguments."""
         return self.signature.arguments.model_json_schema(schema_generator=ArgumentsSchema)
 
     def result_schema(self) -> dict[str, Any]:
-        """The JSON Schema (2020-12) of the job's result."""
+        """Return the JSON Schema (2020-12) of the result."""
         return self.signature.result.json_schema(mode="serialization", schema_generator=ArgumentsSchema)
 
     def __repr__(self) -> str:
@@ -238,7 +370,7 @@ class Job(Generic[P, R, CallP, CallR]):
 AnyJob = Job[..., Any, ..., Any]
 
 
-def _text_decoder(argument: str) -> "msgspec.json.Decoder[Any]":
-    """Reads one argument of many, as `url`; None where it is absent."""
-    only = msgspec.defstruct("Only", [("url", str | None, msgspec.field(default=None, name=argument))])
-    return msgspec.json.Decoder(only)
+def _url_decoder(argument: str) -> "msgspec.json.Decoder[Any]":
+    """Return a decoder that reads one argument as `url` and skips the others; None if the argument is absent."""
+    url_only = msgspec.defstruct("UrlOnly", [("url", str | None, msgspec.field(default=None, name=argument))])
+    return msgspec.json.Decoder(url_only)

@@ -1,4 +1,4 @@
-"""What jobs, queues and sessions may be called: names that are safe in keys, paths, URLs and logs."""
+"""Valid names of jobs, queues and sessions: safe in Redis keys, paths, URLs and logs."""
 
 import re
 

@@ -1,61 +1,42 @@
-"""The options of `@job`: their defaults, their checks, and what an impossible one is told."""
+"""The options of `@job`: their defaults, their checks, and the errors of impossible values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
-
-from typing_extensions import TypeVar
+from typing import Any, cast
 
 from cplane.errors import InvalidArguments, InvalidJob, UsageError
 from cplane.jobs.names import JOB_NAME, QUEUE_NAME
 from cplane.jobs.page_options import PageOptions
-from cplane.jobs.per_host import Declared, PerHost
+from cplane.jobs.per_host import DeclaredLimits, PerHost
 from cplane.jobs.retry import RetryPolicy
-from cplane.jobs.signature import Signature, place
+from cplane.jobs.signature import Signature, location
 from cplane.jobs.states import Priority
 
-if TYPE_CHECKING:
-    from playwright.async_api import BrowserContext, Page
-    from sqlalchemy.ext.asyncio import AsyncSession as SqlAlchemySession
-    from sqlmodel.ext.asyncio.session import AsyncSession
-
-    from cplane.jobs.context import Context
-
-    I1 = TypeVar("I1", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
-    I2 = TypeVar("I2", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
-    I3 = TypeVar("I3", Page, BrowserContext, Context, AsyncSession, SqlAlchemySession)
-
-
 DEFAULT_QUEUE = "default"
-
-
 BROWSER_QUEUE = "browser"
-
+"""Queue of jobs that a page is injected into, unless they name another."""
 
 DEFAULT_TIMEOUT_S = 300.0
 
-
 RESULT_TTL_S = 3600.0
-"""How long Redis keeps the result of a transient job, and always at least why one failed."""
+"""How long Redis keeps the result of a transient job by default, and the error of a failed one that keeps no result."""
 
+MAX_DURATION_S = 10 * 366 * 86_400
+"""Upper bound of durations: ten years."""
 
 OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check", "per_host")
 
-
 Arguments = Mapping[str, Any]
-"""A job's typed arguments by name: those that were given, and the defaults of the others."""
-
+"""The typed arguments of a job by name: those that were given, and the defaults of the others."""
 
 BrowserOptions = Mapping[str, object] | Callable[[Arguments], Mapping[str, object]]
-
-
 Check = Callable[[Arguments], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What `@job(…)` was told, checked."""
+    """The options of one job, checked and with their defaults. Durations are in seconds."""
 
     name: str
     queue: str
@@ -66,31 +47,40 @@ class Options:
     result_ttl_s: float
     browser: BrowserOptions
     check: Check | None
-    per_host: Declared
+    per_host: DeclaredLimits
 
     @property
     def keeps_result(self) -> bool:
-        """Whether what the job returns can be asked for once it has ended."""
+        """Whether the result of the job can be read once it has ended."""
         return self.record or self.result_ttl_s > 0
 
     @property
     def no_result(self) -> str:
-        """Why nobody can wait for the result of a job that keeps none."""
+        """The error message for a caller that waits for the result of a job that keeps none."""
         return f"'{self.name}' keeps no result that could be waited for (result_ttl=0)"
 
     @property
     def error_ttl_s(self) -> float:
-        """How long Redis keeps why a transient job failed or was cancelled."""
+        """Seconds that Redis keeps the error of a transient job that failed or was cancelled."""
         return self.result_ttl_s or RESULT_TTL_S
 
 
 def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[str, Any]) -> Options:
-    """The options with their defaults; an impossible one is an error that says what to write instead."""
+    """Check the options of `@job` and fill in the defaults.
+
+    Args:
+        fn: the function of the job.
+        signature: its parameters.
+        given: options by name; None counts as not given.
+
+    Raises:
+        InvalidJob: an option has an impossible value; the hint says what to write instead.
+    """
     given = {option: value for option, value in given.items() if value is not None}
     name = given.get("name", fn.__name__)
     needs_page = signature.wants("page") or signature.wants("browser_context")
     queue = given.get("queue", BROWSER_QUEUE if needs_page else DEFAULT_QUEUE)
-    where = f"job '{name}' ({place(fn)})"
+    where = f"job '{name}' ({location(fn)})"
     if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
         raise InvalidJob(
             f"'{name}' is not a job name",
@@ -100,9 +90,11 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         raise InvalidJob(f"{where}: '{queue}' is not a queue name", hint="letters, digits, '_', '.', '-', at most 100")
     record = given.get("record", True)
     if not isinstance(record, bool):
-        raise InvalidJob(f"{where}: record is True or False, not {record!r}", hint="leave it out: True is the default")
+        raise InvalidJob(f"{where}: record is True or False, not {record!r}", hint="True is the default")
     if record and "result_ttl" in given:
-        raise InvalidJob(f"{where}: a record keeps its result", hint="result_ttl goes with record=False")
+        raise InvalidJob(
+            f"{where}: a record keeps its result, so result_ttl does not apply", hint="use it with record=False"
+        )
     browser: object = given.get("browser", {})
     if not isinstance(browser, Mapping) and not callable(browser):
         hint = 'for example browser={"locale": "de-DE"}'
@@ -114,7 +106,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         )
     check = given.get("check")
     if check is not None and not callable(check):
-        hint = "it raises ValueError when they do not go together"
+        hint = "it raises ValueError if they do not go together"
         raise InvalidJob(f"{where}: check is a function of the arguments, not {check!r}", hint=hint)
     return Options(
         name=name,
@@ -131,7 +123,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
 
 
 def _check_browser(where: str, browser: BrowserOptions) -> None:
-    """Page options that every run has are looked at now; those that a function makes, when it has made them."""
+    """Check fixed page options now; those that a function makes are checked when the job runs."""
     if callable(browser):
         return
     try:
@@ -140,15 +132,15 @@ def _check_browser(where: str, browser: BrowserOptions) -> None:
         raise InvalidJob(f"{where}: {error.message}", hint=error.hint) from None
 
 
-def _per_host(where: str, signature: Signature, value: object) -> Declared:
+def _per_host(where: str, signature: Signature, value: object) -> DeclaredLimits:
     if value is None or value is False:
         return value
     try:
         declared = PerHost.read(value)
     except (TypeError, ValueError) as error:
         raise InvalidJob(f"{where}: {error}", hint="for example per_host=PerHost(concurrency=2, rate=1.0)") from None
-    if declared.of not in signature.own.parameters:
-        known = ", ".join(signature.own.parameters) or "none"
+    if declared.of not in signature.accepted.parameters:
+        known = ", ".join(signature.accepted.parameters) or "none"
         hint = f'name the argument that holds the URL: per_host=PerHost(of="…"); its arguments: {known}'
         raise InvalidJob(f"{where}: per_host reads '{declared.of}', which is not an argument of the job", hint=hint)
     return declared
@@ -161,7 +153,7 @@ def _seconds(where: str, option: str, value: object, default: float, *, zero: bo
     if (
         not isinstance(seconds, int | float)
         or isinstance(seconds, bool)
-        or not (0 <= seconds <= 10 * 366 * 86400 and (seconds or zero))
+        or not (0 <= seconds <= MAX_DURATION_S and (seconds or zero))
     ):
         raise InvalidJob(
             f"{where}: {option} is a positive number of seconds{', 0' if zero else ''} or a timedelta, not {value!r}",
@@ -171,12 +163,18 @@ def _seconds(where: str, option: str, value: object, default: float, *, zero: bo
 
 
 def read_priority(value: object, kind: type[UsageError], where: str = "") -> Priority:
-    """Return the priority of that name; any other value raises an error of type `kind`."""
+    """Return the priority of this name.
+
+    Args:
+        value: "high", "normal" or "low".
+        kind: type of the error for any other value.
+        where: start of the error message: the job, for an option of `@job`.
+    """
     try:
         return Priority(cast("str", value))
     except ValueError:
         known = ", ".join(f'"{word}"' for word in Priority)
-        raise kind(f"{where and f'{where}: '}{value!r} is not a priority", hint=f"it is one of {known}") from None
+        raise kind(f"{where and f'{where}: '}{value!r} is not a priority", hint=f"use one of {known}") from None
 
 
 def _policy(where: str, retries: object) -> RetryPolicy:

@@ -1,4 +1,4 @@
-"""How a job's page is set up: what it shares with other jobs, viewport, identity, locale, credentials."""
+"""Page options: what a job's page shares with other jobs, its viewport, identity, locale and credentials."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -7,8 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cplane.errors import InvalidArguments, Problem
 
-OURS = {"isolation", "session", "egress", "trace"}
-"""Options that are not Playwright's."""
+CPLANE_OPTIONS = {"isolation", "session", "egress", "trace"}
+"""Options that are cplane's own and not passed to Playwright."""
 
 
 def _check_locale(locale: str) -> str:
@@ -18,31 +18,33 @@ def _check_locale(locale: str) -> str:
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown name is an error."""
+    """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Viewport(Strict):
-    """The size of the page's window in CSS pixels."""
+    """Size of the page in CSS pixels."""
 
     width: int = Field(ge=1, le=16384)
     height: int = Field(ge=1, le=16384)
 
 
 class Authenticate(Strict):
-    """Credentials for HTTP authentication (Basic, Digest), sent when a server asks for them."""
+    """Credentials for HTTP authentication (Basic, Digest), sent when a server requests them."""
 
     username: str
     password: str = Field(repr=False)
-    origin: str | None = Field(default=None, description="who gets them, https://host:port; default: who asks")
+    origin: str | None = Field(
+        default=None, description="origin that receives them, https://host:port; default: any that requests them"
+    )
 
 
 class Proxy(Strict):
-    """The proxy the page's requests go through."""
+    """Proxy for the requests of the page."""
 
     server: str = Field(description="http://host:port or socks5://host:port")
-    bypass: str | None = Field(default=None, description="comma-separated hosts that are reached directly")
+    bypass: str | None = Field(default=None, description="comma-separated hosts that are connected to directly")
     username: str | None = None
     password: str | None = Field(default=None, repr=False)
 
@@ -52,21 +54,41 @@ Trace = Literal["off", "on-failure", "on"]
 
 
 class PageOptions(Strict):
-    """How the context of a page is made. What is not given is Chromium's default; downloads are off."""
+    """Options of a page and its browser context. Those not given have Chromium's default; downloads are off.
+
+    `@job(browser=…)` takes the same options as a mapping.
+
+    Example:
+        ```python
+        from cplane import ControlPlane, job
+        from playwright.async_api import Page
+
+
+        @job(browser={"locale": "de-DE", "timezone": "Europe/Berlin", "viewport": {"width": 800, "height": 600}})
+        async def read_locale(page: Page, url: str) -> str:
+            await page.goto(url)
+            return await page.evaluate("navigator.language")
+
+
+        async with ControlPlane():
+            handle = await read_locale.submit("https://example.com/")
+            assert await handle.result(timeout=30) == "de-DE"
+        ```
+    """
 
     isolation: Isolation | None = Field(
         default=None,
-        description="fresh (default): a context of its own; session: one that begins with what a named session kept; "
-        "shared: the context that other jobs of this name use, too",
+        description="fresh (default): a context that no other job uses; session: one that starts with the stored login "
+        "of a named session; shared: one context for all jobs of this name",
     )
-    session: str | None = Field(default=None, min_length=1, description="the name of the session")
+    session: str | None = Field(default=None, min_length=1, description="name of the browser session")
     egress: Literal["public", "any"] | None = Field(
         default=None,
-        description="any: reach every address, whatever CPLANE_EGRESS says; for jobs that take no address from outside",
+        description="any: allow every address, whatever CPLANE_EGRESS says; for jobs that take no address from outside",
     )
     trace: Trace | None = Field(
         default=None,
-        description="Playwright's trace of what the job does: kept of runs that fail (on-failure, the default), of every run (on), of none (off)",
+        description="Playwright trace of an attempt: kept if it fails (on-failure, default), always (on), never (off)",
     )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)
@@ -91,28 +113,31 @@ class PageOptions(Strict):
     @model_validator(mode="after")
     def _check_isolation(self) -> Self:
         if self.session is not None and self.isolation not in {None, "session"}:
-            raise ValueError(f"a session is not for isolation '{self.isolation}'")
+            raise ValueError(f"isolation '{self.isolation}' does not take a session")
         if self.isolation == "session" and self.session is None:
-            raise ValueError("isolation 'session' needs the session's name: session")
+            raise ValueError("isolation 'session' needs the name of one in `session`")
         return self
 
     @property
     def mode(self) -> Isolation:
-        """What the page shares with other jobs."""
+        """Isolation of the page: what is given, else "session" for one with a session, else "fresh"."""
         return self.isolation or ("session" if self.session is not None else "fresh")
 
     @property
     def key(self) -> str:
-        """Pages of equal keys can stand in for each other. It may hold secrets."""
+        """A text that is equal for pages that are interchangeable. It may contain secrets."""
         untraced = self.trace in {None, "off"} or self.mode == "shared"
         return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", *(["trace"] * untraced)})
 
     @classmethod
     def read(cls, given: Mapping[str, object]) -> Self:
-        """Page options from a mapping such as `@job(browser=…)`.
+        """Read page options from a mapping, as in `@job(browser=…)`.
+
+        Args:
+            given: options by name.
 
         Raises:
-            InvalidArguments: an unknown or impossible option; `problems` names each.
+            InvalidArguments: an option is unknown or has an impossible value; `problems` names each.
         """
         try:
             return cls.model_validate(dict(given))
@@ -122,13 +147,13 @@ class PageOptions(Strict):
                 for detail in error.errors(include_url=False, include_input=False)
             ]
             sentences = "; ".join(f"{problem.path.lstrip('/')}: {problem.message}" for problem in problems)
-            hint = f"it takes {', '.join(cls.model_fields)}"
+            hint = f"known options: {', '.join(cls.model_fields)}"
             raise InvalidArguments(f"the browser options do not fit: {sentences}", problems, hint=hint) from None
 
     def new_context(self) -> dict[str, Any]:
-        """The keyword arguments of Playwright's `browser.new_context`."""
-        arguments: dict[str, Any] = self.model_dump(exclude_none=True, exclude=OURS)
-        for ours, playwrights in (("timezone", "timezone_id"), ("authenticate", "http_credentials")):
-            if ours in arguments:
-                arguments[playwrights] = arguments.pop(ours)
+        """Return the keyword arguments for Playwright's `browser.new_context`."""
+        arguments: dict[str, Any] = self.model_dump(exclude_none=True, exclude=CPLANE_OPTIONS)
+        for name, playwright_name in (("timezone", "timezone_id"), ("authenticate", "http_credentials")):
+            if name in arguments:
+                arguments[playwright_name] = arguments.pop(name)
         return arguments

@@ -1,7 +1,7 @@
-"""How much of a host's time jobs may take: `PerHost`, the host that a URL names, and the limit keys of a job.
+"""Limits per host: `PerHost`, the host of a URL, and the limit keys of a job.
 
-A job may be limited by a host, by a browser session, or by both. Records, envelopes and leases have these as limit keys; a session's
-begins with `@`, as no host does.
+A job can be limited by a host, by a browser session, or by both. Records, envelopes and leases carry these as limit
+keys. The key of a session begins with `@`, which no host does.
 """
 
 import math
@@ -13,12 +13,12 @@ from typing import Any, Literal, Self, cast
 from pydantic_core import Url
 from pydantic_core import ValidationError as UrlError
 
-LONGEST_HOST = 260
-"""A name in the DNS has 253 characters at most, and a port 5: what is longer is nobody's host."""
+MAX_HOST_CHARS = 260
+"""A DNS name has at most 253 characters and a port 5, so a longer text is not a host."""
 
-MOST_AT_ONCE = 10_000
-HIGHEST_RATE = 1000.0
-LOWEST_RATE = 1 / 86_400
+MAX_CONCURRENCY = MAX_BURST = 10_000
+MAX_RATE = 1000.0
+MIN_RATE = 1 / 86_400
 """One job a day."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -26,13 +26,34 @@ DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerHost:
-    """How many jobs may run at once on one host, and how many may start, over all workers. The host is that of an argument, a URL.
+    """Limits on the jobs of one host, over all workers. The host is read from an argument that is a URL.
 
     Args:
-        concurrency: jobs of one host at once; 0: any number. None: what CPLANE_PER_HOST_CONCURRENCY says.
-        rate: jobs that start each second on one host, for example 0.5; 0: any number. None: what CPLANE_PER_HOST_RATE says.
-        burst: jobs that may start at once after the host was left alone for a while; the rate holds over time all the same.
-        of: the argument that holds the URL. A job that is submitted without it is not limited.
+        concurrency: maximum number of jobs that run concurrently, 0 to 10,000; 0 is unlimited. None uses
+            CPLANE_PER_HOST_CONCURRENCY.
+        rate: maximum number of jobs that start per second, for example 0.5: one a day (1/86400) to 1000, or 0 for
+            unlimited. None uses CPLANE_PER_HOST_RATE.
+        burst: number of jobs that may start back to back after a pause, 1 to 10,000; the rate still holds over time.
+        of: name of the argument that holds the URL. A job submitted without it is not limited.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        ```python
+        from cplane import ControlPlane, PerHost, job
+
+
+        @job(per_host=PerHost(concurrency=2, rate=5.0, burst=3, of="address"))
+        async def visit(address: str) -> str:
+            return f"visited {address}"
+
+
+        async with ControlPlane():
+            handles = await visit.submit_many({"address": f"https://example.com/{page}"} for page in range(3))
+            for handle in handles:
+                print(await handle.result(timeout=30))
+        ```
     """
 
     concurrency: int | None = None
@@ -42,14 +63,12 @@ class PerHost:
 
     def __post_init__(self) -> None:
         checks = {
-            f"concurrency must be 0 to {MOST_AT_ONCE}, not {self.concurrency!r}": self.concurrency is None
-            or (_is_int(self.concurrency) and 0 <= self.concurrency <= MOST_AT_ONCE),
-            f"rate must be 0, or one job a day (1/86400) to {HIGHEST_RATE:g} a second, not {self.rate!r}": self.rate
-            is None
-            or (_is_number(self.rate) and (self.rate == 0 or LOWEST_RATE <= self.rate <= HIGHEST_RATE)),
-            f"burst must be 1 to {MOST_AT_ONCE}, not {self.burst!r}": _is_int(self.burst)
-            and 1 <= self.burst <= MOST_AT_ONCE,
-            f"of must be the name of an argument, not {self.of!r}": isinstance(self.of, str) and bool(self.of),  # pyright: ignore[reportUnnecessaryIsInstance]  who calls us may not be typed
+            f"concurrency must be 0 to {MAX_CONCURRENCY}, not {self.concurrency!r}": self.concurrency is None
+            or (_is_int(self.concurrency) and 0 <= self.concurrency <= MAX_CONCURRENCY),
+            f"rate must be 0, or one job a day (1/86400) to {MAX_RATE:g} a second, not {self.rate!r}": self.rate is None
+            or (_is_number(self.rate) and (self.rate == 0 or MIN_RATE <= self.rate <= MAX_RATE)),
+            f"burst must be 1 to {MAX_BURST}, not {self.burst!r}": _is_int(self.burst) and 1 <= self.burst <= MAX_BURST,
+            f"of must be the name of an argument, not {self.of!r}": isinstance(self.of, str) and bool(self.of),  # pyright: ignore[reportUnnecessaryIsInstance]  callers may have no type checker
         }
         for message, holds in checks.items():
             if not holds:
@@ -57,18 +76,22 @@ class PerHost:
 
     @classmethod
     def read(cls, value: object) -> Self:
-        """The limits that a mapping or a PerHost says. Raises ValueError, one sentence."""
+        """Return the limits that a `PerHost` or a mapping of its arguments gives.
+
+        Raises:
+            ValueError: it is neither, or a value is out of its range; the message is one sentence.
+        """
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"per_host is a PerHost, a dict of its arguments, or False, not {value!r}")  # noqa: TRY004  one kind of error for all
+            raise ValueError(f"per_host is a PerHost, a mapping of its arguments, or False, not {value!r}")  # noqa: TRY004  one type of error for all
         given, known = cast("Mapping[str, Any]", value), cls.__dataclass_fields__
         if unknown := [str(name) for name in given if name not in known]:
-            raise ValueError(f"per_host has no {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
+            raise ValueError(f"per_host has no {', '.join(sorted(unknown))}; known arguments: {', '.join(known)}")
         return cls(**given)
 
-    def filled(self, defaults: "PerHost | None") -> "PerHost":
-        """The same with what is not said here taken from `defaults`."""
+    def with_defaults(self, defaults: "PerHost | None") -> "PerHost":
+        """Return these limits, with a concurrency and a rate of None taken from `defaults`."""
         if defaults is None or (self.concurrency is not None and self.rate is not None):
             return self
         return replace(
@@ -79,24 +102,34 @@ class PerHost:
 
     @property
     def interval_ms(self) -> float:
-        """Milliseconds from one start to the next; 0: any."""
+        """Milliseconds from one start to the next; 0 if the rate is unlimited."""
         return 1000 / self.rate if self.rate else 0.0
 
 
-Declared = PerHost | Literal[False] | None
-"""What a job says: its limits, that it has none whatever the settings say, or nothing."""
+DeclaredLimits = PerHost | Literal[False] | None
+"""The option `per_host` of a job: its limits; False for none, whatever the settings say; None if not given."""
 
 
 @lru_cache(maxsize=1024)
-def limits(declared: Declared, defaults: PerHost | None) -> PerHost | None:
-    """The limits of a job; None: it has none, and no host."""
+def limits(declared: DeclaredLimits, defaults: PerHost | None) -> PerHost | None:
+    """Return the limits of a job; None if it has none and so needs no host.
+
+    Args:
+        declared: option `per_host` of the job.
+        defaults: limits of the settings.
+    """
     if declared is False:
         return None
-    return defaults if declared is None else declared.filled(defaults)
+    return defaults if declared is None else declared.with_defaults(defaults)
 
 
 def host_of(url: str) -> str | None:
-    """The host that a URL names: lower case, IDNA, and the port if it is not the scheme's own. None: it names none."""
+    """Return the host of a URL.
+
+    Returns:
+        The host in lower case and IDNA form, followed by `:port` unless the port is the scheme's default; None if the
+        URL has no host.
+    """
     try:
         address = Url(url)
     except UrlError:
@@ -106,11 +139,11 @@ def host_of(url: str) -> str | None:
     host = address.host.lower().removesuffix(".")
     default = DEFAULT_PORTS.get(address.scheme)
     named = host if address.port in {None, default} else f"{host}:{address.port}"
-    return named if 0 < len(named) <= LONGEST_HOST and named.isascii() and named.isprintable() else None
+    return named if 0 < len(named) <= MAX_HOST_CHARS and named.isascii() and named.isprintable() else None
 
 
 def limit_keys_of(session: str | None, host: str | None) -> tuple[str, ...]:
-    """Return the keys that a job is limited by. A browser session's begins with `@`, as no host does."""
+    """Return the limit keys of a job that needs a browser session, a host, or both."""
     if session is None:
         return () if host is None else (host,)
     return (f"@{session}",) if host is None else (f"@{session}", host)

@@ -1,27 +1,47 @@
-"""When a failed job runs again."""
+"""Retry policies: whether and when a failed job runs again."""
 
 import random
 from dataclasses import dataclass
 
 MAX_BACKOFF_S = 10 * 366 * 86_400
-"""A delay has to fit a date."""
+"""Ten years: a delay has to fit into a date."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often, after how long, and for which errors a failed job runs again.
+    """How often, with what backoff, and for which errors a failed job runs again.
 
-    The delay before retry n (1, 2, …) is `backoff_s * factor ** (n - 1)`, at most `max_backoff_s`, of which a share of up to
-    `jitter` (0 to 1) is taken off at random so that jobs that failed together do not return together.
+    The delay before retry n (1, 2, …) is `backoff_s * factor ** (n - 1)`, at most `max_backoff_s`, minus a random share
+    of up to `jitter` (0 to 1), so that jobs that failed together do not run again together.
 
     Args:
-        retries: runs after the first, 0 to 1000.
-        backoff_s: seconds before the first retry.
-        factor: growth from one retry to the next, 1 to 1000.
-        max_backoff_s: the longest delay, seconds, at most ten years.
-        jitter: the random share, 0 (none) to 1 (anything between 0 and the delay).
-        on: retry only errors of these types.
-        never: fail at once on errors of these types, whatever `on` says.
+        retries: maximum number of retries after the first attempt, 0 to 1000.
+        backoff_s: delay before the first retry, seconds, 0 or more.
+        factor: growth of the delay from one retry to the next, 1 to 1000.
+        max_backoff_s: longest delay, seconds, at most ten years.
+        jitter: largest random share taken off a delay, 0 (none) to 1 (anything between 0 and the delay).
+        on: types of errors that are retried.
+        never: types of errors that fail the job immediately, even if `on` has them.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        ```python
+        from cplane import Context, ControlPlane, RetryPolicy, job
+
+
+        @job(retries=RetryPolicy(retries=5, backoff_s=0.1, max_backoff_s=60, on=(OSError,), never=(FileNotFoundError,)))
+        async def unreliable(ctx: Context) -> int:
+            if ctx.attempt < 3:
+                raise ConnectionError("the server closed the connection")
+            return ctx.attempt
+
+
+        async with ControlPlane():
+            handle = await unreliable.submit()
+            assert await handle.result(timeout=30) == 3
+        ```
     """
 
     retries: int = 3
@@ -47,14 +67,23 @@ class RetryPolicy:
                 raise ValueError(message)
 
     def allows(self, error: BaseException, failures: int) -> bool:
-        """Whether a job that has failed `failures` times, this one included, runs again after `error`."""
+        """Return whether the job runs again.
+
+        Args:
+            error: the error of the last attempt.
+            failures: number of failures of the job, this one included.
+        """
         return failures <= self.retries and isinstance(error, self.on) and not isinstance(error, self.never)
 
     def delay_s(self, failures: int) -> float:
-        """Seconds until the job runs again after its `failures`-th failure."""
-        exponent = min(failures - 1, 64)  # beyond it every delay is max_backoff_s, and floats overflow
+        """Return the delay before the next attempt, seconds.
+
+        Args:
+            failures: number of failures of the job, 1 or more.
+        """
+        exponent = min(failures - 1, 64)  # beyond it, floats overflow and every delay is max_backoff_s
         delay_s = min(self.backoff_s * self.factor**exponent, self.max_backoff_s)
-        return delay_s * (1 - self.jitter * random.random())  # noqa: S311  spreading load, not keeping a secret
+        return delay_s * (1 - self.jitter * random.random())  # noqa: S311  it spreads load, it protects nothing
 
 
 def _is_int(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""`Retry-After`: how long a server that has had enough asks to be left alone."""
+"""The header `Retry-After`: for how long a server asks its clients to back off."""
 
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -7,20 +7,23 @@ from email.utils import parsedate_to_datetime
 from cplane.errors import MAX_COOL_DOWN_S, TooManyRequests
 
 STATUSES = frozenset({429, 503})
-LONGEST_HEADER = 100
+MAX_HEADER_CHARS = 100
 
 respected: ContextVar[bool] = ContextVar("Retry-After is respected", default=False)
-"""Whether the job that runs here has a host that can be left alone (`per_host`), and the settings want it."""
+"""Whether the running job has a host that can cool down (`per_host`), and the settings enable it."""
 
 
 def parse(header: str, now: datetime | None = None) -> float | None:
-    """Seconds to wait, at least 0 and at most an hour; None: it is neither a number of seconds nor an HTTP date.
+    """Return the seconds to wait.
 
     Args:
-        header: what the server sent: "120", or "Wed, 21 Oct 2026 07:28:00 GMT".
-        now: the time a date is compared with, by default this machine's.
+        header: value of the header: "120", or "Wed, 21 Oct 2026 07:28:00 GMT".
+        now: time that a date is compared with; by default the current time of this machine.
+
+    Returns:
+        Seconds, 0 to 3600; None if the header is neither a number of seconds nor an HTTP date.
     """
-    text = header.strip()[:LONGEST_HEADER]
+    text = header.strip()[:MAX_HEADER_CHARS]
     if text.isascii() and text.isdigit():
         return float(min(int(text), MAX_COOL_DOWN_S))
     try:
@@ -33,11 +36,22 @@ def parse(header: str, now: datetime | None = None) -> float | None:
 
 
 def check(status: int, header: str | None, url: str) -> None:
-    """Raise TooManyRequests for an answer that asks to come back later; nothing for jobs without a host, or where it is not respected."""
+    """Raise an error for a response that asks the client to retry later.
+
+    Jobs without a host, and jobs for which the settings ignore the header, are not affected.
+
+    Args:
+        status: HTTP status of the response.
+        header: value of `Retry-After`; None if it is absent.
+        url: URL of the response, for the message.
+
+    Raises:
+        TooManyRequests: the status is 429 or 503, and the header is valid.
+    """
     if status not in STATUSES or header is None or not respected.get():
         return
     wait_s = parse(header)
     if wait_s is not None:
         raise TooManyRequests(
-            f"{url} answered with HTTP status {status} and Retry-After: {wait_s:g} s", retry_after_s=wait_s
+            f"{url} returned HTTP status {status} and Retry-After: {wait_s:g} s", retry_after_s=wait_s
         )

@@ -1,4 +1,4 @@
-"""What a job's function takes, asks for and returns: read once, then used to validate, store and restore."""
+"""The signature of a job's function, read once: injected parameters, arguments and return type, and their JSON."""
 
 import inspect
 import re
@@ -31,54 +31,58 @@ INJECTED = {
     ("sqlmodel.ext.asyncio.session", "AsyncSession"): "session",
     ("sqlalchemy.ext.asyncio.session", "AsyncSession"): "session",
 }
-"""Types a job can ask for, by where they are defined: naming them here does not import them."""
+"""Types that are injected into a job, by module and name, so that they need not be imported here."""
 
 
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
 
 
 class _Unset:
-    """The default of a key that may be absent: absent it stays."""
+    """Default of an optional key of a TypedDict: the key stays absent."""
 
 
 UNSET = _Unset()
 
 
 class ArgumentsSchema(GenerateJsonSchema):
-    """JSON Schema of arguments; a default that is no JSON is simply not shown."""
+    """JSON Schema of arguments, without the defaults that are not JSON."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic declares it this way
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a job's function takes and returns, read once."""
+    """The parameters and the return type of a job's function."""
 
     is_async: bool
     injected: Mapping[str, str]
-    """Parameter name → which resource it asks for."""
+    """Name of each injected parameter → kind of the injected value, a field of `Resources`."""
     positional_only: tuple[str, ...]
-    own: inspect.Signature
-    """The parameters that are the job's arguments."""
+    accepted: inspect.Signature
+    """Parameters that are arguments of the job, without the injected ones."""
     arguments: type[BaseModel]
-    """Those parameters as a model; field names are generic, aliases are the parameters' names."""
+    """These parameters as a model; field names are generic, aliases are the names of the parameters."""
     result: TypeAdapter[Any]
     returns_nothing: bool
-    """Whether the annotation says None: then nothing needs to be asked of pydantic."""
+    """Whether the return annotation is None: then pydantic is not needed for a result of None."""
     fields: tuple[tuple[str, str], ...]
-    """Each parameter with the model's field for it."""
+    """Name of each parameter with its field of the model."""
     optional_keys: bool
-    """Whether some arguments may be absent altogether: optional keys of an unpacked TypedDict."""
+    """Whether some arguments can be absent without a default: optional keys of an unpacked TypedDict."""
 
     def wants(self, kind: str) -> bool:
-        """Whether the function asks for a resource of this kind."""
+        """Return whether a value of this kind is injected, for example "page"."""
         return kind in self.injected.values()
 
     def bind(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Mapping[str, object]:
-        """Arguments by name, from a Python call."""
+        """Return the arguments of a Python call by name.
+
+        Raises:
+            InvalidArguments: too many positional arguments, or one given twice.
+        """
         if not args:
             return kwargs
-        names = list(self.own.parameters)
+        names = list(self.accepted.parameters)
         if len(args) > len(names):
             raise InvalidArguments(f"'{name}' takes {len(names)} arguments, {len(args)} were given")
         bound = dict(zip(names, args, strict=False))
@@ -87,14 +91,22 @@ class Signature:
         return {**bound, **kwargs}
 
     def encode(self, name: str, values: Mapping[str, object]) -> bytes:
-        """Validated JSON of arguments that are Python objects."""
+        """Validate arguments that are Python objects; return them as a JSON object.
+
+        Raises:
+            InvalidArguments: they do not fit, or cannot be stored as JSON.
+        """
         try:
             return self._dump(name, self.arguments.__pydantic_validator__.validate_python(dict(values)))
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
 
     def encode_json(self, name: str, values: Mapping[str, JsonValue]) -> bytes:
-        """Validated JSON of arguments that were JSON."""
+        """Validate arguments that are JSON values; return them as a JSON object.
+
+        Raises:
+            InvalidArguments: they do not fit.
+        """
         try:
             return self._dump(name, self.arguments.__pydantic_validator__.validate_json(to_json(values)))
         except PydanticValidationError as error:
@@ -103,19 +115,23 @@ class Signature:
             raise InvalidArguments(f"the arguments of '{name}' are not valid JSON: {error}") from None
 
     def decode(self, name: str, args_json: bytes) -> dict[str, Any]:
-        """Typed arguments by parameter name."""
+        """Return the typed arguments by name, defaults included.
+
+        Raises:
+            InvalidArguments: they do not fit.
+        """
         try:
             model = self.arguments.__pydantic_validator__.validate_json(args_json)
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
-        fields = model.__dict__  # generic names in the order of the parameters
+        fields = model.__dict__  # by generic name, in the order of the parameters
         if self.optional_keys:
             return {name: fields[f] for name, f in self.fields if fields[f] is not UNSET}
         return {name: fields[f] for name, f in self.fields}
 
     def _dump(self, name: str, model: BaseModel) -> bytes:
         try:
-            # what the caller left out stays out, so that defaults are the function's; what is given is stored whole
+            # arguments that were not given are not stored: the function's defaults apply; the others are stored whole
             given = model.model_fields_set
             args_json = model.__pydantic_serializer__.to_json(
                 model, by_alias=True, include=None if len(given) == len(self.fields) else given, round_trip=True
@@ -126,7 +142,7 @@ class Signature:
             raise InvalidArguments(
                 f"the arguments of '{name}' contain the character NUL", hint="Postgres cannot store it in JSON"
             )
-        try:  # what could not be read back must not be accepted
+        try:  # arguments that cannot be read back must not be accepted
             self.arguments.__pydantic_validator__.validate_json(args_json)
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
@@ -134,8 +150,16 @@ class Signature:
 
 
 def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signature:
-    """What the function asks for, what it takes and what it returns."""
-    where = f"job '{fn.__name__}' ({place(fn)})"
+    """Read the signature of a job's function.
+
+    Args:
+        fn: the function.
+        names: local names that its annotations may use, in addition to the globals of its module.
+
+    Raises:
+        InvalidJob: an annotation cannot be resolved, or a parameter or the return type cannot be stored as JSON.
+    """
+    where = f"job '{fn.__name__}' ({location(fn)})"
     try:
         hints = get_type_hints(fn, localns=dict(names), include_extras=True)
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
@@ -144,41 +168,41 @@ def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signa
             hint="define or import it above the job, not under TYPE_CHECKING",
         ) from None
     injected: dict[str, str] = {}
-    own: list[inspect.Parameter] = []
+    accepted: list[inspect.Parameter] = []
     parameters = inspect.signature(fn).parameters
     for parameter in parameters.values():
         annotation = hints.get(parameter.name, Any)
         if kind := INJECTED.get((getattr(annotation, "__module__", ""), getattr(annotation, "__name__", ""))):
             injected[parameter.name] = kind
         elif parameter.kind is parameter.VAR_KEYWORD and get_origin(annotation) in UNPACK:
-            own += _unpacked(get_args(annotation)[0])
+            accepted += _unpacked(get_args(annotation)[0])
         elif parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             raise InvalidJob(f"{where}: {parameter} cannot be an argument of a job", hint="name every argument")
         else:
-            own.append(parameter.replace(annotation=annotation))
+            accepted.append(parameter.replace(annotation=annotation))
     return Signature(
         is_async=inspect.iscoroutinefunction(fn),
         injected=injected,
         positional_only=tuple(
             name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY
         ),
-        own=inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own]),
-        arguments=_arguments_model(where, fn.__name__, own),
+        accepted=inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in accepted]),
+        arguments=_arguments_model(where, fn.__name__, accepted),
         result=_result_adapter(where, hints.get("return", Any)),
         returns_nothing=hints.get("return", Any) is type(None),
-        fields=tuple((p.name, f"field_{number}") for number, p in enumerate(own)),
-        optional_keys=any(p.default is UNSET for p in own),
+        fields=tuple((p.name, f"field_{number}") for number, p in enumerate(accepted)),
+        optional_keys=any(p.default is UNSET for p in accepted),
     )
 
 
 def _unpacked(typed_dict: type) -> list[inspect.Parameter]:
-    """The arguments that `**options: Unpack[SomeTypedDict]` stands for."""
+    """Return the parameters that `**options: Unpack[SomeTypedDict]` expands to."""
     hints = get_type_hints(typed_dict, include_extras=True)
     return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=_bare(hint),
+            annotation=_unwrapped(hint),
             default=inspect.Parameter.empty if _is_required(typed_dict, name, hint) else UNSET,
         )
         for name, hint in hints.items()
@@ -186,25 +210,25 @@ def _unpacked(typed_dict: type) -> list[inspect.Parameter]:
 
 
 def _is_required(typed_dict: type, name: str, hint: object) -> bool:
-    """Whether a key must be there. Where annotations are strings, `__required_keys__` knows nothing of (Not)Required."""
+    """Return whether a key is required. `__required_keys__` ignores (Not)Required where annotations are strings."""
     if get_origin(hint) in {Required, NotRequired}:
         return get_origin(hint) is Required
     required: frozenset[str] = getattr(typed_dict, "__required_keys__", frozenset({name}))
     return name in required
 
 
-def _bare(hint: object) -> object:
-    """The type inside Required[…] or NotRequired[…]."""
+def _unwrapped(hint: object) -> object:
+    """Return the type inside Required[…] or NotRequired[…]."""
     return get_args(hint)[0] if get_origin(hint) in {Required, NotRequired} else hint
 
 
 def has_nul(json_text: bytes) -> bool:
-    """Whether a JSON text escapes the character NUL, which Postgres cannot store."""
+    """Return whether a JSON text contains an escaped NUL character, which Postgres cannot store."""
     return b"\\u0000" in json_text and re.search(rb"(?<!\\)(?:\\\\)*\\u0000", json_text) is not None
 
 
-def place(fn: Callable[..., Any]) -> str:
-    """Where a function is defined, for messages."""
+def location(fn: Callable[..., Any]) -> str:
+    """Return where a function is defined, for error messages."""
     return f"{fn.__module__}, line {fn.__code__.co_firstlineno}"
 
 
@@ -215,7 +239,7 @@ def _arguments_model(where: str, name: str, parameters: list[inspect.Parameter])
     fields: dict[str, Any] = {}
     for number, parameter in enumerate(parameters):
         default = ... if parameter.default is parameter.empty else parameter.default
-        # generic field names: a parameter may be called `schema` or `_x`, which a model's field may not
+        # generic field names: a parameter may be named `schema` or `_x`, a field of a model may not
         fields[f"field_{number}"] = (Annotated[parameter.annotation, Field(alias=parameter.name)], default)
     try:
         model: type[BaseModel] = create_model(name, __config__=MODEL_CONFIG, **fields)
@@ -234,8 +258,8 @@ def _arguments_model(where: str, name: str, parameters: list[inspect.Parameter])
 def _result_adapter(where: str, annotation: Any) -> TypeAdapter[Any]:
     config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
     try:
-        # behind an alias the configuration reaches dataclasses and TypedDicts too, as it does for arguments
-        alias = cast("Callable[[str, Any], Any]", typing_extensions.TypeAliasType)  # made of a type known at run time
+        # behind an alias, the configuration applies to dataclasses and TypedDicts too, as it does for arguments
+        alias = cast("Callable[[str, Any], Any]", typing_extensions.TypeAliasType)  # its type is known at run time only
         return TypeAdapter[Any](alias("Result", annotation), config=config)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise InvalidJob(
@@ -257,7 +281,7 @@ def _invalid(name: str, error: PydanticValidationError) -> InvalidArguments:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
+    """Return a JSON pointer (RFC 6901)."""
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 

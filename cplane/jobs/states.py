@@ -1,10 +1,10 @@
-"""The states of a record, and the words for what happened to an attempt. Legal moves live here alone."""
+"""States of records and attempts, and the legal transitions, which are defined here alone."""
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a record is."""
+    """State of a record."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -14,7 +14,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing but a replay moves the record from here."""
+        """Whether only a replay changes this state."""
         return self in FINAL
 
 
@@ -27,10 +27,12 @@ MOVES: dict[State, frozenset[State]] = {
     State.FAILED: frozenset({State.QUEUED}),
     State.CANCELLED: frozenset({State.QUEUED}),
 }
+"""The legal changes of a record's state. SQL makes them, so this is their specification: tests call every statement on a
+record in every state, and compare the changes, and the table in docs/protocol.md, with it."""
 
 
 class Cause(StrEnum):
-    """Why an attempt was made."""
+    """Reason of an attempt."""
 
     SUBMIT = "submit"
     RETRY = "retry"
@@ -41,7 +43,7 @@ class Cause(StrEnum):
 
 
 class AttemptState(StrEnum):
-    """How an attempt ended; `running` until it does."""
+    """Outcome of an attempt; `running` until it ends."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -54,14 +56,14 @@ class AttemptState(StrEnum):
 
 
 MAX_CRASHES = 3
-"""A job whose worker died this often is poison and fails."""
+"""Number of crashed workers after which a job is poison and fails."""
 
 MAX_INTERRUPTIONS = 20
-"""Infrastructure failures a job survives; the cap keeps a broken machine from looping for ever."""
+"""Infrastructure failures that a job survives; the limit keeps a broken machine from retrying indefinitely."""
 
 
 class Priority(StrEnum):
-    """Which of a queue's lanes a job waits in. A lower lane is never starved: now and then it is served first."""
+    """Lane of a queue that a job waits in. A lower lane never starves: now and then it is served first."""
 
     HIGH = "high"
     NORMAL = "normal"

@@ -1,4 +1,4 @@
-"""Submissions: the calls of a job on their way to the control plane."""
+"""Submissions: calls of a job, with their options, on the way to the control plane."""
 
 import asyncio
 from collections import deque
@@ -13,7 +13,7 @@ from typing_extensions import ParamSpec, TypeVar
 from cplane.errors import CplaneError, InvalidArguments, NoControlPlane, Problem
 from cplane.jobs.handle import Handle
 from cplane.jobs.names import QUEUE_NAME
-from cplane.jobs.options import read_priority
+from cplane.jobs.options import MAX_DURATION_S, read_priority
 from cplane.jobs.per_host import PerHost, limit_keys_of
 from cplane.jobs.states import Priority
 
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CHUNK = 1000
+CHUNK_SIZE = 1000
 """Submissions of `submit_many` that are recorded in one statement."""
 
-
-CHUNKS_UNDER_WAY = 2
-"""Chunks of one `submit_many` that are being recorded and scheduled, while the next is validated."""
+MAX_CHUNKS_IN_FLIGHT = 2
+"""Chunks of one `submit_many` that are recorded and scheduled while the next one is validated."""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One call of a job on its way to the control plane; `args_json` has been validated."""
+    """One call of a job on its way to the control plane; `args_json` is validated."""
 
     job: "AnyJob"
     args_json: bytes
@@ -43,29 +42,33 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     key: str | None = None
 
     def limit_keys(self, defaults: PerHost | None) -> tuple[str, ...]:
-        """Return the keys that the job is limited by: its browser session and its host."""
+        """Return the limit keys of the job: its browser session and its host.
+
+        Args:
+            defaults: limits per host of the settings, for jobs without limits of their own.
+        """
         session, host = self.job.session(self.args_json), self.job.host(self.args_json, defaults)
         return limit_keys_of(session, host)
 
 
 class Submitter(Protocol):
-    """Where submissions go; the control plane is one."""
+    """Receiver of submissions; the control plane is one."""
 
     async def submit(self, submission: Submission) -> Handle[Any]:
-        """Record and schedule one job."""
+        """Record and schedule one job; return its handle."""
         ...
 
     async def submit_many(self, submissions: list[Submission]) -> list[Handle[Any]]:
-        """Record and schedule a batch."""
+        """Record and schedule a chunk; return its handles in the same order."""
         ...
 
     def check_size(self, submission: Submission) -> None:
-        """Raise InvalidArguments if its arguments are too large."""
+        """Raise `InvalidArguments` if the arguments are too large."""
         ...
 
 
 class Call(Generic[P, R]):
-    """A job with options for one submission: `job.using(delay=30).submit(…)`."""
+    """A job with options for a submission: `job.using(delay=30).submit(…)`."""
 
     __slots__ = ("_at", "_delay_s", "_job", "_key", "_priority", "_queue")
 
@@ -80,7 +83,7 @@ class Call(Generic[P, R]):
         priority: str | None,
     ) -> None:
         if delay is not None and at is not None:
-            raise InvalidArguments("delay and at exclude each other", hint="give one of them")
+            raise InvalidArguments("delay and at exclude each other", hint="give only one of them")
         if at is not None and at.tzinfo is None:
             raise InvalidArguments(
                 "at must be an aware datetime", hint="for example datetime.now(UTC) + timedelta(minutes=5)"
@@ -93,7 +96,7 @@ class Call(Generic[P, R]):
         if queue is not None and not QUEUE_NAME.fullmatch(queue):
             raise InvalidArguments(f"'{queue}' is not a queue name", hint="letters, digits, '_', '.', '-', at most 100")
         delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if delay_s is not None and not 0 <= delay_s <= 10 * 366 * 86400:
+        if delay_s is not None and not 0 <= delay_s <= MAX_DURATION_S:
             raise InvalidArguments(f"delay must be 0 or more seconds and at most ten years, not {delay_s}")
         self._job = job
         self._delay_s = delay_s
@@ -103,7 +106,7 @@ class Call(Generic[P, R]):
         self._priority = job.options.priority if priority is None else read_priority(priority, InvalidArguments)
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """As `Job.submit`, with these options."""
+        """Submit the job with these options; see `Job.submit`."""
         return await current().submit(self.submission(self._job.encode(args, kwargs)))
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
@@ -113,67 +116,75 @@ class Call(Generic[P, R]):
     async def submit_many(
         self, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> list[Handle[R]]:
-        """As `Job.submit_many`, with these options; an idempotency key cannot stand for many jobs."""
+        """Submit one job for each mapping of arguments, with these options; see `Job.submit_many`.
+
+        Raises:
+            InvalidArguments: as for `Job.submit_many`, or the options have an idempotency key, which is for one job.
+        """
         if self._key is not None:
             raise InvalidArguments(
-                "one key cannot stand for many jobs", hint="submit them one by one, each with its own key"
+                "one idempotency key cannot be used for many jobs", hint="submit them one by one, each with its own key"
             )
         plane = current()
         submitted: list[Handle[R]] = []
-        under_way: deque[asyncio.Task[list[Handle[Any]]]] = deque()
+        in_flight: deque[asyncio.Task[list[Handle[Any]]]] = deque()
         try:
-            # while one chunk is validated, the one before is recorded and the one before that is scheduled
+            # while one chunk is validated, the previous one is recorded and the one before that is scheduled
             async for submissions in self._chunks(plane, calls):
-                if len(under_way) == CHUNKS_UNDER_WAY:
-                    submitted += await under_way[0]
-                    under_way.popleft()
-                under_way.append(asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}"))
+                if len(in_flight) == MAX_CHUNKS_IN_FLIGHT:
+                    submitted += await in_flight[0]
+                    in_flight.popleft()
+                in_flight.append(asyncio.create_task(plane.submit_many(submissions), name=f"submit {self._job.name}"))
                 await asyncio.sleep(0)
-            while under_way:
-                submitted += await under_way[0]
-                under_way.popleft()
+            while in_flight:
+                submitted += await in_flight[0]
+                in_flight.popleft()
         except BaseException as error:
-            # what was begun is done before anybody hears of the error
-            ended = await asyncio.gather(*under_way, return_exceptions=True)
-            _tell_submitted(error, submitted, ended)
+            # the chunks in flight complete before the caller receives the error, which has their handles
+            outcomes = await asyncio.gather(*in_flight, return_exceptions=True)
+            _attach_submitted(error, submitted, outcomes)
             raise
         return submitted
 
     async def _chunks(
         self, plane: Submitter, calls: Iterable[Mapping[str, object]] | AsyncIterable[Mapping[str, object]]
     ) -> AsyncIterator[list[Submission]]:
-        """The calls, validated as they are read: none is kept, and a large batch gives Python's garbage collector little to do."""
+        """Yield the calls in chunks, validated as they are read.
+
+        No call is kept, so a large batch leaves little to Python's garbage collector.
+        """
         if not isinstance(calls, AsyncIterable):
             if not isinstance(calls, Iterable):
                 raise _not_mappings(calls)
-            left = enumerate(calls)
-            while chunk := [self._one_of_many(plane, place, call) for place, call in islice(left, CHUNK)]:
+            numbered = enumerate(calls)
+            while chunk := [self._validate(plane, index, call) for index, call in islice(numbered, CHUNK_SIZE)]:
                 yield chunk
             return
-        gathered: list[Submission] = []
-        read = 0
+        chunk = []
+        index = 0
         async for call in calls:
-            gathered.append(self._one_of_many(plane, read, call))
-            read += 1
-            if len(gathered) == CHUNK:
-                yield gathered
-                gathered = []
-        if gathered:
-            yield gathered
+            chunk.append(self._validate(plane, index, call))
+            index += 1
+            if len(chunk) == CHUNK_SIZE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
 
-    def _one_of_many(self, plane: Submitter, place: int, call: object) -> Submission:
+    def _validate(self, plane: Submitter, index: int, call: object) -> Submission:
+        """Return the submission of one call of a batch; errors name the call by its index."""
         try:
             if not isinstance(call, Mapping):
                 raise _not_mappings(call)
             submission = self.submission(self._job.encode((), cast("Mapping[str, object]", call)))
             plane.check_size(submission)
         except InvalidArguments as error:
-            problems = [Problem(f"/{place}{problem.path}", problem.message) for problem in error.problems]
-            raise InvalidArguments(f"calls[{place}]: {error.message}", problems, hint=error.hint) from None
+            problems = [Problem(f"/{index}{problem.path}", problem.message) for problem in error.problems]
+            raise InvalidArguments(f"calls[{index}]: {error.message}", problems, hint=error.hint) from None
         return submission
 
     def submission(self, args_json: bytes) -> Submission:
-        """What goes to the control plane for these validated arguments."""
+        """Return the submission for validated arguments, a JSON object."""
         return Submission(
             job=self._job,
             args_json=args_json,
@@ -189,7 +200,7 @@ _open_planes: list[Submitter] = []
 
 
 def current() -> Submitter:
-    """The process's current control plane: the one opened last.
+    """Return the current control plane of the process: the one opened last.
 
     Raises:
         NoControlPlane: none is open.
@@ -202,12 +213,12 @@ def current() -> Submitter:
 
 
 def enter(plane: Submitter) -> None:
-    """Make `plane` the current one."""
+    """Make `plane` the current control plane."""
     _open_planes.append(plane)
 
 
 def leave(plane: Submitter) -> None:
-    """`plane` is closed; the one opened before it is current again."""
+    """Remove a closed `plane`; the one opened before it is current again."""
     _open_planes.remove(plane)
 
 
@@ -218,18 +229,18 @@ def _not_mappings(given: object) -> InvalidArguments:
     )
 
 
-def _tell_submitted(
-    error: BaseException, submitted: Sequence[Handle[Any]], ended: Sequence[list[Handle[Any]] | BaseException]
+def _attach_submitted(
+    error: BaseException, submitted: Sequence[Handle[Any]], outcomes: Sequence[list[Handle[Any]] | BaseException]
 ) -> None:
-    """Have the error of a batch say what was submitted: the first jobs, and those of whole chunks after them."""
-    by_place = dict(enumerate(submitted))
-    for number, handles in enumerate(ended):
+    """Attach to the error of a batch the handles of the submitted jobs: the first ones, and later successful chunks."""
+    by_index = dict(enumerate(submitted))
+    for number, handles in enumerate(outcomes):
         if not isinstance(handles, BaseException):
-            by_place |= enumerate(handles, len(submitted) + number * CHUNK)
-    if not by_place:
+            by_index |= enumerate(handles, len(submitted) + number * CHUNK_SIZE)
+    if not by_index:
         return
-    said = f"{len(by_place):,} jobs of the batch were submitted, and stay so"
+    note = f"{len(by_index):,} jobs of the batch were submitted and stay submitted"
     if isinstance(error, CplaneError):
-        error.submitted = by_place
-        said += ": error.submitted has their handles"
-    error.add_note(said)
+        error.submitted = by_index
+        note += ": error.submitted has their handles"
+    error.add_note(note)

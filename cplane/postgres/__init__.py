@@ -1,1 +1,1 @@
-"""The truth: records, attempts and artifacts in Postgres. The only place that knows SQLAlchemy."""
+"""The truth: records, attempts and artifacts in Postgres. The only package that imports SQLAlchemy."""

@@ -1,4 +1,4 @@
-"""The connection to Postgres: an AsyncEngine over asyncpg, and sessions from it."""
+"""The connection to Postgres: an AsyncEngine over asyncpg, sessions, and single statements."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,24 +19,31 @@ from cplane.postgres.statements import Statement
 
 CONNECT_TIMEOUT_S = 2.0
 COMMAND_TIMEOUT_S = 4.0
-"""Together below the 6 seconds in which every door answers."""
+"""The sum of both is below 6 seconds, within which every public call returns or raises."""
 
 POOL_SIZE = 10
+"""Connections of each of the two pools: sessions, and single statements."""
 
-MOVES = {
+STATEMENT_SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-"""Settings of the connections that move records. Their plans are made once, for batches of any size: planning anew takes as long as
-all the rest of a small batch. And they go by the index, row by row, in its order: a plan made while a table was small must still be
-right when it has grown, and rows are locked in one order by all."""
+"""Settings of the connections for single statements. Each is planned once, for batches of any size: planning takes as
+long as the rest of a small batch. And plans follow the index, row by row, in its order: a plan that was made while a
+table was small must still be right when it has grown, and all transactions lock rows in the same order."""
 
 
 class Database:
-    """One Postgres. Opening it makes no connection; the first session does. `command_timeout_s` None: a statement may take for ever."""
+    """One Postgres. Opening it connects to nothing; the first session or statement connects.
+
+    Args:
+        url: address of the database.
+        pool_size: maximum number of connections of each of the two pools.
+        command_timeout_s: deadline of one statement, seconds; None: no deadline.
+    """
 
     def __init__(
         self, url: SecretStr, *, pool_size: int = POOL_SIZE, command_timeout_s: float | None = COMMAND_TIMEOUT_S
@@ -45,21 +52,21 @@ class Database:
         self._pool_size = pool_size
         self._command_timeout_s = command_timeout_s
         self._engine: AsyncEngine | None = None
-        self._moves: _Drivers | None = None
+        self._statements: _DriverConnections | None = None
 
     async def __aenter__(self) -> Self:
         self._engine = self._create(self._pool_size)
-        self._moves = _Drivers(self._create(self._pool_size, **MOVES), self._pool_size)
+        self._statements = _DriverConnections(self._create(self._pool_size, **STATEMENT_SETTINGS), self._pool_size)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        engine, moves = self._engine, self._moves
-        self._engine = self._moves = None
+        engine, statements = self._engine, self._statements
+        self._engine = self._statements = None
         try:
-            if moves is not None:
-                await moves.dispose()
+            if statements is not None:
+                await statements.dispose()
         finally:
             if engine is not None:
                 await engine.dispose()
@@ -82,19 +89,19 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine.
+        """The engine of the sessions.
 
         Raises:
-            RuntimeError: outside the context.
+            RuntimeError: the database is not open.
         """
         return _opened(self._engine)
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
-        """A session in one transaction: committed at the end, rolled back when the block raises.
+        """Open a session in one transaction: committed at the end, rolled back if the block raises.
 
         Raises:
-            DatabaseUnavailable: Postgres did not answer.
+            DatabaseUnavailable: Postgres did not respond.
             SchemaMismatch: the tables are missing or of another version.
         """
         with translated():
@@ -102,57 +109,62 @@ class Database:
                 yield session
 
     async def fetch(self, statement: Statement, values: Mapping[str, object]) -> list[Any]:
-        """The rows of one statement that commits by itself.
+        """Run one statement in a transaction of its own, and return its rows.
 
-        It goes straight to the driver: one round trip, where a session with a transaction takes three and a multiple of the time.
+        It is sent by the driver itself, in one round trip; a session with a transaction takes three, and several times
+        as long.
+
+        Args:
+            statement: the statement.
+            values: the values of its parameters, by name.
 
         Raises:
-            DatabaseUnavailable: Postgres did not answer; whether the statement was applied is unknown.
+            DatabaseUnavailable: Postgres did not respond; whether the statement was applied is unknown.
             SchemaMismatch: the tables are missing or of another version.
         """
         with translated():
-            return await _opened(self._moves).fetch(statement.sql, statement.arguments(values))
+            return await _opened(self._statements).fetch(statement.sql, statement.arguments(values))
 
     async def server_version(self) -> str:
-        """Postgres's own version, such as 18.6.
+        """Return the version of Postgres, such as 18.6.
 
         Raises:
-            DatabaseUnavailable: Postgres did not answer.
+            DatabaseUnavailable: Postgres did not respond.
         """
         async with self.session() as session:
             connection = await session.connection()
             return str(await connection.scalar(text("SHOW server_version")))
 
 
-class _Drivers:
-    """The driver's connections of an engine, kept between statements: giving one back and taking it again costs as much as a statement."""
+class _DriverConnections:
+    """Driver connections that are kept between statements: a checkout from the pool costs as much as a statement."""
 
     def __init__(self, engine: AsyncEngine, size: int) -> None:
         self._engine = engine
-        self._room = asyncio.Semaphore(size)
+        self._slots = asyncio.Semaphore(size)
         self._idle: list[tuple[AsyncConnection, Any]] = []
         self._disposed = False
 
     async def fetch(self, sql: str, arguments: Sequence[object]) -> list[Any]:
-        """The rows of one statement. A connection on which anything failed goes back to the engine, which knows what to do with it."""
-        async with asyncio.timeout(COMMAND_TIMEOUT_S) if self._room.locked() else nullcontext():
-            await self._room.acquire()
+        """Run one statement. A connection on which anything failed returns to the engine, which repairs or closes it."""
+        async with asyncio.timeout(COMMAND_TIMEOUT_S) if self._slots.locked() else nullcontext():
+            await self._slots.acquire()
         try:
             connection, driver = await self._take()
             async with AsyncExitStack() as failing:
                 failing.push_async_exit(connection)
                 rows: list[Any] = await driver.fetch(sql, *arguments)
-                if self._disposed:  # the engine's pool is gone too
+                if self._disposed:  # the engine's pool is disposed of too
                     await connection.invalidate()
                     return rows
                 failing.pop_all()
             self._idle.append((connection, driver))
             return rows
         finally:
-            self._room.release()
+            self._slots.release()
 
     async def dispose(self) -> None:
-        """Close every connection; one in use is closed by whoever uses it."""
+        """Close every idle connection; one in use is closed when its statement ends."""
         self._disposed = True
         try:
             while self._idle:
@@ -185,7 +197,7 @@ def _opened(engine: Opened | None) -> Opened:
 
 
 class translated:  # noqa: N801  used like the functions of contextlib
-    """Errors of the driver and of the network become ours; every other error of the block passes."""
+    """Turn errors of the driver and the network into ours; every other error of the block passes unchanged."""
 
     def __enter__(self) -> None:
         return None
@@ -201,21 +213,21 @@ class translated:  # noqa: N801  used like the functions of contextlib
             ) from exc
         if is_outage(exc):
             raise DatabaseUnavailable(
-                "Postgres did not answer", hint="is CPLANE_DATABASE_URL right, and the server up?"
+                "Postgres did not respond", hint="is CPLANE_DATABASE_URL right, and the server up?"
             ) from exc
 
 
 def engine_url(url: SecretStr) -> URL:
-    """The URL as SQLAlchemy wants it: asyncpg as the driver, `sslmode` under asyncpg's name.
+    """Return the URL in SQLAlchemy's form: asyncpg as the driver, `sslmode` by asyncpg's name.
 
     Raises:
-        InvalidSettings: it cannot be read.
+        InvalidSettings: the URL cannot be parsed.
     """
     try:
         parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
-    except (ArgumentError, ValueError):  # their text may show a part of the password
+    except (ArgumentError, ValueError):  # their text may contain a part of the password
         raise InvalidSettings(
-            "CPLANE_DATABASE_URL cannot be read",
+            "CPLANE_DATABASE_URL cannot be parsed",
             hint="write postgresql://user:password@host:5432/database, special characters percent-encoded",
         ) from None
     if "sslmode" not in parsed.query:
@@ -224,7 +236,7 @@ def engine_url(url: SecretStr) -> URL:
 
 
 def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
-    """A connection that Postgres closed meanwhile is replaced before anybody meets it; asking the driver costs no round trip."""
+    """Make the pool replace a connection that Postgres has closed; the check costs no round trip."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError("Postgres closed the connection")
 
@@ -239,29 +251,29 @@ OUTAGES: tuple[type[BaseException], ...] = (
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether Postgres is to blame, not the statement."""
+    """Return whether Postgres or the network caused an error, not the statement."""
     if isinstance(error, OUTAGES):
         return True
-    # asyncpg's own state, upset by a connection that ended under a statement; not Postgres's internal errors
+    # asyncpg's own state, inconsistent after a connection ended during a statement; not Postgres's internal errors
     if isinstance(_driver_error(error), asyncpg.InternalClientError):
         return True
     if isinstance(error, DBAPIError) and (
         error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
     ):
         return True
-    # shutting down, starting up, too many connections, no disk, read-only after a failover, no such database or role, a deadlock
+    # shutdown, startup, too many connections, disk full, read-only after a failover, no such database or role, deadlock
     return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D", "40"}
 
 
 def _driver_error(error: BaseException) -> BaseException | None:
-    """What the driver raised, under SQLAlchemy's wrappings."""
+    """Return the driver's error inside SQLAlchemy's."""
     if not isinstance(error, DBAPIError):
         return error
     return error.orig.__cause__ if error.orig is not None and error.orig.__cause__ is not None else error.orig
 
 
 def _sqlstate(error: BaseException) -> str | None:
-    """Of an error of the driver, as it is or as SQLAlchemy wraps it."""
+    """Return the SQLSTATE of a driver's error, bare or wrapped by SQLAlchemy."""
     original: Any = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(error, DBAPIError | asyncpg.PostgresError):
         return None

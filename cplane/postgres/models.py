@@ -1,4 +1,4 @@
-"""The tables, as SQLModel classes: one row a record, one a run of it, one a file, one a browser session."""
+"""The tables, as SQLModel classes: records, attempts, artifacts, browser sessions, the epoch."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -30,30 +30,30 @@ from sqlmodel import Field, SQLModel
 from cplane.jobs.states import AttemptState, Cause, Priority, State
 
 SCHEMA = "cplane"
-"""A Postgres schema of our own: an application's tables in the same database never collide with ours."""
+"""Our own Postgres schema: an application's tables in the same database cannot collide with ours."""
 
 metadata = MetaData(schema=SCHEMA)
 
 NOW = text("clock_timestamp()")
 
 
-class Word(TypeDecorator[StrEnum]):
-    """A column of text that reads as one of an enum's words."""
+class EnumText(TypeDecorator[StrEnum]):
+    """A text column that reads as a member of an enum."""
 
     impl = Text
     cache_ok = True
 
-    def __init__(self, words: type[StrEnum]) -> None:
+    def __init__(self, enum: type[StrEnum]) -> None:
         super().__init__()
-        self.words = words
+        self.enum = enum
 
     def process_result_value(self, value: Any, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002  SQLAlchemy names it
-        """The word."""
-        return None if value is None else self.words(value)
+        """Return the member of the enum."""
+        return None if value is None else self.enum(value)
 
 
-def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{word}'" for word in words)
+def _one_of(column: str, enum: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{member}'" for member in enum)
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
 
 
@@ -65,7 +65,7 @@ def _time(*, required: bool = False) -> Any:
 
 
 class Base(SQLModel):
-    """Tables of ours, kept apart from an application's SQLModel metadata."""
+    """The base of our tables, separate from an application's SQLModel metadata."""
 
     metadata = metadata
 
@@ -79,10 +79,10 @@ class JobRecord(Base, table=True):
     job: str = Field(sa_column=Column(Text, nullable=False))
     queue: str = Field(sa_column=Column(Text, nullable=False))
     priority: Priority = Field(
-        default=Priority.NORMAL, sa_column=Column(Word(Priority), nullable=False, server_default="normal")
+        default=Priority.NORMAL, sa_column=Column(EnumText(Priority), nullable=False, server_default="normal")
     )
-    state: State = Field(sa_column=Column(Word(State), nullable=False))
-    cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
+    state: State = Field(sa_column=Column(EnumText(State), nullable=False))
+    cause: Cause = Field(sa_column=Column(EnumText(Cause), nullable=False))
     args: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
     result: Any = Field(default=None, sa_column=Column(JSONB(none_as_null=True)))
     error_type: str | None = Field(default=None, sa_column=Column(Text))
@@ -111,14 +111,15 @@ class JobRecord(Base, table=True):
         _one_of("state", State),
         _one_of("cause", Cause),
         _one_of("priority", Priority),
-        # the reconciler finds what is due and what was lost without reading what is finished
+        # the reconciler finds due and lost records without reading final ones
         Index("jobs_due", "queue", "priority", "run_at", postgresql_where=text("state = 'queued'")),
         Index("jobs_leased", "lease_until", postgresql_where=text("state = 'running'")),
         # rows without a key cost this index nothing
         Index("jobs_by_key", "key", unique=True, postgresql_where=text("key IS NOT NULL")),
-        # lists are read newest first, whole or by one filter; every index is written anew each time a record moves, so there are few:
-        # one serves job and queue (statements.NEWEST), and of the states each keeps its own records alone. As an expression the id is of
-        # no use to who looks one up by its key: to a table that was empty when it was planned for, all indexes with an id are alike
+        # Lists are read newest first, unfiltered or by one filter. Every index is written again each time a record
+        # changes, so there are few: one serves job and queue (statements.NEWEST), and the partial index of each state
+        # holds its own records only. The id is an expression here, so that the planner cannot use this index to find a
+        # record by its key: for a table that was empty when the plan was made, all indexes with an id look alike.
         Index("jobs_by_job", "job", "queue", text("uuid_send(id) DESC")),
         Index("jobs_queued", "id", postgresql_where=text("state = 'queued'")),
         Index("jobs_succeeded", "id", postgresql_where=text("state = 'succeeded'")),
@@ -127,15 +128,18 @@ class JobRecord(Base, table=True):
 
 
 class AttemptRecord(Base, table=True):
-    """One run of a job by one worker, written when it has ended. No foreign key: a trigger deletes what belongs to a deleted job."""
+    """One run of a job by one worker, written when it has ended.
+
+    There is no foreign key: a trigger deletes the attempts of a deleted record.
+    """
 
     __tablename__ = "attempts"  # pyright: ignore[reportAssignmentType]
 
     job_id: UUID = Field(sa_column=Column(PG_UUID(as_uuid=True), primary_key=True))
     attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     worker: str = Field(sa_column=Column(Text, nullable=False))
-    cause: Cause = Field(sa_column=Column(Word(Cause), nullable=False))
-    state: AttemptState = Field(sa_column=Column(Word(AttemptState), nullable=False))
+    cause: Cause = Field(sa_column=Column(EnumText(Cause), nullable=False))
+    state: AttemptState = Field(sa_column=Column(EnumText(AttemptState), nullable=False))
     started_at: datetime = _time(required=True)
     finished_at: datetime | None = _time()
     error_type: str | None = Field(default=None, sa_column=Column(Text))
@@ -146,7 +150,7 @@ class AttemptRecord(Base, table=True):
 
 
 class ArtifactRecord(Base, table=True):
-    """One file that an attempt left in the artifact store, at `path`."""
+    """One file that an attempt wrote to the artifact store, at `path`."""
 
     __tablename__ = "artifacts"  # pyright: ignore[reportAssignmentType]
 
@@ -163,7 +167,7 @@ class ArtifactRecord(Base, table=True):
 
 
 class SessionRecord(Base, table=True):
-    """One browser session, encrypted, and the attempt that holds it. Without a ciphertext it is empty: nothing was saved yet."""
+    """One browser session, encrypted, and the attempt that holds it. Without a ciphertext nothing is saved yet."""
 
     __tablename__ = "sessions"  # pyright: ignore[reportAssignmentType]
 
@@ -188,7 +192,7 @@ class SessionRecord(Base, table=True):
 
 
 class EpochRecord(Base, table=True):
-    """How far Redis's epoch has come: one row. A Redis that is behind it was wiped or rolled back."""
+    """The last recorded value of Redis's epoch: one row. A Redis with a lower value was wiped or rolled back."""
 
     __tablename__ = "epoch"  # pyright: ignore[reportAssignmentType]
 

@@ -1,4 +1,4 @@
-"""What the store is given and what it returns: one type a row, and how columns are written and read."""
+"""The requests and results of the store: one type per row, and how columns are written and read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ NULL = b"null"
 
 
 Fence = tuple[UUID, int]
-"""A record and an attempt of it: a worker may meanwhile have lost one and been granted the next."""
+"""A record and one of its attempts: a worker may have lost one attempt and been granted the next."""
 
 
 class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A record to be. `delay_s` counts from now by the database's clock; `run_at` is absolute; neither: at once."""
+    """A record to create. It is due at `run_at`, `delay_s` seconds from now by the database's clock, or immediately."""
 
     id: UUID
     job: str
@@ -33,16 +33,16 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     key: str | None = None
     request_hash: bytes | None = None
     limit_keys: tuple[str, ...] = ()
-    """The keys that the job is limited by: its host, its browser session."""
+    """The limit keys that the job needs: its host, its browser session."""
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
-    """The record a submission led to: the new one, or the earlier one of the same idempotency key."""
+    """The record of a submission: a new one, or the earlier one of the same idempotency key."""
 
     id: UUID
     created: bool
     delay_ms: int
-    """Until it is due, by the database's clock."""
+    """ms until it is due, by the database's clock; negative if it is overdue."""
     state: State
     created_at: datetime
     run_at: datetime
@@ -61,7 +61,7 @@ class Started(msgspec.Struct, frozen=True, gc=False):
 
 
 class Error(msgspec.Struct, frozen=True, gc=False):
-    """What an attempt raised, as text."""
+    """The exception of an attempt, as text."""
 
     type: str
     message: str
@@ -70,7 +70,7 @@ class Error(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renew:
-    """One lease to extend, with the progress of its attempt (None: as it was)."""
+    """One lease to extend, with the progress of its attempt (None: unchanged)."""
 
     id: UUID
     attempt: int
@@ -79,7 +79,7 @@ class Renew:
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """How an attempt leaves its record: final, or queued again in `delay_s` seconds."""
+    """The outcome of an attempt: a final state, or queued again in `delay_s` seconds."""
 
     id: UUID
     attempt: int
@@ -90,16 +90,16 @@ class Finish(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     error: Error | None = None
     delay_s: float = 0.0
     cause: Cause = Cause.SUBMIT
-    """Why the next attempt will be made, when queued."""
+    """Why the next attempt will be made; for QUEUED."""
     failures: int = 0
     interruptions: int = 0
-    """What this attempt adds to the budgets."""
+    """What this attempt uses of the budgets."""
     progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a record is, for a schedule that does not know: `due_in_ms` until it may start, or until its lease ends."""
+    """What the schedule needs to know of a record."""
 
     id: UUID
     state: State
@@ -108,11 +108,12 @@ class Standing:
     priority: Priority
     limit_keys: tuple[str, ...]
     due_in_ms: int
+    """ms until the record is due, or, while it runs, until its lease ends; at least 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFilter:
-    """Which records a list shows."""
+    """The records that a list or a replay selects; None: any."""
 
     state: State | None = None
     job: str | None = None
@@ -120,13 +121,13 @@ class RecordFilter:
 
 
 def read_submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | IdempotencyConflict:
-    """Return what a submission led to: its own row, the earlier record of its key, or the conflict."""
+    """Return the outcome of a submission: its own row, the earlier record of its key, or the conflict."""
     if row is not None:
         _, due_in_ms, created_at, run_at = row
         return Submitted(record.id, True, due_in_ms, State.QUEUED, created_at, run_at)
     if earlier is None:
-        # the key was taken by a transaction that has not committed, or its record was deleted a moment ago
-        return KeyInUse("another request with this idempotency key is under way", hint="send it again")
+        # the key belongs to a transaction that has not committed, or its record was deleted a moment ago
+        return KeyInUse("another request with this idempotency key is in flight", hint="send it again")
     if earlier["request_hash"] != record.request_hash:
         return IdempotencyConflict(
             f"the idempotency key was used for another call, job {earlier['id']}", hint="use a new key for a new call"
@@ -136,8 +137,8 @@ def read_submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | Ide
     )
 
 
-def read_standing(row: Any) -> Standing:
-    """Return a row of a statement that ends in DUE_IN_MS."""
+def read_schedule_row(row: Any) -> Standing:
+    """Return what the schedule needs, from a row that ends with DUE_IN_MS."""
     id_, state, job, queue, priority, limit_keys, due_in_ms = row
     return Standing(id_, State(state), job, queue, Priority(priority), tuple(limit_keys or ()), max(0, due_in_ms))
 
@@ -176,24 +177,24 @@ def finish_columns(finishes: Sequence[Finish]) -> dict[str, Any]:
 
 
 def is_plain(finish: Finish) -> bool:
-    """Whether there is nothing to say but that it succeeded, and with what."""
-    said = finish.progress or finish.error or finish.failures or finish.interruptions or finish.result_json is None
-    return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not said
+    """Return whether an outcome is a success with a result and nothing else, which FINISH_PLAIN can record."""
+    extra = finish.progress or finish.error or finish.failures or finish.interruptions or finish.result_json is None
+    return finish.state is State.SUCCEEDED and finish.attempt_state is AttemptState.SUCCEEDED and not extra
 
 
 def same_or_column(one: str, many: str, values: list[str]) -> dict[str, Any]:
-    """A column of which every value is the same goes as that value, and the column is left out."""
+    """Return a column as one value if all its values are equal, and leave the column empty; otherwise the column."""
     is_same = len(set(values)) == 1
     return {one: values[0] if is_same else None, many: [] if is_same else values}
 
 
 def optional_column(values: list[Any]) -> list[Any]:
-    """A column of which every value is absent is left out: unnest() fills it with NULL."""
+    """Return a column, or an empty one if it has only None: unnest() fills it with NULL."""
     return values if any(value is not None for value in values) else []
 
 
 def progress_columns(steps: Sequence[Progress | None]) -> dict[str, Any]:
-    """Return the columns of progress; None leaves a record's progress as it was."""
+    """Return the columns of progress; None leaves a record's progress unchanged."""
     return {
         "dones": [None if step is None else step.done for step in steps],
         "totals": [None if step is None else step.total for step in steps],
@@ -202,5 +203,5 @@ def progress_columns(steps: Sequence[Progress | None]) -> dict[str, Any]:
 
 
 def storable(value: str) -> str:
-    """Text that Postgres takes: no NUL, no lone surrogate."""
+    """Return text that Postgres can store: NUL and lone surrogates are escaped."""
     return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,10 +1,10 @@
-"""The SQL of the store: one statement a verb, with its reason beside it.
+"""The SQL of the store: one statement per verb, with its reason next to it. docs/protocol.md lists the state changes.
 
-Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids: found by `id = ANY(…)`,
-which looks the primary key up in its order, or one by one (LATERAL … OFFSET 0 FOR NO KEY UPDATE) where each row of a batch brings
-values of its own. So batches cannot deadlock, and whatever the planner believes of a table that has just filled, it neither compares
-every row of a batch with every other nor reads a partial index whole for each. A column of a batch
-that is left out (an empty array) is NULL in every row.
+Batches are passed as arrays. Rows that several transactions may want concurrently are locked in the order of their ids.
+They are found by `id = ANY(…)`, which reads the primary key in its order, or one by one (LATERAL … OFFSET 0 FOR NO KEY
+UPDATE) where each row of a batch has its own values. So batches cannot deadlock. And whatever the planner assumes about
+a table that has just filled, it neither compares every row of a batch with every other one, nor reads a whole partial
+index for each. A column that is omitted from a batch (an empty array) is NULL in every row.
 """
 
 import re
@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 
 class Statement:
-    """One statement with named parameters (`:name`), as SQLAlchemy and as asyncpg want it."""
+    """One statement with named parameters (`:name`), in the forms of SQLAlchemy (`clause`) and asyncpg (`sql`)."""
 
     def __init__(self, sql: str) -> None:
         names: list[str] = []
@@ -29,7 +29,7 @@ class Statement:
         self.names = tuple(names)
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
-        """The values in the order of `sql`'s numbers."""
+        """Return the values in the order of the numbered parameters of `sql`."""
         return [values[name] for name in self.names]
 
 
@@ -52,17 +52,18 @@ _SUBMITTED = f"RETURNING id, {DUE_IN_MS}, created_at, run_at"
 
 SUBMIT = Statement(f"{_SUBMIT} {_SUBMITTED}")
 
-# The same, visible before it is on disk: nobody may be told of it until FLUSH has answered. Its setting ends with its transaction.
+# The same, visible before it is on disk: the caller must wait for FLUSH before it reports the submission. The setting
+# ends with the transaction.
 SUBMIT_EARLY = Statement(f"""
     WITH early AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
     {_SUBMIT}, early {_SUBMITTED}
 """)
 
-# What was committed before is on disk (and where `synchronous_commit` wants it) once a later commit is that is not early. It has to have
-# written something; this writes to the log alone.
+# Earlier commits are on disk (and wherever `synchronous_commit` requires them) once a later synchronous commit is. That
+# commit must have written something; this one writes to the log only.
 FLUSH = Statement("SELECT pg_logical_emit_message(true, 'cplane', '')")
 
-# To look for another of the same key costs each row something, also those without one
+# A statement of its own: the check for an existing key costs something for every row, also for those without a key
 SUBMIT_KEYED = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, key, request_hash)
     SELECT id, {_NEW}, key, request_hash
@@ -113,7 +114,7 @@ REPLAY_MANY = Statement(f"""
     RETURNING jobs.id, state, job, queue, priority, limit_keys, {DUE_IN_MS}
 """)
 
-# one look-up a queue, however many records wait
+# one index lookup per queue, however many records are queued
 QUEUES = Statement("""
     WITH RECURSIVE found AS (
         (SELECT queue FROM cplane.jobs WHERE state = 'queued' ORDER BY queue LIMIT 1)
@@ -124,14 +125,14 @@ QUEUES = Statement("""
     SELECT queue FROM found WHERE queue IS NOT NULL
 """)
 
-REPLAYABLE = Statement("""
+COUNT_REPLAYABLE = Statement("""
     SELECT count(*) AS number FROM cplane.jobs
     WHERE state IN ('failed', 'cancelled') AND (CAST(:state AS text) IS NULL OR state = :state)
           AND (CAST(:job AS text) IS NULL OR job = :job) AND (CAST(:queue AS text) IS NULL OR queue = :queue)
 """)
 
-# One index (job, queue, id) finds the newest of a job or of a queue, with one look-up for each pair of them that there is. How many
-# records there are does not matter, and an index less is written with every move of a record.
+# One index (job, queue, id) finds the newest records of a job or of a queue, with one lookup for each existing pair of
+# them. The number of records does not matter, and every change of a record writes one index less.
 NEWEST = Statement("""
     WITH RECURSIVE kinds AS (
         (SELECT job, queue FROM cplane.jobs WHERE (job, queue) >= (coalesce(CAST(:job AS text), ''), '') ORDER BY job, queue LIMIT 1)
@@ -155,8 +156,8 @@ NEWEST = Statement("""
     ORDER BY id DESC LIMIT :limit
 """)
 
-# CASE hides the state from the planner, which would otherwise read a partial index whole, as it does for a table that has just filled.
-# Rows are found by their key, and so locked, in its order.
+# CASE hides the state from the planner, which would otherwise read a whole partial index, as it does for a table that
+# has just filled. Rows are found, and therefore locked, in the order of the primary key.
 _STARTED = "id, attempt, job, args::text AS args_json, failures, interruptions"
 
 START = Statement(f"""
@@ -169,7 +170,7 @@ START = Statement(f"""
     RETURNING {_STARTED}
 """)
 
-# Asked only when START did not answer for every record: a start that is repeated finds its own rows.
+# Sent only if START did not return every record: a repeated start finds its own rows.
 STARTED = Statement(f"""
     SELECT {_STARTED} FROM cplane.jobs
     WHERE id = ANY(CAST(:ids AS uuid[])) AND CASE WHEN state = 'running' THEN lease_token = :token END
@@ -197,8 +198,9 @@ RENEW = Statement("""
     RETURNING jobs.id, jobs.attempt, cancel_requested
 """)
 
-# What most attempts come to: it succeeded, and there is nothing to say but what it returned (`results` has what is not null, by id).
-# What is answered is left over: those who were no longer running, or no longer this attempt; FINISH knows what that means.
+# The outcome of most attempts: a success with a result and nothing else (`results` holds the results that are not null,
+# by id). It returns the attempts that it did not finish: the record was not running, or not this attempt. FINISH
+# decides what that means.
 FINISH_PLAIN = Statement("""
     WITH finished AS (
         UPDATE cplane.jobs
@@ -209,7 +211,7 @@ FINISH_PLAIN = Statement("""
               (SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]))) END
         RETURNING id, attempt, worker, cause, started_at, finished_at
     ),
-    noted AS (
+    recorded AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at)
         SELECT id, attempt, worker, cause, 'succeeded', started_at, finished_at FROM finished
     )
@@ -217,9 +219,9 @@ FINISH_PLAIN = Statement("""
     WHERE (SELECT count(*) FROM finished) < cardinality(CAST(:ids AS uuid[])) AND (id, attempt) NOT IN (SELECT id, attempt FROM finished)
 """)
 
-# The attempt's row is written once, now that it has ended. What is answered are the exceptions: another state than was wanted, or
-# NULL for an attempt that no longer owned its record. A finish that is repeated finds its own row (same attempt, same token, the
-# state it wanted) and is no exception.
+# The row of the attempt is written once, when it has ended. Only exceptions are returned: a state other than the
+# requested one, or NULL for an attempt that no longer owned its record. A repeated finish finds its own row (same
+# attempt, same token, the requested state) and is not an exception.
 FINISH = Statement("""
     WITH outcome AS MATERIALIZED (
         SELECT * FROM unnest(
@@ -251,24 +253,24 @@ FINISH = Statement("""
         FROM mine WHERE jobs.id = mine.id
         RETURNING jobs.id, jobs.attempt, jobs.state, jobs.state = mine.state AS as_wanted
     ),
-    noted AS (
+    recorded AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message, error_traceback)
         SELECT id, attempt, worker, cause, attempt_state, started_at, clock_timestamp(), error_type, error_message, error_traceback FROM mine
     )
-    SELECT id, attempt, answer FROM (
+    SELECT id, attempt, actual FROM (
         SELECT id, attempt, outcome.state AS wanted, coalesce(
             (SELECT finished.state FROM finished WHERE finished.id = outcome.id AND finished.attempt = outcome.attempt),
             (SELECT jobs.state FROM cplane.jobs
              WHERE jobs.id = outcome.id AND jobs.attempt = outcome.attempt AND lease_token = outcome.token
                    AND (jobs.state = outcome.state OR outcome.state = 'queued' AND jobs.state = 'cancelled' AND lease_until IS NULL)
                    AND jobs.state <> 'running')
-        ) AS answer
+        ) AS actual
         FROM outcome WHERE (id, attempt) NOT IN (SELECT id, attempt FROM finished WHERE as_wanted)
     ) AS exceptions
-    WHERE answer IS DISTINCT FROM wanted
+    WHERE actual IS DISTINCT FROM wanted
 """)
 
-STANDING = Statement("""
+SCHEDULE_ROWS = Statement("""
     SELECT id, state, job, queue, priority, limit_keys,
            ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
     FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
@@ -291,7 +293,7 @@ REAP = Statement(f"""
         RETURNING jobs.id, state, job, queue, priority, limit_keys, attempt, error_message, run_at, dead.worker,
             dead.cause AS old_cause, dead.started_at
     ),
-    noted AS (
+    recorded AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
         SELECT id, attempt, worker, old_cause, 'lost', started_at, clock_timestamp(), 'WorkerLost', error_message FROM reaped
     )
@@ -314,7 +316,7 @@ QUEUED = Statement(f"""
 
 EPOCH = Statement("SELECT number FROM cplane.epoch")
 
-NOTE_EPOCH = Statement(
+RECORD_EPOCH = Statement(
     "UPDATE cplane.epoch SET number = greatest(number, CAST(:number AS bigint)), restored_by = NULL, restored_until = NULL"
 )
 

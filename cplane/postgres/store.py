@@ -1,8 +1,9 @@
-"""Records in Postgres: one verb a method, one guarded statement a verb.
+"""Records in Postgres: one method per verb, one guarded statement per verb.
 
-Every move names the state it starts from, and a worker's moves name the attempt and the token of its lease as well; no row means
-"not yours: stop". Batches travel as arrays. Rows that several transactions may want at once are locked in the order of their ids,
-so that batches cannot deadlock. Deadlines are compared with the database's clock, never with a worker's.
+Every state change names the state it starts from, and those of a worker also name the attempt and its lease token. A
+record that is not returned does not belong to the caller, which must stop. Batches are passed as arrays. Rows that
+several transactions may want concurrently are locked in the order of their ids, so that batches cannot deadlock.
+Deadlines are compared with the database's clock, never with a worker's.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -35,37 +36,41 @@ from cplane.postgres.rows import (
     is_plain,
     optional_column,
     progress_columns,
-    read_standing,
+    read_schedule_row,
     read_submitted,
     running_attempt,
     same_or_column,
 )
 from cplane.postgres.statements import Statement
 
-PLAIN_CHARS = 1_000_000
-"""Results of a group that go to Postgres as one object: an object has a limit of its own, and each is looked up in it."""
+MAX_PLAIN_CHARS = 1_000_000
+"""Characters of the results of a batch that are sent as one JSON object: its size is limited, and each result is looked
+up in it."""
 
-
-ABOVE_ALL = UUID(int=2**128 - 1)
-"""No id is as high."""
+MAX_ID = UUID(int=2**128 - 1)
+"""Above every id in use."""
 
 
 class Store:
-    """The verbs. Every one raises DatabaseUnavailable within 6 seconds when Postgres does not answer."""
+    """The verbs of records. Each raises DatabaseUnavailable within 6 seconds if Postgres does not respond."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # what clients do
+    # for clients
 
     async def submit(
         self, records: Sequence[NewRecord], *, early: bool = False
     ) -> list[Submitted | IdempotencyConflict]:
-        """∅ → queued. Answers in order; a key that was used for something else answers the conflict.
+        """Create records: ∅ → queued.
 
         Args:
-            records: what is submitted.
-            early: answer once workers can see the records, before they are on disk; `flush` must follow. Without keys only.
+            records: the records to create.
+            early: return once workers can see the records, before they are on disk; `flush` must follow. Only for
+                records without keys.
+
+        Returns:
+            The outcome of each, in order: the new record, the earlier record of the same key and call, or the conflict.
         """
         values = {
             "ids": [record.id for record in records],
@@ -92,14 +97,14 @@ class Store:
         return [read_submitted(record, rows.get(record.id), earlier.get(record.key or "")) for record in records]
 
     async def flush(self) -> None:
-        """Wait until everything that was committed so far would survive a crash of Postgres."""
+        """Wait until everything committed so far would survive a crash of Postgres."""
         await self._database.fetch(statements.FLUSH, {})
 
     async def get(self, record_id: UUID) -> JobRecord:
-        """One record, whole.
+        """Return one record with all its columns.
 
         Raises:
-            RecordNotFound: there is none.
+            RecordNotFound: there is no such record.
         """
         async with self._database.session() as session:
             record = await session.get(JobRecord, record_id)
@@ -108,24 +113,30 @@ class Store:
         return record
 
     async def get_many(self, record_ids: Sequence[UUID]) -> list[JobRecord]:
-        """Those of the records that exist, in no order."""
+        """Return the records that exist, in no particular order."""
         async with self._database.session() as session:
             return list(await session.exec(select(JobRecord).where(col(JobRecord.id).in_(record_ids))))
 
     async def find(self, where: RecordFilter, *, before: UUID | None = None, limit: int = 50) -> list[JobRecord]:
-        """Records newest first, those older than the id `before`."""
+        """Return up to `limit` records that match, newest first.
+
+        Args:
+            where: which records.
+            before: only records older than this id: the cursor of a page.
+            limit: maximum number of records.
+        """
         if (where.job is not None or where.queue is not None) and where.state in {None, State.SUCCEEDED}:
             values = {
                 "job": where.job,
                 "queue": where.queue,
                 "state": where.state,
-                "before": before or ABOVE_ALL,
+                "before": before or MAX_ID,
                 "limit": limit,
             }
             ids = [row["id"] for row in await self._database.fetch(statements.NEWEST, values)]
             return sorted(await self.get_many(ids), key=lambda record: record.id, reverse=True)
         query = select(JobRecord).order_by(col(JobRecord.id).desc()).limit(limit)
-        if where.state is not None:  # written out, so that the planner knows which index has them
+        if where.state is not None:  # a literal, so that the planner knows which partial index has them
             query = query.where(col(JobRecord.state) == literal_column(f"'{where.state.value}'"))
         for column, value in ((JobRecord.job, where.job), (JobRecord.queue, where.queue)):
             if value is not None:
@@ -136,7 +147,7 @@ class Store:
             return list(await session.exec(query))
 
     async def attempts(self, record_id: UUID) -> list[AttemptRecord]:
-        """The runs of a record, first to last; one that runs now is read from the record itself."""
+        """Return the attempts of a record, first to last; a running one is built from the record itself."""
         query = select(AttemptRecord).where(AttemptRecord.job_id == record_id).order_by(col(AttemptRecord.attempt))
         async with self._database.session() as session:
             record = await session.get(JobRecord, record_id)
@@ -146,11 +157,14 @@ class Store:
         return [*ended, running_attempt(record)]
 
     async def cancel(self, record_id: UUID) -> State:
-        """queued → cancelled; running → its worker is told. Answers the state it left.
+        """Cancel a record: queued → cancelled; a running one is marked, and its worker cancels it.
+
+        Returns:
+            The state afterwards: CANCELLED or RUNNING.
 
         Raises:
             RecordNotFound: there is no such record.
-            InvalidTransition: it is final.
+            InvalidTransition: the record is final.
         """
         rows = await self._database.fetch(statements.CANCEL, {"id": record_id})
         if rows:
@@ -161,40 +175,54 @@ class Store:
         )
 
     async def replay(self, record_id: UUID) -> Standing:
-        """failed or cancelled → queued, all budgets new.
+        """Queue a failed or cancelled record again, with its budgets reset.
 
         Raises:
             RecordNotFound: there is no such record.
-            InvalidTransition: it is in another state.
+            InvalidTransition: the record is in another state.
         """
         rows = await self._database.fetch(statements.REPLAY, {"id": record_id})
         if rows:
-            return read_standing(rows[0])
+            return read_schedule_row(rows[0])
         record = await self.get(record_id)
         raise InvalidTransition(f"the job is {record.state}", hint="only failed and cancelled jobs can be retried")
 
     async def replay_many(
         self, where: RecordFilter, *, before: UUID | None = None, limit: int = 1000
     ) -> list[Standing]:
-        """failed or cancelled → queued, all budgets new, for the newest `limit` records that fit and are older than the id `before`."""
+        """Queue failed and cancelled records again, with their budgets reset.
+
+        Args:
+            where: which records.
+            before: only records older than this id.
+            limit: maximum number of records, the newest first.
+        """
         values = {"state": where.state, "job": where.job, "queue": where.queue, "before": before, "limit": limit}
-        return [read_standing(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
+        return [read_schedule_row(row) for row in await self._database.fetch(statements.REPLAY_MANY, values)]
 
     async def count_replayable(self, where: RecordFilter) -> int:
-        """How many failed and cancelled records fit."""
+        """Return the number of failed and cancelled records that match."""
         values = {"state": where.state, "job": where.job, "queue": where.queue}
-        return int((await self._database.fetch(statements.REPLAYABLE, values))[0]["number"])
+        return int((await self._database.fetch(statements.COUNT_REPLAYABLE, values))[0]["number"])
 
     async def queues(self) -> list[str]:
-        """The queues in which records wait."""
+        """Return the names of the queues that have queued records."""
         return [row["queue"] for row in await self._database.fetch(statements.QUEUES, {})]
 
-    # what a worker does
+    # for workers
 
     async def start(self, worker: str, ids: Sequence[UUID], token: str, lease_s: float) -> list[Started]:
-        """queued → running, attempt + 1, for ids that one claim leased. A record that is not answered is not to be run.
+        """Start records that one claim leased: queued → running, attempt + 1.
 
-        Repeating it with the same token answers the same attempts, so a lost COMMIT reply is harmless.
+        Args:
+            worker: name of the worker.
+            ids: the leased records.
+            token: the lease token of the claim.
+            lease_s: length of the lease, seconds.
+
+        Returns:
+            The attempts. A record that is missing must not be run. Repeating the call with the same token returns the
+            same attempts, so a lost COMMIT reply is harmless.
         """
         values = {"worker": worker, "ids": list(ids), "token": token, "lease_s": lease_s}
         rows = await self._database.fetch(statements.START, values)
@@ -206,7 +234,11 @@ class Store:
         ]
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
-        """Extend leases and note progress. Answers whether a cancel is wanted; who is missing has lost its lease."""
+        """Extend leases, and record progress.
+
+        Returns:
+            For each attempt, whether a cancel is wanted. An attempt that is missing has lost its lease.
+        """
         values = {
             "ids": [renewal.id for renewal in renewals],
             "attempts": [renewal.attempt for renewal in renewals],
@@ -220,33 +252,40 @@ class Store:
         }
 
     async def finish(self, finishes: Sequence[Finish], session: AsyncSession | None = None) -> dict[Fence, State]:
-        """running → what each attempt came to. Answers where each record now is; who is missing was fenced.
+        """Record the outcomes of attempts: running → final, or queued again.
 
-        Repeating it changes nothing and answers the same. A record whose cancel is wanted is cancelled instead of queued again.
-        With `session` it joins that transaction: the job's own writes and its success commit together.
+        A record whose cancel is wanted is cancelled instead of queued again. Repeating the call changes nothing and
+        returns the same.
+
+        Args:
+            finishes: the outcomes.
+            session: the transaction to join, so that the job's own writes commit together with its success.
+
+        Returns:
+            The state of each record afterwards. An attempt that is missing was fenced.
         """
-        careful = finishes if session is not None else await self._finish_plain(finishes)
-        if not careful:
+        remaining = finishes if session is not None else await self._finish_plain(finishes)
+        if not remaining:
             exceptions: Sequence[Any] = ()
         elif session is not None:
-            exceptions = await _rows(session, statements.FINISH, finish_columns(careful))
+            exceptions = await _rows(session, statements.FINISH, finish_columns(remaining))
         else:
-            exceptions = await self._database.fetch(statements.FINISH, finish_columns(careful))
+            exceptions = await self._database.fetch(statements.FINISH, finish_columns(remaining))
         states: dict[Fence, State] = {(finish.id, finish.attempt): finish.state for finish in finishes}
         for record_id, attempt, state in exceptions:
             if state is None:
-                states.pop((record_id, attempt), None)  # one that is named twice is answered twice
+                states.pop((record_id, attempt), None)  # one that is named twice is returned twice
             else:
                 states[record_id, attempt] = State(state)
         return states
 
     async def _finish_plain(self, finishes: Sequence[Finish]) -> Sequence[Finish]:
-        """Finish those with which there is nothing special; answers who is left."""
+        """Record the plain successes. Returns the outcomes that FINISH must record."""
         plain = {finish.id: finish for finish in finishes if is_plain(finish)}
         results = [
             f'"{id_}":{r.decode()}' for id_, f in plain.items() if (r := f.result_json) is not None and r != NULL
         ]
-        if not plain or sum(map(len, results)) > PLAIN_CHARS:
+        if not plain or sum(map(len, results)) > MAX_PLAIN_CHARS:
             return finishes
         values = {
             "ids": list(plain),
@@ -258,65 +297,79 @@ class Store:
         return [f for f in finishes if plain.get(f.id) is not f or (f.id, f.attempt) in left]
 
     async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
-        """Where records are, for ids that could not be started."""
+        """Return what the schedule needs to know of records that could not be started."""
         return {
-            row["id"]: read_standing(row)
-            for row in await self._database.fetch(statements.STANDING, {"ids": list(record_ids)})
+            row["id"]: read_schedule_row(row)
+            for row in await self._database.fetch(statements.SCHEDULE_ROWS, {"ids": list(record_ids)})
         }
 
-    # what the reconciler does
+    # for the reconciler
 
     async def reap(self, limit: int) -> list[Standing]:
-        """running with a lease that has ended → queued; cancelled where that is wanted; failed after MAX_CRASHES."""
+        """End up to `limit` expired leases, the oldest first.
+
+        The records are queued again, cancelled if a cancel is wanted, or failed after MAX_CRASHES crashes.
+        """
         return [
-            read_standing(row)
+            read_schedule_row(row)
             for row in await self._database.fetch(statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
         ]
 
     async def overdue(self, queue: str, limit: int) -> list[Standing]:
-        """Queued records that should have started, of each lane the longest due: what Redis lost is in time the first of them."""
+        """Return queued records that should have started, up to `limit` of each lane, the longest due first.
+
+        A record that Redis lost becomes one of the first sooner or later.
+        """
         return [
-            read_standing(row)
+            read_schedule_row(row)
             for row in await self._database.fetch(statements.OVERDUE, {"queue": queue, "limit": limit})
         ]
 
     async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
-        """A page of all queued records in the order of their ids, those after the id `after`: to look for what Redis lost."""
+        """Return a page of all queued records in the order of their ids, to find what Redis lost.
+
+        Args:
+            after: the last id of the page before; None: the first page.
+            limit: maximum number of records.
+        """
         values = {"after": after or UUID(int=0), "limit": limit}
-        return [read_standing(row) for row in await self._database.fetch(statements.QUEUED, values)]
+        return [read_schedule_row(row) for row in await self._database.fetch(statements.QUEUED, values)]
 
     async def epoch(self) -> int:
-        """The newest value of Redis's epoch that was noted: a Redis that is behind it has lost its memory."""
+        """Return the recorded value of Redis's epoch: a Redis with a lower value has lost its data."""
         return int((await self._database.fetch(statements.EPOCH, {}))[0]["number"])
 
     async def note_epoch(self, number: int) -> None:
-        """Note how far Redis's epoch has come."""
-        await self._database.fetch(statements.NOTE_EPOCH, {"number": number})
+        """Record the value of Redis's epoch."""
+        await self._database.fetch(statements.RECORD_EPOCH, {"number": number})
 
     async def claim_restore(self, worker: str, for_s: float) -> bool:
-        """Whether this worker may schedule everything again: one does, for `for_s` seconds unless it asks again."""
+        """Return whether this worker may schedule every record again.
+
+        One worker may at a time, for `for_s` seconds unless it calls this again.
+        """
         return bool(await self._database.fetch(statements.CLAIM_RESTORE, {"worker": worker, "for_s": for_s}))
 
     # files
 
     async def add_artifact(self, record_id: UUID, attempt: int, artifact: Artifact, path: str) -> None:
-        """Note a file an attempt left; the same name again replaces it."""
+        """Record a file of an attempt; the same name replaces the earlier one."""
         values = {"job_id": record_id, "attempt": attempt, "path": path, **artifact.model_dump()}
         await self._database.fetch(statements.ADD_ARTIFACT, values)
 
     async def artifacts(self, record_ids: Sequence[UUID]) -> list[ArtifactRecord]:
-        """The files of records, of each name the one its latest attempt left."""
+        """Return the files of records; of files with the same name, the one of the latest attempt."""
         name, job_id = col(ArtifactRecord.name), col(ArtifactRecord.job_id)
         query = select(ArtifactRecord).where(job_id.in_(record_ids)).ext(distinct_on(job_id, name))
         async with self._database.session() as session:
             return list(await session.exec(query.order_by(job_id, name, col(ArtifactRecord.attempt).desc())))
 
     async def artifact(self, record_id: UUID, name: str) -> ArtifactRecord:
-        """One file of a record.
+        """Return one file of a record.
 
         Raises:
             RecordNotFound: there is no such record.
-            ArtifactNotFound: it has no file of that name.
+            ArtifactNotFound: the record has no file of that name.
         """
         query = select(ArtifactRecord).where(ArtifactRecord.job_id == record_id, ArtifactRecord.name == name)
         async with self._database.session() as session:
@@ -328,15 +381,14 @@ class Store:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
-        """A session for the job's own writes; whoever opened it commits by leaving the block without an error."""
+        """Open a session for the job's own writes; leaving the block without an error commits."""
         async with self._database.session() as session:
-            await (
-                session.connection()
-            )  # a server that is away is met here, where it can be told from an error of the job
+            # an unavailable server raises here, where it can be told from an error of the job
+            await session.connection()
             yield session
 
 
 async def _rows(session: AsyncSession, statement: Statement, values: dict[str, Any]) -> Sequence[Any]:
-    """The rows of a statement that joins a transaction."""
+    """Run a statement in a session's transaction, and return its rows."""
     connection = await session.connection()
     return (await connection.execute(statement.clause, values)).all()

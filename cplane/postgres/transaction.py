@@ -1,4 +1,4 @@
-"""A job's own database transaction, which commits with the job's success or not at all."""
+"""A job's own database transaction, which commits together with the job's success or not at all."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,7 +19,7 @@ class Fenced(Exception):
 
 
 class JobTransaction:
-    """Opened when the job first asks for it. Leaving it without `commit` rolls back."""
+    """The transaction of one attempt. It begins when the job first uses it; leaving without `commit` rolls back."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -36,31 +36,35 @@ class JobTransaction:
 
     @property
     def begun(self) -> bool:
-        """Whether the job has asked for it."""
+        """Whether the job has used it."""
         return self._session is not None
 
     async def begin(self) -> AsyncSession:
-        """The session: the same one however often it is asked for."""
+        """Return the session; the first call opens it, and every further call returns the same one."""
         if self._session is None:
             self._session = await self._open.enter_async_context(self._store.transaction())
         return self._session
 
     @asynccontextmanager
     async def block(self) -> AsyncGenerator[AsyncSession]:
-        """The session for a block; an error that leaves the block rolls back what the job wrote so far."""
+        """Yield the session for a block; an error in the block rolls back everything the job has written."""
         try:
             yield await self.begin()
         except BaseException as error:
-            cause = self.cause(error)  # asked while the transaction is still known to have begun
+            cause = self.cause(error)  # before the rollback, which forgets that the transaction has begun
             await self.rollback()
             if cause is error:
                 raise
             raise cause from error
 
     async def commit(self, finish: Finish | None) -> bool:
-        """Commit the job's writes and its success together; answers whether the attempt still owned its record.
+        """Commit the job's writes and its success together.
 
-        None: a transient job has no record, and commits what it wrote.
+        Args:
+            finish: the success; None for a transient job, which has no record.
+
+        Returns:
+            False if the attempt no longer owned its record: everything was rolled back.
         """
         session = await self.begin()
         try:
@@ -74,16 +78,16 @@ class JobTransaction:
         return True
 
     def cause(self, error: BaseException) -> BaseException:
-        """What really happened when a job raised `error`: the loss of its connection, or `error` itself."""
+        """Return the cause of a job's `error`: the loss of its connection, or `error` itself."""
         if self.begun and isinstance(error, DBAPIError) and is_outage(error):
-            return DatabaseUnavailable("Postgres went away under the job's transaction")
+            return DatabaseUnavailable("the connection to Postgres was lost during the job's transaction")
         return error
 
     async def rollback(self) -> None:
-        """Undo what the job wrote; nothing happens if it never asked."""
+        """Roll back what the job wrote, if it has used the transaction."""
         if self._session is None:
             return
         self._session = None
-        with suppress(Fenced, DatabaseUnavailable):  # Postgres that is away has rolled back already
+        with suppress(Fenced, DatabaseUnavailable):  # a Postgres that is unavailable has rolled back already
             async with self._open:
                 raise Fenced

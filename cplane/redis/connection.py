@@ -1,4 +1,4 @@
-"""The connection to Redis: built from the URL by us, with a deadline on every call; and our scripts."""
+"""The connection to Redis, with a deadline on every call; and our Lua scripts."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -18,23 +18,24 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from cplane.errors import QueueUnavailable
 
 SOCKET_TIMEOUT_S = 5.0
-"""A black-holed packet must not hang the loop; blocking reads wait less than this."""
+"""Deadline of one call: a black-holed packet must not hang the loop. Blocking reads wait less than this."""
 
-BLOCK_S = 3.0
-"""The longest a blocking read (BLPOP, XREAD) waits before it asks again."""
+MAX_BLOCK_S = 3.0
+"""The longest time that one blocking read (BLPOP, XREAD) waits; a caller that waits longer repeats it."""
 
 CONNECT_TIMEOUT_S = 2.0
 
-AnyRedis = (
-    Redis  # redis-py's class is not generic at run time; answers are bytes (decode_responses is off, as arq needs)
-)
+AnyRedis = Redis  # redis-py's class is not generic at run time; replies are bytes (no decode_responses, as arq needs)
 
 
 @asynccontextmanager
 async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
-    """A client for `url` (redis://, rediss:// or unix://); it connects when first used, and closes every connection at the end.
+    """Open a client that connects when it is first used, and close all its connections at the end.
 
-    What still calls it after the end is refused.
+    A call after the end raises `ConnectionError` instead of connecting again.
+
+    Args:
+        url: address of the server: redis://, rediss:// or unix://.
     """
     pool = _Pool.from_url(  # pyright: ignore[reportUnknownMemberType]  redis-py leaves **kwargs untyped
         url.get_secret_value(),
@@ -49,9 +50,9 @@ async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
 
 
 class _Connection(AbstractConnection):
-    """redis-py makes a task of each sending, to watch over its time; here that is done without one.
+    """A connection that sends without a task of its own: redis-py makes one for each command, to limit its time.
 
-    The task costs as much as the sending, and before Python 3.12 it can swallow a cancellation.
+    That task costs as much as the sending, and before Python 3.12 it can swallow a cancellation.
     """
 
     _reader: asyncio.StreamReader | None
@@ -59,7 +60,7 @@ class _Connection(AbstractConnection):
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is connected, and Redis has not closed it."""
+        """Whether the connection is open and Redis has not closed it."""
         return self.is_connected and self._reader is not None and not self._reader.at_eof()
 
     async def send_packed_command(self, command: str | bytes | Iterable[bytes], check_health: bool = True) -> None:
@@ -70,13 +71,13 @@ class _Connection(AbstractConnection):
             await self.check_health()  # type: ignore[no-untyped-call]
         writer = self._writer
         if writer is None:
-            raise RedisConnectionError("the connection to Redis was closed meanwhile")
+            raise RedisConnectionError("the connection to Redis was closed concurrently")
         parts = [command.encode()] if isinstance(command, str) else [command] if isinstance(command, bytes) else command
         try:
             async with asyncio.timeout(SOCKET_TIMEOUT_S):
                 writer.writelines(parts)
                 await writer.drain()
-        except BaseException as error:  # what is half sent makes the connection useless
+        except BaseException as error:  # a half-sent command makes the connection useless
             await self.disconnect(nowait=True)
             if isinstance(error, TimeoutError):
                 raise RedisTimeoutError("Timeout writing to socket") from None
@@ -86,12 +87,12 @@ class _Connection(AbstractConnection):
 
 
 def _connection(kind: type[AbstractConnection]) -> type[AbstractConnection]:
-    """A kind of connection (TCP, TLS, Unix socket) that sends our way."""
+    """Return a class of connection (TCP, TLS, Unix socket) with our way of sending."""
     return type(kind.__name__, (_Connection, kind), {})
 
 
 class _Pool(ConnectionPool):
-    """redis-py's pool opens connections again after it was closed, and leaves some open if that is cancelled; this one does not."""
+    """A pool that stays closed: redis-py's reconnects after a close, and leaks connections if the close is cancelled."""
 
     _closed = False
 
@@ -99,54 +100,62 @@ class _Pool(ConnectionPool):
         super().__init__(_connection(connection_class), **options)  # pyright: ignore[reportUnknownMemberType]  its options are untyped
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
-        """Connect, if it must be, and check that the connection is sound."""
-        self._refuse_if_closed()
+        """Connect where necessary, and check that the connection works."""
+        self._raise_if_closed()
         if isinstance(connection, _Connection) and connection.is_usable:
-            return  # nothing can be left to read: a connection on which anything failed is closed
+            return  # no reply can be left in it: a connection on which anything failed is closed
         await super().ensure_connection(connection)
         if self._closed:  # while it connected
             await connection.disconnect(nowait=True)
-            self._refuse_if_closed()
+            self._raise_if_closed()
 
     async def close_for_good(self) -> None:
-        """Close every connection, those in use too."""
+        """Close every connection, also those in use."""
         self._closed = True
         try:
             await self.disconnect()
-        finally:  # cancelled meanwhile: without `nowait` each would be a wait that is cancelled as well
+        finally:  # if this was cancelled: without `nowait` each disconnect would be a wait that is cancelled as well
             for connection in (*self._available_connections, *self._in_use_connections):
                 await connection.disconnect(nowait=True)
 
-    def _refuse_if_closed(self) -> None:
+    def _raise_if_closed(self) -> None:
         if self._closed:
             raise RedisConnectionError("the connections to Redis are closed")
 
 
 @asynccontextmanager
 async def translated(doing: str) -> AsyncGenerator[None]:
-    """Redis's errors become QueueUnavailable: `doing` says what was under way. The password in the URL stays out of the message."""
+    """Turn errors of redis-py into QueueUnavailable; the password in the URL stays out of the message.
+
+    Args:
+        doing: what the block does, as a participle: "claiming jobs".
+
+    Raises:
+        QueueUnavailable: Redis did not respond, or replied with an error.
+    """
     try:
         yield
     except (RedisConnectionError, RedisTimeoutError, TimeoutError, OSError) as error:
         raise QueueUnavailable(
-            f"Redis did not answer while {doing}", hint="is CPLANE_REDIS_URL right, and the server up?"
+            f"Redis did not respond while {doing}", hint="is CPLANE_REDIS_URL right, and the server up?"
         ) from error
     except RedisError as error:
-        raise QueueUnavailable(f"Redis refused while {doing}: {error}") from error
+        raise QueueUnavailable(f"Redis replied with an error while {doing}: {error}") from error
 
 
 class Script:
-    """One of our `.lua` scripts, which may be put together from several files."""
+    """One of our Lua scripts, joined from one or more `.lua` files; docs/protocol.md describes them."""
 
     def __init__(self, redis: Redis, *names: str) -> None:
-        self._redis: Any = redis  # redis-py's types say that answers are str
+        self._redis: Any = redis  # redis-py's types say that replies are str
         self._text = "".join(map(_text, names))
         self.sha = sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, keys: Sequence[str], *args: bytes | str | int) -> Any:
-        """Run it; the answer is what the script's header says.
+        """Run the script and return its reply, as its header describes it.
 
-        A Redis that does not know it is sent the text and runs that in the same call: whoever empties Redis's scripts cannot come between.
+        If Redis does not know the script, the same call sends its text and runs that: a concurrent SCRIPT FLUSH has no
+        effect.
         """
         try:
             return await self._redis.evalsha(self.sha, len(keys), *keys, *args)

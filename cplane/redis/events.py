@@ -1,4 +1,7 @@
-"""What happens, told as it happens: two Redis streams. Losing an event loses no job; whoever waits falls back on the record."""
+"""Events: two Redis streams with every change of a record and every request to workers.
+
+Losing an event loses no job: a waiter also reads the record now and then.
+"""
 
 import asyncio
 import time
@@ -10,93 +13,108 @@ import msgspec
 from redis.asyncio import Redis
 
 from cplane.jobs.states import State
-from cplane.redis.connection import BLOCK_S, Script, translated
+from cplane.redis.connection import MAX_BLOCK_S, Script, translated
 
 EVENTS = "cplane:events"
-"""Every move of a record and its progress."""
+"""The stream of state changes and progress."""
 
 CONTROL = "cplane:control"
-"""What workers are told: cancels."""
+"""The stream of requests to workers: cancels."""
 
-KEEP_S = 60.0
-"""How long an entry is kept, about: whoever follows is never far behind."""
+RETENTION_S = 60.0
+"""How long an entry is kept, approximately: a subscriber is never far behind."""
 
-LISTEN_S = 10
-"""Nothing is written while nobody listens: a listener says so, and for how long it counts as one."""
+SUBSCRIPTION_TTL_S = 10
+"""How long a subscriber counts as one without renewal. Without subscribers nothing is written."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One move or step of a record. `data` is JSON-like: progress has done, total, note."""
+    """One state change or progress of a record."""
 
     record_id: UUID
     state: State
     attempt: int = 0
     data: dict[str, Any] | None = None
+    """JSON-like. Progress has `done`, `total` and `note`."""
 
 
-Step = tuple[str, State, int]
+BareEvent = tuple[str, State, int]
 """An event without data, ready to be sent: the record's id, its state, the attempt."""
 
 
 class Events:
-    """Publishing to and reading from the streams. Every call raises QueueUnavailable when Redis does not answer."""
+    """Publisher and subscriber of the streams. Every call raises QueueUnavailable if Redis does not respond."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._publish = Script(redis, "publish")
 
-    async def publish(self, events: Sequence[Event | Step], stream: str = EVENTS) -> None:
-        """Tell whoever listens: a batch of events is one entry."""
+    async def publish(self, events: Sequence[Event | BareEvent], stream: str = EVENTS) -> None:
+        """Publish a batch of events as one entry; without a subscriber nothing is written."""
         if not events:
             return
         async with translated("publishing events"):
-            await self._publish([stream, _listening(stream)], msgspec.msgpack.encode(events), int(KEEP_S * 1000))
+            await self._publish(
+                [stream, _subscribed_key(stream)], msgspec.msgpack.encode(events), int(RETENTION_S * 1000)
+            )
 
     async def position(self, stream: str = EVENTS) -> bytes:
-        """Where the stream ends now: what is published later comes after it."""
+        """Return the id of the stream's last entry; what is published later comes after it."""
         async with translated("reading events"):
             last = cast("list[tuple[bytes, Any]]", await self._redis.xrevrange(stream, count=1))  # pyright: ignore[reportUnknownMemberType]
         return last[0][0] if last else b"0-0"
 
     async def read(self, after: bytes, stream: str = EVENTS) -> tuple[list[Event], bytes]:
-        """Events after a position, and the new position; waits at most 3 seconds for one."""
+        """Wait up to 3 seconds for events.
+
+        Args:
+            after: position after which to read, as `position` or `read` returned it.
+            stream: EVENTS or CONTROL.
+
+        Returns:
+            The events in the order of their publication, up to 1000 entries of the stream, and the new position.
+            No events if none came in time.
+        """
         async with translated("reading events"):
-            answer: Any = await self._redis.xread({stream: after}, count=1000, block=int(BLOCK_S * 1000))
-        if not answer:
+            reply: Any = await self._redis.xread({stream: after}, count=1000, block=int(MAX_BLOCK_S * 1000))
+        if not reply:
             return [], after
-        entries: list[tuple[bytes, dict[bytes, bytes]]] = answer[0][1]
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = reply[0][1]
         events = [event for _, fields in entries for event in _decode(fields.get(b"e", b""))]
         return events, entries[-1][0]
 
     async def follow(self, stream: str = EVENTS) -> AsyncIterator[list[Event]]:
-        """Batches of events from now on, for ever; an empty one first, as soon as the position is known."""
-        await self._listen(stream)
-        after, again_at = await self.position(stream), time.monotonic() + LISTEN_S / 3
+        """Subscribe, and yield batches of events until cancelled.
+
+        The first batch is empty: it is yielded as soon as the position is known. Every event published later follows.
+        """
+        await self._subscribe(stream)
+        after, renew_at = await self.position(stream), time.monotonic() + SUBSCRIPTION_TTL_S / 3
         yield []
         while True:
-            if time.monotonic() > again_at:
-                await self._listen(stream)
-                again_at = time.monotonic() + LISTEN_S / 3
+            if time.monotonic() > renew_at:
+                await self._subscribe(stream)
+                renew_at = time.monotonic() + SUBSCRIPTION_TTL_S / 3
             events, after = await self.read(after, stream)
             if events:
                 yield events
             else:
                 await asyncio.sleep(0)
 
-    async def _listen(self, stream: str) -> None:
-        async with translated("listening to events"):
-            await self._redis.set(_listening(stream), b"1", ex=LISTEN_S)
+    async def _subscribe(self, stream: str) -> None:
+        async with translated("subscribing to events"):
+            await self._redis.set(_subscribed_key(stream), b"1", ex=SUBSCRIPTION_TTL_S)
 
 
-def _listening(stream: str) -> str:
-    return f"{stream}:listening"
+def _subscribed_key(stream: str) -> str:
+    return f"{stream}:subscribed"
 
 
 _entries = msgspec.msgpack.Decoder(list[Event])
 
 
 def _decode(entry: bytes) -> list[Event]:
-    """The events of an entry; none for an entry that is not ours."""
+    """Return the events of an entry; none for an entry that is not in our format."""
     try:
         return _entries.decode(entry)
     except msgspec.DecodeError:

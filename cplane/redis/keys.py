@@ -1,4 +1,4 @@
-"""The names of cplane's and arq's keys in Redis, and the lanes of a queue."""
+"""The names of cplane's and arq's keys in Redis, and the lanes of a queue. docs/protocol.md lists all keys."""
 
 from collections.abc import Sequence
 
@@ -8,47 +8,52 @@ from cplane.jobs.options import DEFAULT_QUEUE
 from cplane.jobs.states import Priority
 
 ARQ_LEASE = b"1"
-"""What a plain arq worker's lease says."""
+"""The value of a lease that a plain arq worker took."""
 
 
 EPOCH = "cplane:epoch"
+"""The counter by which a Redis that lost its data is detected."""
 
 
 LANES = tuple(Priority)
+"""The lanes of a queue, in the order of their KEYS in the scripts."""
 
 
-LANE = {priority: number for number, priority in enumerate(LANES, 1)}
-"""The number under which the scripts know a lane."""
+LANE_INDEX = {priority: index for index, priority in enumerate(LANES, 1)}
+"""The index of a lane in the KEYS of the scripts."""
 
 
-ORDERS: tuple[tuple[Priority, ...], ...] = (
+LANE_ORDERS: tuple[tuple[Priority, ...], ...] = (
     (Priority.HIGH, Priority.NORMAL, Priority.LOW),
     (Priority.NORMAL, Priority.HIGH, Priority.LOW),
     (Priority.LOW, Priority.NORMAL, Priority.HIGH),
 )
-"""The orders in which a claim serves the lanes; see `order_of`."""
+"""The orders in which a claim serves the lanes; see `lane_order`."""
 
 
-def order_of(claim: int) -> tuple[Priority, ...]:
-    """Every sixteenth claim serves the low lane first, every fourth the normal one, the others the high one: none starves."""
-    if claim % 16 == 15:
-        return ORDERS[2]
-    return ORDERS[1] if claim % 4 == 3 else ORDERS[0]
+def lane_order(claim_number: int) -> tuple[Priority, ...]:
+    """Return the order in which a claim serves the lanes: no lane is starved.
+
+    Every sixteenth claim serves the low lane first, every fourth the normal one, and the others the high one.
+    """
+    if claim_number % 16 == 15:
+        return LANE_ORDERS[2]
+    return LANE_ORDERS[1] if claim_number % 4 == 3 else LANE_ORDERS[0]
 
 
 def redis_name(queue: str, priority: Priority = Priority.NORMAL) -> str:
-    """The sorted set of a queue's lane: arq's own name for the normal lane of the default queue."""
+    """Return the sorted set of a lane: arq's own name for the normal lane of the default queue."""
     name = default_queue_name if queue == DEFAULT_QUEUE else f"{default_queue_name}:{queue}"
     return name if priority is Priority.NORMAL else f"{name}@{priority}"
 
 
 def queue_of(redis_queue: str) -> str:
-    """The queue of a sorted set."""
+    """Return the queue of a normal lane's sorted set."""
     return DEFAULT_QUEUE if redis_queue == default_queue_name else redis_queue.removeprefix(f"{default_queue_name}:")
 
 
 def lane_of(redis_queue: str) -> tuple[str, Priority]:
-    """The queue and the priority of a sorted set."""
+    """Return the queue and the priority of a sorted set."""
     name, _, priority = redis_queue.partition("@")
     return queue_of(name), Priority(priority) if priority in set(Priority) else Priority.NORMAL
 
@@ -59,5 +64,5 @@ def lane_keys(queue: str, order: Sequence[Priority] = LANES) -> list[str]:
 
 
 def wake_key(queue: str) -> str:
-    """The list on which workers of a queue sleep."""
+    """Return the list on which idle workers of a queue block."""
     return f"cplane:wake:{queue}"

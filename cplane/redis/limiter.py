@@ -1,4 +1,4 @@
-"""The hosts that jobs take the time of: places, turns and cooldowns, kept in Redis for all workers. See `lua/limiter_common.lua`."""
+"""The limiter: slots, rates and cooldowns of limit keys, in Redis for all workers. See `lua/limiter_common.lua`."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -9,77 +9,99 @@ from redis.asyncio import Redis
 from cplane.errors import MAX_COOL_DOWN_S
 from cplane.jobs.per_host import PerHost
 from cplane.redis.connection import Script, translated
-from cplane.redis.keys import LANE, LANES, redis_name, wake_key
+from cplane.redis.keys import LANE_INDEX, lane_keys, wake_key
 from cplane.redis.messages import Lease
 
 HOSTS = "cplane:hosts"
+"""The limit keys for which a job had to wait, or that cool down."""
 
-LOOK_MS = 20_000
-"""Who waits for a place is called when one is given back; should a call get lost, it is looked at after so long, and later the more wait
-before it."""
+RECHECK_INTERVAL_MS = 20_000
+"""A waiter is made ready when a slot is released. If that fails, it is due after this time, or later the more waiters
+are before it."""
 
-FIELDS = ["tat", "until", "concurrency", "interval", "burst"]
+FIELDS = ["tat", "cooldown_until", "concurrency", "interval", "burst"]
+"""The fields of a limit key's hash."""
 
 GRANTED = -1
 LEASE_GONE = -2
 
 
 class LimitRequest(msgspec.Struct, frozen=True, gc=False):
-    """One leased id that wants to start."""
+    """One leased id that needs a slot of each of its limit keys before it may start."""
 
     lease: Lease
     limit_keys: tuple[str, ...]
     """A host, a browser session, or both (see `per_host.limit_keys_of`)."""
     limits: PerHost
-    """Of the host; a session has one place."""
+    """The limits of the host; a browser session has one slot."""
 
 
 class LimiterStats(msgspec.Struct, frozen=True, kw_only=True):
-    """How a host stands that somebody had to wait for. Concurrency and rate are those that were asked for last; 0: any."""
+    """The state of a limit key. Concurrency and rate are those of the last request; 0: unlimited."""
 
     host: str
-    """A browser session stands here as `@NAME`."""
+    """A host, or a browser session as `@NAME`."""
     in_use: int
-    """Jobs that run there now, of a host whose concurrency is limited."""
+    """Jobs that run there now, if concurrency is limited."""
     concurrency: int
     rate: float
     waiting: int
+    """Jobs in the wait queue."""
     next_start_s: float
     """Seconds until rate and cooldown allow the next start."""
     cooldown_s: float
-    """Seconds for which no job starts, because the host has had enough."""
+    """Seconds until the cooldown ends; 0: there is none."""
 
 
 class Limiter:
-    """Asks for turns, and leaves hosts alone. Every call raises QueueUnavailable within 5 seconds when Redis does not answer."""
+    """The limiter in Redis. Every call raises QueueUnavailable within 5 seconds if Redis does not respond."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._ask = Script(redis, "limiter_common", "acquire")
-        self._cool = Script(redis, "cool_down")
+        self._acquire = Script(redis, "limiter_common", "acquire")
+        self._cool_down = Script(redis, "cool_down")
 
-    async def acquire(self, queue: str, asks: Sequence[LimitRequest]) -> list[int]:
-        """For leased ids of one queue: GRANTED, LEASE_GONE, or in how many ms the id is due again; it is not leased any more."""
+    async def acquire(self, queue: str, requests: Sequence[LimitRequest]) -> list[int]:
+        """Acquire slots for leased ids of one queue. An id that must wait is requeued and is not leased any more.
+
+        Args:
+            queue: name of the queue.
+            requests: the leased ids, with their limits.
+
+        Returns:
+            For each request, in order: GRANTED, LEASE_GONE, or the ms after which the requeued id is due again.
+        """
         batch = [
             (
-                LANE[ask.lease.priority], ask.lease.id, ask.lease.token, ask.lease.due.decode(), " ".join(ask.limit_keys),
-                ask.limits.concurrency or 0, ask.limits.interval_ms, ask.limits.burst,
+                LANE_INDEX[request.lease.priority], request.lease.id, request.lease.token, request.lease.due.decode(),
+                " ".join(request.limit_keys),
+                request.limits.concurrency or 0, request.limits.interval_ms, request.limits.burst,
             )
-            for ask in asks
+            for request in requests
         ]  # fmt: skip
-        keys = [*(redis_name(queue, lane) for lane in LANES), wake_key(queue)]
-        async with translated("asking whether hosts have time"):
-            return cast("list[int]", await self._ask(keys, msgspec.msgpack.encode(batch), LOOK_MS))
+        async with translated("acquiring slots"):
+            reply = await self._acquire(
+                [*lane_keys(queue), wake_key(queue)], msgspec.msgpack.encode(batch), RECHECK_INTERVAL_MS
+            )
+        return cast("list[int]", reply)
 
     async def cool_down(self, host: str, seconds: float) -> float:
-        """Start no job of the host for so long, at most an hour; answers the seconds: those of an earlier call may be more."""
-        wait_ms = int(min(max(0.0, seconds), MAX_COOL_DOWN_S) * 1000)
-        async with translated("leaving a host alone"):
-            return int(await self._cool([_key(host), HOSTS], host, wait_ms)) / 1000
+        """Start no job of a host for `seconds`, at most an hour.
+
+        Returns:
+            Seconds until the cooldown ends; an earlier one that lasts longer is not shortened.
+        """
+        cooldown_ms = int(min(max(0.0, seconds), MAX_COOL_DOWN_S) * 1000)
+        async with translated("starting a cooldown"):
+            return int(await self._cool_down([_key(host), HOSTS], host, cooldown_ms)) / 1000
 
     async def stats(self, limit: int = 100) -> list[LimiterStats]:
-        """The hosts that are limited now: those that cool down, that somebody waits for, or whose places are all taken."""
-        async with translated("looking at hosts"):
+        """Return the limit keys that limit jobs now: in cooldown, with waiters, or with slots in use.
+
+        Args:
+            limit: maximum number of limit keys to read, the ones that were waited for last first.
+        """
+        async with translated("reading the state of the limiter"):
             names: list[str] = [
                 name.decode()
                 for name in cast("list[bytes]", await self._redis.zrevrange(HOSTS, 0, limit - 1))  # pyright: ignore[reportUnknownMemberType]
@@ -89,19 +111,19 @@ class Limiter:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.hmget(_key(name), FIELDS)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
-                    pipe.zcount(f"{_key(name)}:held", now_ms, "+inf")  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
-                    pipe.zcard(f"{_key(name)}:line")  # pyright: ignore[reportUnusedCoroutine]
-                found = await pipe.execute()
-        stands = [
-            _stand(name, now_ms, *found[place : place + 3])
-            for name, place in zip(names, range(0, len(found), 3), strict=True)
+                    pipe.zcount(f"{_key(name)}:slots", now_ms, "+inf")  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
+                    pipe.zcard(f"{_key(name)}:waiters")  # pyright: ignore[reportUnusedCoroutine]
+                replies = await pipe.execute()
+        all_stats = [
+            _stats(name, now_ms, *replies[at : at + 3])
+            for name, at in zip(names, range(0, len(replies), 3), strict=True)
         ]
-        return [stand for stand in stands if stand.waiting or stand.cooldown_s or stand.in_use]
+        return [stats for stats in all_stats if stats.waiting or stats.cooldown_s or stats.in_use]
 
 
-def _stand(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, waiting: int) -> LimiterStats:
-    tat, until, concurrency, interval, burst = (float(field or 0) for field in fields)
-    start_ms = max(until, tat - max(0.0, burst - 1) * interval)
+def _stats(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, waiting: int) -> LimiterStats:
+    tat, cooldown_until, concurrency, interval, burst = (float(field or 0) for field in fields)
+    start_ms = max(cooldown_until, tat - max(0.0, burst - 1) * interval)
     return LimiterStats(
         host=host,
         in_use=in_use,
@@ -109,9 +131,9 @@ def _stand(host: str, now_ms: int, fields: Sequence[bytes | None], in_use: int, 
         rate=1000 / interval if interval else 0.0,
         waiting=waiting,
         next_start_s=max(0.0, start_ms - now_ms) / 1000,
-        cooldown_s=max(0.0, until - now_ms) / 1000,
+        cooldown_s=max(0.0, cooldown_until - now_ms) / 1000,
     )
 
 
-def _key(host: str) -> str:
-    return f"cplane:host:{host}"
+def _key(name: str) -> str:
+    return f"cplane:host:{name}"

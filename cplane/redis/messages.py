@@ -1,4 +1,4 @@
-"""What goes to the scripts and what comes back: one type a message, and how each is packed."""
+"""The requests and replies of the scripts: one type per message, and how each is packed."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,21 +8,21 @@ from uuid import UUID
 import msgspec
 
 from cplane.jobs.states import Priority
-from cplane.redis.envelope import RECORD_END, record_envelope
+from cplane.redis.envelope import RECORD_SUFFIX, record_envelope
 from cplane.redis.keys import lane_keys, wake_key
 
 SCAN_LIMIT = 1000
-"""Due ids that a claim reads at most, so that one call stays short whatever is in the queue."""
+"""Ready ids that one claim or sweep reads at most: a call stays short whatever the queue holds."""
 
 RUNNING_SCAN_LIMIT = 10_000
-"""Ids of each lane that `stats` reads at most to tell running from scheduled ones: about 10 ms of Redis."""
+"""Ids of each lane that `stats` reads at most to tell running from scheduled ids: about 10 ms of Redis."""
 
 MAX_LEASE_MS = 3_600_000
 """The longest lease that the settings allow."""
 
 
 class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
-    """One id for the schedule of a queue, due in `delay_ms` by Redis's clock."""
+    """One id to schedule in a queue, due in `delay_ms` by Redis's clock."""
 
     queue: str
     id: str
@@ -30,9 +30,10 @@ class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
     delay_ms: int = 0
     priority: Priority = Priority.NORMAL
     once: bool = False
-    """A kept result of the same id blocks it: arq's semantics, for transient jobs."""
+    """A kept result of the same id blocks the request: arq's semantics, for transient jobs."""
     late_ms: int = -1
-    """An id that is there already, and that nobody has leased, may be due so much later than this; negative: it stays as it is."""
+    """An id that is scheduled already, and not leased, may be due up to `late_ms` later than this request. If it is due
+    later than that, it is moved to the time of this request. Negative: it stays as it is."""
     limit_keys: tuple[str, ...] = ()
     """Limit keys the job needs. While it waits for one of them, `late_ms` does not apply."""
 
@@ -48,13 +49,13 @@ class EnqueueRequest(msgspec.Struct, frozen=True, gc=False):
         limit_keys: tuple[str, ...] = (),
         late_ms: int = -1,
     ) -> Self:
-        """A record's place in the schedule: its payload names the job; the arguments stay in Postgres."""
+        """Return the request for a record: its payload names the job, and the arguments stay in Postgres."""
         payload = record_envelope(job, limit_keys)
         return cls(queue, str(record_id), payload, max(0, delay_ms), priority, late_ms=late_ms, limit_keys=limit_keys)
 
 
 class EnqueueResult(IntEnum):
-    """What enqueue did."""
+    """The outcome of an enqueue request."""
 
     SCHEDULED = 1
     ALREADY_THERE = 0
@@ -62,31 +63,31 @@ class EnqueueResult(IntEnum):
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
-    """One leased id: only the holder of `token` may renew or finish it. Those that one claim brought have the same."""
+    """One leased id: only the holder of `token` may renew or acknowledge it. All leases of one claim share a token."""
 
     queue: str
     priority: Priority
     id: str
     payload: bytes
     tries: int
-    """How often it was granted, this time included."""
+    """Number of this try, from 1."""
     due: bytes
-    """Its score in Redis: when it was due, ms."""
+    """Its score before the lease: when it was due, ms."""
     token: str
     abort_wanted: bool = False
     limit_keys: tuple[str, ...] = ()
-    """The limit keys of which it holds a slot; they are renewed and released with the lease."""
+    """The limit keys of which it holds a slot; the slots are renewed and released with the lease."""
 
     @property
     def due_ms(self) -> int:
-        """When it was due; a score that is no time is as early as can be."""
+        """When it was due; a score that is not a time reads as the earliest possible one."""
         score = float(self.due)
         return int(score) if 1 <= score < 2**53 else 1
 
     @property
     def try_ended(self) -> int:
-        """The try to write down when another follows; 0 for a record, whose tries are counted in Postgres."""
-        return 0 if self.payload.endswith(RECORD_END) else self.tries
+        """The try to record if another follows; 0 for a record, whose tries are counted in Postgres."""
+        return 0 if self.payload.endswith(RECORD_SUFFIX) else self.tries
 
 
 class Id(msgspec.Struct, frozen=True, gc=False):
@@ -99,24 +100,24 @@ class Id(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought."""
+    """The result of a claim."""
 
     leases: list[Lease]
     missing: list[Id]
-    """Ids whose payload is gone; they have left the queue."""
+    """Ids whose payload is lost; they have left the queue."""
     malformed: list[tuple[Id, str, bytes]]
-    """Ids whose keys hold something foreign, what, and the payload; they have left the queue."""
+    """Ids whose keys hold another type than they should, the reason, and the payload; they have left the queue."""
     wait_s: float | None
-    """When to ask again; None: nothing is scheduled."""
+    """Seconds until the next id falls due; None: nothing is scheduled."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """A claim: what claim.lua is given, and how its answer reads."""
+    """A claim: the arguments of claim.lua, and how its reply is read."""
 
     queue: str
     order: tuple[Priority, ...]
-    room: int
+    capacity: int
     lease_s: float
     token: str
 
@@ -126,29 +127,29 @@ class ClaimRequest:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return self.room, int(self.lease_s * 1000), self.token, SCAN_LIMIT
+        return self.capacity, int(self.lease_s * 1000), self.token, SCAN_LIMIT
 
-    def read(self, answer: tuple[list[Any], list[Any], list[Any], int]) -> Claim:
-        claimed, missing, malformed, wait_ms = answer
+    def read(self, reply: tuple[list[Any], list[Any], list[Any], int]) -> Claim:
+        leases, missing, malformed, wait_ms = reply
         queue, order, token = self.queue, self.order, self.token
         return Claim(
             leases=[
-                Lease(queue, order[int(place) - 1], text_of(id_), payload, abs(tries), due, token, tries < 0)
-                for place, id_, payload, tries, due in zip(*[iter(claimed)] * 5, strict=True)
+                Lease(queue, order[int(lane) - 1], text_of(id_), payload, abs(tries), due, token, tries < 0)
+                for lane, id_, payload, tries, due in zip(*[iter(leases)] * 5, strict=True)
             ],
             missing=[
-                Id(queue, order[int(place) - 1], text_of(id_)) for place, id_ in zip(*[iter(missing)] * 2, strict=True)
+                Id(queue, order[int(lane) - 1], text_of(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)
             ],
             malformed=[
-                (Id(queue, order[int(place) - 1], text_of(id_)), text_of(what), payload)
-                for place, id_, what, payload in zip(*[iter(malformed)] * 4, strict=True)
+                (Id(queue, order[int(lane) - 1], text_of(id_)), text_of(reason), payload)
+                for lane, id_, reason, payload in zip(*[iter(malformed)] * 4, strict=True)
             ],
             wait_s=None if wait_ms < 0 else wait_ms / 1000,
         )
 
 
 class Renewal(IntEnum):
-    """What became of a lease."""
+    """The outcome of a renewal."""
 
     RENEWED = 1
     ABORT_WANTED = 2
@@ -157,7 +158,7 @@ class Renewal(IntEnum):
 
 
 class Disposition(IntEnum):
-    """How a lease is given back."""
+    """How a lease is acknowledged; ack.lua describes each."""
 
     DONE = 0
     RETRY = 1
@@ -167,22 +168,23 @@ class Disposition(IntEnum):
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
-    """One lease given back; see ack.lua for what `number` and `text` are to each action."""
+    """The acknowledgement of one lease; ack.lua says what `time_ms` and `text` mean for each disposition."""
 
     lease: Lease
-    action: Disposition
-    number: int = 0
+    disposition: Disposition
+    time_ms: int = 0
     text: bytes = b""
     keep_ms: int = 0
+    """For DONE: how long the lease stays, ms; 0: it is deleted."""
 
     @classmethod
     def release(cls, lease: Lease) -> Self:
-        """Back to where it stood in the queue."""
+        """Return the acknowledgement that restores the id's position in the queue and does not count the try."""
         return cls(lease, Disposition.RELEASE, lease.due_ms)
 
 
 class AckResult(IntEnum):
-    """What finish did."""
+    """The outcome of an acknowledgement."""
 
     APPLIED = 1
     FENCED = 0
@@ -190,7 +192,7 @@ class AckResult(IntEnum):
 
 
 class Aborted(IntEnum):
-    """What abort did."""
+    """The outcome of an abort."""
 
     CANCELLED = 2
     TOLD = 1
@@ -213,13 +215,14 @@ class QueueStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What Redis holds of one job."""
+class JobKeys:
+    """What the keys of one job in Redis hold."""
 
     payload: bytes | None
     result: bytes | None
     leased: bool
     tries: int
+    """Number of the current or last try; 0: none has begun."""
     abort_wanted: bool
 
 
@@ -229,12 +232,15 @@ def pack(batch: object) -> bytes:
 
 
 def packed_id(id_: str) -> str | msgspec.Raw:
-    """An id as it stands in Redis; one that a foreign client wrote need not be text."""
+    """Return an id by its bytes in Redis; one that another client wrote need not be UTF-8."""
     return id_ if id_.isascii() else packed_bytes(id_.encode(errors="surrogateescape"))
 
 
 def packed_bytes(value: bytes) -> msgspec.Raw:
-    """Bytes as msgpack's older text, of which Redis's cmsgpack makes a Lua string; it does not know binary."""
+    """Return bytes as msgpack's older text type, which Redis's cmsgpack reads as a Lua string.
+
+    cmsgpack does not know the binary type.
+    """
     size = len(value)
     if size < 32:
         head = bytes((0xA0 | size,))
@@ -248,5 +254,5 @@ def packed_bytes(value: bytes) -> msgspec.Raw:
 
 
 def text_of(value: bytes) -> str:
-    """Return an id or a name as text; bytes that are no UTF-8 survive the way back."""
+    """Return an id or a name as text; bytes that are not UTF-8 survive the way back."""
     return value.decode("utf-8", "surrogateescape")

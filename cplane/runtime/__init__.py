@@ -1,1 +1,1 @@
-"""What the program itself needs to run well: batching, cancellation, garbage collection, ids. Knows nothing of jobs."""
+"""Runtime support of the process: batching, cancellation, garbage collection, ids. Knows nothing of jobs."""

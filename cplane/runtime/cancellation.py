@@ -1,21 +1,23 @@
-"""Waiting for tasks, and ending them for certain."""
+"""Cancellation that is certain: end tasks, and wait for the first of several."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-AGAIN_S = 0.2
+RETRY_INTERVAL_S = 0.2
+"""Seconds until a task that has not ended is cancelled again."""
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S) -> None:
-    """Cancel tasks and wait until they have ended; their errors are not raised.
+async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = RETRY_INTERVAL_S) -> None:
+    """Cancel tasks and wait until all of them have ended; their errors are not raised.
+
+    A task is cancelled again until it ends: before Python 3.12, `asyncio.wait_for`, which drivers use while they
+    connect, loses a cancellation that arrives as it completes (python/cpython#86296).
 
     Args:
-        tasks: what is to end; tasks that clean up for long need a long `again_s`, or they are interrupted at it.
-        again_s: seconds until a task that has not ended is cancelled again.
-
-    A task is cancelled again until it ends: before Python 3.12 `asyncio.wait_for`, which drivers use while they connect, loses a
-    cancellation that comes as it is done (python/cpython#86296).
+        tasks: the tasks to end; those that are done already are ignored.
+        again_s: seconds until a task that has not ended is cancelled again. Tasks with a long cleanup need a long
+            interval, or the second cancellation interrupts the cleanup.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:
@@ -25,7 +27,14 @@ async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S) -> N
 
 
 async def first(*waiting: Coroutine[Any, Any, object]) -> None:
-    """Wait for the first of several; the others are cancelled, and an error of any that has ended is raised."""
+    """Wait for the first of several coroutines to complete, and cancel the others.
+
+    Args:
+        *waiting: the coroutines, started concurrently.
+
+    Raises:
+        Exception: an error of any coroutine that ended.
+    """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Time-ordered ids (UUIDv7, RFC 9562): the standard library's where it has them, uuid_utils before."""
+"""Time-ordered ids (UUIDv7, RFC 9562): from the standard library since Python 3.14, from uuid_utils before."""
 
 import sys
 from uuid import UUID
@@ -10,5 +10,5 @@ else:
 
 
 def new_id() -> UUID:
-    """A new id; ids made later sort later."""
+    """Return a new id; ids made later sort later."""
     return uuid7()

@@ -42,7 +42,7 @@ async def test_a_wrong_setting_is_named_without_its_value(cplane: "Cplane", addr
 async def test_postgres_that_does_not_answer(cplane: "Cplane", addresses: dict[str, str], tmp_path: Path) -> None:
     addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:secret@/d?host={tmp_path}"
     ended = await cplane("jobs", "list", **addresses)
-    assert_one_sentence(ended, "Postgres did not answer", "CPLANE_DATABASE_URL")
+    assert_one_sentence(ended, "Postgres did not respond", "CPLANE_DATABASE_URL")
     assert "secret" not in ended.stderr
 
 

@@ -1,4 +1,4 @@
-"""What a URL's host is, what limits mean together, and which are refused."""
+"""The host of a URL, how limits of jobs and settings combine, and which limits are refused."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_the_host_of_a_url(url: str, host: str | None) -> None:
     assert host_of(url) == host
 
 
-def test_what_a_job_does_not_say_the_settings_say() -> None:
+def test_limits_that_a_job_does_not_set_come_from_the_settings() -> None:
     defaults = PerHost(concurrency=4, rate=2.0)
     assert limits(None, None) is None
     assert limits(None, defaults) == defaults
@@ -47,16 +47,16 @@ async def of_address(address: str, number: int, others: list[str] | None = None)
     return
 
 
-def test_the_host_is_read_from_the_argument_that_is_named() -> None:
-    visit = job(name="politeness_of", per_host=PerHost(concurrency=1, of="address"))(of_address)
+def test_the_host_is_read_from_the_named_argument() -> None:
+    visit = job(name="per_host_of", per_host=PerHost(concurrency=1, of="address"))(of_address)
     assert visit.host(visit.encode(("https://A.test/x", 1), {}), None) == "a.test"
     assert visit.host(visit.encode(("no url", 1), {}), None) is None
-    listed = job(name="politeness_list", per_host=PerHost(concurrency=1, of="others"))(of_address)
+    listed = job(name="per_host_list", per_host=PerHost(concurrency=1, of="others"))(of_address)
     assert listed.host(listed.encode(("x", 1, ["https://a.test"]), {}), None) is None
     assert listed.host(listed.encode(("x", 1), {}), None) is None
 
 
-def test_settings_limit_jobs_with_a_url_and_no_others() -> None:
+def test_limits_of_the_settings_apply_only_to_jobs_with_a_url() -> None:
     async def fetch(url: str) -> None:
         return
 
@@ -64,8 +64,8 @@ def test_settings_limit_jobs_with_a_url_and_no_others() -> None:
         return
 
     defaults = PerHost(concurrency=1)
-    fetches, counts = job(name="politeness_fetch")(fetch), job(name="politeness_count")(count)
-    free = job(name="politeness_free", per_host=False)(fetch)
+    fetches, counts = job(name="per_host_fetch")(fetch), job(name="per_host_count")(count)
+    free = job(name="per_host_free", per_host=False)(fetch)
     assert fetches.host(fetches.encode(("http://a.test",), {}), defaults) == "a.test"
     assert fetches.host(fetches.encode(("http://a.test",), {}), None) is None
     assert free.host(free.encode(("http://a.test",), {}), defaults) is None
@@ -82,21 +82,21 @@ def test_settings_limit_jobs_with_a_url_and_no_others() -> None:
         ({"rate": "fast", "of": "address"}, "rate must be"),
         ({"burst": 0, "of": "address"}, "burst must be 1"),
         ({"of": ""}, "of must be the name of an argument"),
-        ({"speed": 1}, "per_host has no speed; it takes concurrency, rate, burst, of"),
-        (2, "per_host is a PerHost, a dict"),
-        (True, "per_host is a PerHost, a dict"),
+        ({"speed": 1}, "per_host has no speed; known arguments: concurrency, rate, burst, of"),
+        (2, "per_host is a PerHost, a mapping"),
+        (True, "per_host is a PerHost, a mapping"),
         ({"concurrency": 1}, "per_host reads 'url', which is not an argument of the job"),
     ],
 )
-def test_limits_that_cannot_be_are_refused_at_import_in_one_sentence(per_host: object, reason: str) -> None:
+def test_impossible_limits_of_a_job_are_refused_at_import_in_one_sentence(per_host: object, reason: str) -> None:
     with pytest.raises(InvalidJob, match=reason) as error:
-        job(name="politeness_bad", per_host=per_host)(of_address)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownMemberType]
-    assert "politeness_bad" in str(error.value)
+        job(name="per_host_bad", per_host=per_host)(of_address)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownMemberType]
+    assert "per_host_bad" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("variable", ["per_host_rate", "per_host_concurrency"])
 @pytest.mark.parametrize("value", [-1, 1e-9, "x", 1e9])
-def test_settings_that_cannot_be_are_refused(variable: str, value: object) -> None:
+def test_impossible_limits_in_the_settings_are_refused(variable: str, value: object) -> None:
     with pytest.raises(InvalidSettings, match=f"CPLANE_{variable.upper()}"):
         load_settings(database_url="postgresql://h/d", redis_url="redis://h", **{variable: value})

@@ -1,4 +1,4 @@
-"""When a failed job runs again, and after how long."""
+"""Whether a failed job runs again, and after which delay."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from cplane.jobs.retry import RetryPolicy
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"retries": -1}, "retries must be 0 to 1000, not -1"),
         ({"retries": 1001}, "retries must be 0 to 1000, not 1001"),
@@ -27,18 +27,18 @@ from cplane.jobs.retry import RetryPolicy
         ({"jitter": 1.1}, "jitter must be 0 to 1, not 1.1"),
     ],
 )
-def test_a_policy_that_cannot_work_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_value_out_of_range_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         RetryPolicy(**fields)
 
 
-def test_delays_grow_by_the_factor_up_to_the_longest() -> None:
+def test_delays_grow_by_the_factor_up_to_the_maximum() -> None:
     policy = RetryPolicy(backoff_s=2, factor=3, max_backoff_s=50, jitter=0)
     assert [policy.delay_s(failures) for failures in (1, 2, 3, 4, 1000)] == [2, 6, 18, 50, 50]
     assert RetryPolicy(backoff_s=0, jitter=0).delay_s(1) == 0
 
 
-def test_jitter_takes_off_at_most_its_share_and_spreads() -> None:
+def test_jitter_takes_off_at_most_its_share_and_spreads_the_delays() -> None:
     policy = RetryPolicy(backoff_s=100, jitter=0.25)
     delays = [policy.delay_s(1) for _ in range(200)]
     assert all(75 <= delay <= 100 for delay in delays)
@@ -63,13 +63,13 @@ def test_every_policy_has_a_delay_within_its_bounds(  # noqa: PLR0917
     assert 0 <= policy.delay_s(failures) <= max_backoff_s
 
 
-def test_a_job_runs_again_as_often_as_it_may() -> None:
+def test_a_job_runs_again_up_to_its_number_of_retries() -> None:
     policy = RetryPolicy(retries=2)
     assert [policy.allows(ValueError(), failures) for failures in (1, 2, 3)] == [True, True, False]
     assert not RetryPolicy(retries=0).allows(ValueError(), 1)
 
 
-def test_only_errors_that_are_named_are_retried_and_never_wins() -> None:
+def test_only_listed_error_types_are_retried_and_never_overrides_on() -> None:
     policy = RetryPolicy(on=(OSError,), never=(FileNotFoundError,))
     assert policy.allows(ConnectionResetError(), 1)
     assert not policy.allows(ValueError(), 1)

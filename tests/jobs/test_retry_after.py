@@ -1,4 +1,4 @@
-"""How long a server asks to be left alone: seconds, dates, and what is neither."""
+"""The header Retry-After: seconds, dates, and invalid values."""
 
 from datetime import UTC, datetime
 
@@ -31,12 +31,12 @@ NOW = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
         ("\0", None),
     ],
 )
-def test_the_header_is_seconds_or_a_date_and_an_hour_at_most(header: str, wait_s: float | None) -> None:
+def test_the_header_is_seconds_or_a_date_and_at_most_an_hour(header: str, wait_s: float | None) -> None:
     assert parse(header, NOW) == wait_s
 
 
 @pytest.mark.parametrize(("status", "header"), [(200, "5"), (500, "5"), (429, None), (503, "soon")])
-def test_other_answers_are_answers(status: int, header: str | None) -> None:
+def test_other_responses_raise_nothing(status: int, header: str | None) -> None:
     token = respected.set(True)
     try:
         check(status, header, "http://a.test/")
@@ -44,12 +44,12 @@ def test_other_answers_are_answers(status: int, header: str | None) -> None:
         respected.reset(token)
 
 
-def test_a_server_that_has_had_enough_is_an_error_only_where_it_is_respected() -> None:
+def test_a_response_with_retry_after_is_an_error_only_where_the_header_is_respected() -> None:
     check(429, "5", "http://a.test/")
     token = respected.set(True)
     try:
         with pytest.raises(
-            TooManyRequests, match=r"http://a.test/ answered with HTTP status 429 and Retry-After: 5 s"
+            TooManyRequests, match=r"http://a.test/ returned HTTP status 429 and Retry-After: 5 s"
         ) as error:
             check(429, "5", "http://a.test/")
     finally:

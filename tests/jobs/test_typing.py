@@ -1,4 +1,4 @@
-"""Both type checkers know what jobs take and return: the files below `typing` have an error on each marked line, and on no other."""
+"""Type checkers know the arguments and results of jobs: files in `typing` have errors on the marked lines only."""
 
 import json
 import re
@@ -18,7 +18,7 @@ Line = tuple[str, int]
 
 
 def marked() -> set[Line]:
-    """The lines that must be errors."""
+    """Return the lines that must be errors."""
     return {
         (file.name, number)
         for file in FILES
@@ -34,10 +34,10 @@ def run(*command: str) -> str:
 
 
 def assert_same(found: Iterable[tuple[Line, str]]) -> None:
-    """Errors on the marked lines, each at least once, and nowhere else."""
+    """Assert that every marked line has an error, and no other line has one."""
     messages = dict(found)
-    surprising = {line: message for line, message in messages.items() if line not in marked()}
-    assert not surprising
+    unexpected = {line: message for line, message in messages.items() if line not in marked()}
+    assert not unexpected
     accepted = sorted(marked() - messages.keys())
     assert not accepted, "marked as errors, but accepted"
 
@@ -52,17 +52,17 @@ ignore_missing_imports = True
 """
 
 
-def test_the_files_mark_errors() -> None:
+def test_every_file_marks_errors() -> None:
     assert len(marked()) > 50
     assert {name for name, _ in marked()} == {file.name for file in FILES}
 
 
-def test_mypy_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
-    config = tmp_path / "mypy.ini"  # the project's own leaves these files out
+def test_mypy_rejects_only_the_marked_lines(tmp_path: Path) -> None:
+    config = tmp_path / "mypy.ini"  # the project's own configuration excludes these files
     config.write_text(CONFIG)
     options = ["--strict", "--output", "json", "--config-file", str(config), "--cache-dir", str(CACHE)]
-    answer = run("mypy", *options, *map(str, FILES))
-    errors: list[dict[str, Any]] = [json.loads(line) for line in answer.splitlines() if line.startswith("{")]
+    output = run("mypy", *options, *map(str, FILES))
+    errors: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert_same(
         ((Path(error["file"]).name, error["line"]), error["message"])
         for error in errors
@@ -70,15 +70,15 @@ def test_mypy_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
     )
 
 
-def test_pyright_rejects_the_marked_lines_and_no_other(tmp_path: Path) -> None:
+def test_pyright_rejects_only_the_marked_lines(tmp_path: Path) -> None:
     for file in FILES:
         shutil.copy(file, tmp_path)
     config = {"extraPaths": [str(ROOT)], "pythonVersion": "3.11", "typeCheckingMode": "strict"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
-    answer = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable, "--project", str(tmp_path)))
-    assert answer["summary"]["filesAnalyzed"] == len(FILES)
+    report = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable, "--project", str(tmp_path)))
+    assert report["summary"]["filesAnalyzed"] == len(FILES)
     assert_same(
         ((Path(error["file"]).name, error["range"]["start"]["line"] + 1), error["message"])
-        for error in answer["generalDiagnostics"]
+        for error in report["generalDiagnostics"]
         if error["severity"] == "error"
     )

@@ -190,7 +190,7 @@ async def test_a_result_is_pushed_to_who_waits_for_it(
         waiting = asyncio.create_task(handle.result(DEADLINE_S))
         await gate.entered.wait()
         assert await handle.state() is State.RUNNING
-        while not await raw(plane).exists("cplane:events:listening"):
+        while not await raw(plane).exists("cplane:events:subscribed"):
             await asyncio.sleep(0.005)
         gate.open.set()
         assert await waiting == "through"
@@ -481,7 +481,7 @@ async def test_arguments_are_checked_when_submitted_and_when_run(settings: Cplan
 async def test_a_redis_that_is_away_is_told_at_once(settings: CplaneSettings) -> None:
     away = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
     async with ControlPlane(away):
-        with pytest.raises(QueueUnavailable, match="Redis did not answer while scheduling jobs"):
+        with pytest.raises(QueueUnavailable, match="Redis did not respond while scheduling jobs"):
             await transient_add.submit(1)
         with pytest.raises(QueueUnavailable):
             await transient_add.submit_many([{"x": 1}])
@@ -544,7 +544,7 @@ async def test_without_postgres_nothing_is_said_of_records_and_unknown_ids(
         recorded = await seeing.create_job("transient_recorded", {})
     for job_id in (recorded.id, new_id()):
         for call in (blind.job(job_id), blind.wait(job_id, DEADLINE_S), blind.cancel(job_id)):
-            with pytest.raises(DatabaseUnavailable, match="Postgres did not answer"):
+            with pytest.raises(DatabaseUnavailable, match="Postgres did not respond"):
                 await call
     assert await blind.queue.depth("default") == 1
 
@@ -561,7 +561,7 @@ async def test_without_postgres_a_lost_event_is_made_good(blind: ControlPlane, m
     monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 0.05)
     handle = await transient_add.submit(1)
     waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
-    while not await raw(blind).exists("cplane:events:listening"):
+    while not await raw(blind).exists("cplane:events:subscribed"):
         await asyncio.sleep(0.005)
     kept = KeptResult(1, "transient_add", (), {"x": 1}, 1, True, 3, 1, 1, "arq:queue", str(handle.id))
     await blind.queue.abort("default", str(handle.id), encode(kept), 60)  # it has ended, and nobody was told

@@ -1,4 +1,4 @@
-"""The connection to Postgres: what an address may look like, and what becomes of its errors."""
+"""The connection to Postgres: the accepted addresses, sessions, and how errors are translated."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from cplane.postgres.store import Store
 from cplane.postgres.transaction import JobTransaction
 
 LIMIT_S = 6.0
-"""Within which every door answers."""
+"""The time within which every public call must return or raise."""
 
 
 @pytest_asyncio.fixture
@@ -39,16 +39,16 @@ async def run(database: Database, statement: str) -> list[Any]:
 
 
 async def unavailable(call: Awaitable[object]) -> str:
-    """The whole report of an outage, which must come in time."""
+    """Return the formatted traceback of an outage, which must be raised in time."""
     began = time.monotonic()
-    with pytest.raises(DatabaseUnavailable, match="Postgres did not answer") as caught:
+    with pytest.raises(DatabaseUnavailable, match="Postgres did not respond") as caught:
         await call
     assert time.monotonic() - began < LIMIT_S
     assert "CPLANE_DATABASE_URL" in str(caught.value.hint)
     return "".join(traceback.format_exception(caught.value))
 
 
-# the address
+# addresses
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ async def unavailable(call: Awaitable[object]) -> str:
         ("postgresql:///d?host=%2Frun%2Fpg&port=5433", {"database": "d", "query": {"host": "/run/pg", "port": "5433"}}),
     ],
 )  # fmt: skip
-def test_an_address_is_read_as_libpq_would(url: str, expected: dict[str, object]) -> None:
+def test_an_address_is_parsed_as_libpq_does(url: str, expected: dict[str, object]) -> None:
     read = engine_url(SecretStr(url))
     assert read.drivername == "postgresql+asyncpg"
     found = {name: dict(read.query) if name == "query" else getattr(read, name) for name in expected}
@@ -73,15 +73,15 @@ def test_an_address_is_read_as_libpq_would(url: str, expected: dict[str, object]
 @pytest.mark.parametrize(
     "url", ["postgresql://u:hunter2@h:port/d", "postgresql//u:hunter2@h", "postgresql://u:x@h:hunter2/d"]
 )
-async def test_an_address_that_cannot_be_read_is_a_sentence_without_its_secret(url: str) -> None:
-    with pytest.raises(InvalidSettings, match=r"CPLANE_DATABASE_URL cannot be read .*percent-encoded") as caught:
+async def test_an_invalid_address_raises_one_sentence_without_the_password(url: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"CPLANE_DATABASE_URL cannot be parsed .*percent-encoded") as caught:
         await Database(SecretStr(url)).__aenter__()
     assert (
         "hunter2" not in "".join(traceback.format_exception(caught.value, chain=True)).partition("InvalidSettings")[2]
     )
 
 
-async def test_a_database_is_used_inside_its_context(database_url: str) -> None:
+async def test_a_database_can_be_used_only_inside_its_context(database_url: str) -> None:
     database = Database(SecretStr(database_url))
     with pytest.raises(RuntimeError, match="use `async with Database"):
         _ = database.engine
@@ -92,18 +92,18 @@ async def test_a_database_is_used_inside_its_context(database_url: str) -> None:
         _ = database.engine
 
 
-async def test_a_statement_that_outlives_the_context_closes_its_connection(database_url: str) -> None:
-    sleeping = Statement("SELECT pg_sleep(0.3), 'waited' AS answer")
-    async with Database(SecretStr(database_url)) as leaving:
-        await leaving.fetch(Statement("SELECT 1"), {})
-        late = asyncio.create_task(leaving.fetch(sleeping, {}), name="late")
+async def test_a_statement_in_flight_at_the_end_of_the_context_closes_its_connection(database_url: str) -> None:
+    sleeping = Statement("SELECT pg_sleep(0.3), 'waited' AS result")
+    async with Database(SecretStr(database_url)) as closing:
+        await closing.fetch(Statement("SELECT 1"), {})
+        late = asyncio.create_task(closing.fetch(sleeping, {}), name="late")
         async with Database(SecretStr(database_url)) as other:
             asleep = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
             )
             while await run(other, asleep) != [1]:
                 pass
-    assert (await late)[0]["answer"] == "waited"
+    assert (await late)[0]["result"] == "waited"
     async with Database(SecretStr(database_url)) as other, asyncio.timeout(LIMIT_S):
         left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
         while await run(other, left) != [1]:
@@ -113,7 +113,7 @@ async def test_a_statement_that_outlives_the_context_closes_its_connection(datab
 # sessions
 
 
-async def test_a_session_commits_at_the_end_and_rolls_back_when_its_block_raises(database: Database) -> None:
+async def test_a_session_commits_at_the_end_and_rolls_back_if_its_block_raises(database: Database) -> None:
     await run(database, "CREATE TABLE notes (n int)")
 
     async def note(n: int, error: Exception | None) -> None:
@@ -126,11 +126,11 @@ async def test_a_session_commits_at_the_end_and_rolls_back_when_its_block_raises
     for error in (ValueError("mine"), CplaneError("ours")):
         with pytest.raises(type(error)) as caught:
             await note(2, error)
-        assert caught.value is error, "an error of the block passes as it is"
+        assert caught.value is error, "an error of the block passes unchanged"
     assert await run(database, "SELECT n FROM notes") == [1]
 
 
-async def test_an_error_of_the_statement_itself_is_no_outage(database: Database) -> None:
+async def test_an_error_of_the_statement_itself_is_not_an_outage(database: Database) -> None:
     with pytest.raises(exc.ProgrammingError, match="syntax error"):
         await run(database, "SELEKT 1")
     with pytest.raises(exc.DBAPIError, match="division by zero"):
@@ -143,7 +143,7 @@ async def test_an_error_of_the_statement_itself_is_no_outage(database: Database)
     "change",
     ["DROP SCHEMA cplane CASCADE", "DROP TABLE cplane.jobs CASCADE", "ALTER TABLE cplane.jobs DROP COLUMN failures"],
 )
-async def test_tables_of_another_version_are_told_with_what_to_do(database: Database, change: str) -> None:
+async def test_tables_of_another_version_raise_schema_mismatch_with_a_hint(database: Database, change: str) -> None:
     await run(database, change)
 
     async def read(session: AsyncSession) -> None:
@@ -157,7 +157,7 @@ async def test_tables_of_another_version_are_told_with_what_to_do(database: Data
 # outages
 
 
-async def test_a_server_that_is_not_there_is_told_at_once_and_without_the_password(tmp_path: Path) -> None:
+async def test_an_unreachable_server_raises_immediately_and_without_the_password(tmp_path: Path) -> None:
     for address in ("u:hunter2@127.0.0.1:1/d", f"u:hunter2@/d?host={tmp_path}"):
         async with Database(SecretStr(f"postgresql://{address}")) as database:
             report = await unavailable(run(database, "SELECT 1"))
@@ -166,14 +166,14 @@ async def test_a_server_that_is_not_there_is_told_at_once_and_without_the_passwo
                 assert "hunter2" not in shown
 
 
-async def test_a_database_or_a_role_that_is_not_there_is_told(database_url: str) -> None:
+async def test_a_missing_database_or_role_is_an_outage(database_url: str) -> None:
     url = engine_url(SecretStr(database_url)).set(drivername="postgresql")
     for changed in (url.set(database="nowhere"), url.set(username="nobody", password="hunter2")):
         async with Database(SecretStr(changed.render_as_string(hide_password=False))) as database:
             assert "hunter2" not in await unavailable(run(database, "SELECT 1"))
 
 
-async def test_a_server_that_never_answers_is_given_up_in_time() -> None:
+async def test_a_server_that_never_responds_raises_in_time() -> None:
     held: list[asyncio.StreamWriter] = []
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -188,19 +188,19 @@ async def test_a_server_that_never_answers_is_given_up_in_time() -> None:
             writer.close()
 
 
-async def test_a_statement_that_takes_too_long_is_given_up_in_time(database: Database) -> None:
+async def test_a_statement_that_takes_too_long_raises_in_time(database: Database) -> None:
     await unavailable(run(database, "SELECT pg_sleep(60)"))
     assert await run(database, "SELECT 1") == [1]
 
 
-async def test_a_pool_without_a_free_connection_is_given_up_in_time(database_url: str) -> None:
+async def test_a_pool_without_a_free_connection_raises_in_time(database_url: str) -> None:
     async with Database(SecretStr(database_url), pool_size=1) as database, database.session() as session:
         await session.connection()
         await unavailable(run(database, "SELECT 1"))
 
 
-def test_a_connection_that_ends_under_a_statement_is_an_outage() -> None:
-    """asyncpg meets it in a state of its own: "cannot switch to state 11; another operation (2) is in progress"."""
+def test_a_connection_that_is_lost_during_a_statement_is_an_outage() -> None:
+    """asyncpg raises an error of its own state: "cannot switch to state 11; another operation (2) is in progress"."""
     original = asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
     assert is_outage(original)
     wrapped = Exception(str(original))
@@ -208,30 +208,30 @@ def test_a_connection_that_ends_under_a_statement_is_an_outage() -> None:
     assert is_outage(exc.InternalError("INSERT", {}, wrapped))
 
 
-async def test_a_connection_that_the_server_ends_is_an_outage_and_the_next_one_works(database: Database) -> None:
-    ended = "SELECT pg_terminate_backend(pg_backend_pid())"
-    await unavailable(run(database, ended))
+async def test_a_connection_that_the_server_closes_is_an_outage_and_the_next_one_works(database: Database) -> None:
+    terminate = "SELECT pg_terminate_backend(pg_backend_pid())"
+    await unavailable(run(database, terminate))
     assert await run(database, "SELECT 1") == [1]
 
 
-async def test_a_connection_that_ends_under_a_jobs_transaction_is_an_outage(database: Database) -> None:
+async def test_a_connection_that_is_lost_during_a_jobs_transaction_is_an_outage(database: Database) -> None:
     async def write() -> None:
         async with JobTransaction(Store(database)).block() as session:
             await (await session.connection()).execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
-    with pytest.raises(DatabaseUnavailable, match="went away under the job's transaction"):
+    with pytest.raises(DatabaseUnavailable, match="lost during the job's transaction"):
         await write()
 
 
-async def test_a_server_that_is_away_when_a_job_asks_for_its_transaction_is_an_outage(tmp_path: Path) -> None:
-    async def ask() -> None:
+async def test_a_server_that_is_unavailable_when_a_job_begins_its_transaction_is_an_outage(tmp_path: Path) -> None:
+    async def begin() -> None:
         async with (
             Database(SecretStr(f"postgresql://u@/d?host={tmp_path}")) as database,
             JobTransaction(Store(database)).block() as session,
         ):
             await session.connection()
 
-    await unavailable(ask())
+    await unavailable(begin())
 
 
 @pytest.mark.parametrize("state", ["57P01", "53300", "57P03", "25006", "08006"])

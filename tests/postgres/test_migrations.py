@@ -1,4 +1,4 @@
-"""The tables' history on real Postgres: from nothing to this version, and what is said when they do not fit."""
+"""Migrations on real Postgres: from nothing to this version, and the errors if tables and version do not match."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,12 +43,12 @@ async def run(database: Database, statement: str) -> list[tuple[object, ...]]:
 
 @pytest_asyncio.fixture
 async def empty(database: Database) -> Database:
-    """A database in which there never was anything of ours."""
+    """A database in which cplane was never installed."""
     await run(database, "DROP SCHEMA cplane CASCADE")
     return database
 
 
-async def test_an_upgrade_makes_the_tables_once_and_leaves_other_schemas_alone(
+async def test_an_upgrade_creates_the_tables_once_and_does_not_touch_other_schemas(
     empty: Database, database_url: str
 ) -> None:
     await run(empty, "CREATE TABLE public.jobs (mine int)")
@@ -62,13 +62,13 @@ async def test_an_upgrade_makes_the_tables_once_and_leaves_other_schemas_alone(
     assert tables == [("jobs",)]
 
 
-async def test_upgrades_at_once_wait_for_each_other(empty: Database, database_url: str) -> None:
-    answers = await asyncio.gather(*(upgrade(database_url) for _ in range(3)))
-    assert sorted(answers, key=str) == [(head(), head()), (head(), head()), (None, head())]
+async def test_concurrent_upgrades_wait_for_each_other(empty: Database, database_url: str) -> None:
+    results = await asyncio.gather(*(upgrade(database_url) for _ in range(3)))
+    assert sorted(results, key=str) == [(head(), head()), (head(), head()), (None, head())]
     await check(empty)
 
 
-async def test_an_upgrade_waits_longer_for_another_than_a_statement_may_take(
+async def test_an_upgrade_waits_for_another_beyond_the_deadline_of_a_statement(
     database: Database, database_url: str
 ) -> None:
     async with database.session() as session:
@@ -79,7 +79,9 @@ async def test_an_upgrade_waits_longer_for_another_than_a_statement_may_take(
     assert await waiting == (head(), head())
 
 
-async def test_tables_newer_than_this_version_are_refused_and_left_alone(database: Database, database_url: str) -> None:
+async def test_tables_newer_than_this_version_are_rejected_and_not_changed(
+    database: Database, database_url: str
+) -> None:
     await run(database, "UPDATE cplane.alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaMismatch, match=r"at revision 9999, which this cplane does not know .*upgrade cplane"):
         await upgrade(database_url)
@@ -89,7 +91,7 @@ async def test_tables_newer_than_this_version_are_refused_and_left_alone(databas
     assert caught.value.hint
 
 
-async def test_missing_tables_are_told_with_what_to_do(empty: Database) -> None:
+async def test_missing_tables_raise_schema_mismatch_with_a_hint(empty: Database) -> None:
     with pytest.raises(SchemaMismatch, match=r"has no cplane tables yet .*run `cplane db upgrade`"):
         await check(empty)
     await run(empty, "CREATE SCHEMA cplane")
@@ -105,12 +107,12 @@ async def test_a_failed_upgrade_leaves_nothing_behind(empty: Database, database_
     assert tables == [("artifacts",)]
 
 
-async def test_a_postgres_that_is_not_there_is_told() -> None:
+async def test_an_unreachable_postgres_raises() -> None:
     with pytest.raises(DatabaseUnavailable):
         await upgrade("postgresql://127.0.0.1:1/none")
 
 
-async def test_the_revisions_lead_to_exactly_the_tables_of_the_records(database: Database, database_url: str) -> None:
+async def test_the_revisions_lead_to_exactly_the_tables_of_the_models(database: Database, database_url: str) -> None:
     def differences(connection: Connection) -> list[object]:
         def ours(name: str | None, kind: str, parents: object) -> bool:
             return kind != "schema" or name == SCHEMA
@@ -124,7 +126,8 @@ async def test_the_revisions_lead_to_exactly_the_tables_of_the_records(database:
         }
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
-    # alembic takes the schema for the default one if the role has the same name, and then finds foreign keys to differ
+    # if the role has the name of the schema, alembic takes it for the default one, and reports differences of foreign
+    # keys
     elsewhere = {"server_settings": {"search_path": "public"}}
     engine = create_async_engine(engine_url(SecretStr(database_url)), connect_args=elsewhere)
     async with engine.connect() as connection:
@@ -136,6 +139,6 @@ async def test_the_revisions_lead_to_exactly_the_tables_of_the_records(database:
     async with database.session() as session:
         await (await session.connection()).run_sync(metadata.create_all)
     assert await run(database, CATALOG) == migrated, (
-        "checks and conditions of indexes too, which alembic does not compare"
+        "also checks and conditions of indexes, which alembic does not compare"
     )
     assert len(migrated) > 50

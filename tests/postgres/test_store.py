@@ -1,4 +1,4 @@
-"""Every move of a record, with its guard, on real Postgres; then random sequences of moves against a model of the states."""
+"""Every state change of a record on real Postgres, with its guard; then random sequences of changes against a model."""
 
 import asyncio
 import itertools
@@ -23,8 +23,7 @@ from cplane.errors import ArtifactNotFound, IdempotencyConflict, InvalidTransiti
 from cplane.jobs.context import Artifact, Progress
 from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
 from cplane.postgres import statements
-from cplane.postgres.database import MOVES as MOVE_SETTINGS
-from cplane.postgres.database import Database
+from cplane.postgres.database import STATEMENT_SETTINGS, Database
 from cplane.postgres.models import JobRecord
 from cplane.postgres.rows import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Submitted
 from cplane.postgres.store import Store
@@ -32,7 +31,7 @@ from cplane.runtime.ids import new_id
 
 LEASE_S = 30.0
 OVER_S = -1.0
-"""A lease that has ended when it begins."""
+"""The length of a lease that has expired when it begins."""
 
 
 @pytest_asyncio.fixture
@@ -73,14 +72,14 @@ def finish(attempt: Started, state: State = State.SUCCEEDED, **options: Any) -> 
 
 
 async def rows(database: Database, statement: str) -> list[dict[str, Any]]:
-    """What the tables hold, past the store."""
+    """Return what the tables hold, without the store."""
     async with database.session() as session:
         connection = await session.connection()
         return [dict(row) for row in (await connection.execute(text(statement))).mappings()]
 
 
 async def snapshot(database: Database) -> list[dict[str, Any]]:
-    """Everything there is of records and attempts."""
+    """Return every row of records and attempts."""
     return [
         *await rows(database, "SELECT * FROM cplane.jobs ORDER BY id"),
         *await rows(database, "SELECT * FROM cplane.attempts ORDER BY job_id, attempt"),
@@ -90,7 +89,7 @@ async def snapshot(database: Database) -> list[dict[str, Any]]:
 # submit
 
 
-async def test_a_batch_is_recorded_whole_and_answered_in_order(store: Store) -> None:
+async def test_a_batch_is_recorded_whole_and_returned_in_order(store: Store) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     records = [
         new(job="a", args_json='{"x": ["ü", 1.5, null]}'.encode()),
@@ -99,11 +98,11 @@ async def test_a_batch_is_recorded_whole_and_answered_in_order(store: Store) -> 
         new(job="d", delay_s=0.0),
         new(job="e", run_at=tomorrow - timedelta(days=2)),
     ]
-    answers = await store.submit(records)
-    assert [(answer.id, answer.created, answer.state) for answer in answers if isinstance(answer, Submitted)] == [
+    results = await store.submit(records)
+    assert [(result.id, result.created, result.state) for result in results if isinstance(result, Submitted)] == [
         (record.id, True, State.QUEUED) for record in records
     ]
-    delays = [answer.delay_ms for answer in answers if isinstance(answer, Submitted)]
+    delays = [result.delay_ms for result in results if isinstance(result, Submitted)]
     assert delays[0] <= 0
     assert 55_000 < delays[1] <= 60_000
     assert 86_300_000 < delays[2] <= 86_400_000
@@ -119,7 +118,7 @@ async def test_a_batch_is_recorded_whole_and_answered_in_order(store: Store) -> 
     }
 
 
-async def test_a_key_leads_to_its_first_record_and_to_a_conflict_for_another_call(store: Store) -> None:
+async def test_a_key_returns_its_first_record_and_a_conflict_for_another_call(store: Store) -> None:
     first = new(key="k", request_hash=b"1", delay_s=60)
     await store.submit([first])
     again, other, fresh = await store.submit(
@@ -135,7 +134,7 @@ async def test_a_key_leads_to_its_first_record_and_to_a_conflict_for_another_cal
     assert len(await store.find(RecordFilter())) == 2
 
 
-async def test_a_key_repeated_in_one_batch_makes_one_record(store: Store) -> None:
+async def test_a_key_repeated_in_one_batch_creates_one_record(store: Store) -> None:
     batch = [new(key="k", request_hash=b"1"), new(), new(key="k", request_hash=b"1"), new(key="k", request_hash=b"2")]
     first, plain, same, other = await store.submit(batch)
     assert isinstance(first, Submitted)
@@ -146,7 +145,7 @@ async def test_a_key_repeated_in_one_batch_makes_one_record(store: Store) -> Non
     assert isinstance(other, IdempotencyConflict)
 
 
-async def test_a_repeated_key_answers_the_state_its_record_is_in_now(store: Store) -> None:
+async def test_a_repeated_key_returns_the_current_state_of_its_record(store: Store) -> None:
     record = new(key="k", request_hash=b"1")
     await store.submit([record])
     await store.finish([finish(await started(store, record.id))])
@@ -155,23 +154,23 @@ async def test_a_repeated_key_answers_the_state_its_record_is_in_now(store: Stor
     assert (again.id, again.state) == (record.id, State.SUCCEEDED)
 
 
-async def test_submits_of_one_key_at_once_make_one_record_whatever_their_order(store: Store) -> None:
+async def test_concurrent_submissions_of_one_key_create_one_record_in_any_order(store: Store) -> None:
     for turn in range(20):
         keys = [f"{turn}-{number}" for number in range(30)]
         batches = [
             store.submit([new(key=key, request_hash=b"1") for key in ordered])
             for ordered in (keys, keys[::-1], keys, keys[::-1])
         ]
-        answers = await asyncio.gather(*batches)
-        made = [answer for batch in answers for answer in batch if isinstance(answer, Submitted)]
-        assert len(made) == 4 * len(keys), "nobody met a conflict or a deadlock"
-        assert sum(answer.created for answer in made) == len({answer.id for answer in made}) == len(keys)
+        results = await asyncio.gather(*batches)
+        made = [result for batch in results for result in batch if isinstance(result, Submitted)]
+        assert len(made) == 4 * len(keys), "no call hit a conflict or a deadlock"
+        assert sum(result.created for result in made) == len({result.id for result in made}) == len(keys)
 
 
 # start
 
 
-async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: Database) -> None:
+async def test_starting_grants_an_attempt_and_records_it(store: Store, database: Database) -> None:
     record_id = await queued(store, job="add", args_json=b'{"x": 1}')
     (attempt,) = await store.start("worker 7", [record_id], "token", LEASE_S)
     assert attempt == Started(
@@ -185,8 +184,8 @@ async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: D
     )
     record = await store.get(record_id)
     assert (record.state, record.attempt, record.worker, record.lease_token) == (State.RUNNING, 1, "worker 7", "token")
-    (noted,) = await store.attempts(record_id)
-    assert (noted.attempt, noted.worker, noted.cause, noted.state) == (
+    (recorded,) = await store.attempts(record_id)
+    assert (recorded.attempt, recorded.worker, recorded.cause, recorded.state) == (
         1,
         "worker 7",
         Cause.SUBMIT,
@@ -196,7 +195,7 @@ async def test_starting_grants_an_attempt_and_notes_it(store: Store, database: D
     assert LEASE_S - 5 < left["s"] <= LEASE_S
 
 
-async def test_repeating_a_start_changes_nothing_and_answers_the_same(store: Store, database: Database) -> None:
+async def test_repeating_a_start_changes_nothing_and_returns_the_same(store: Store, database: Database) -> None:
     one, two = await queued(store), await queued(store)
     first = await store.start("w", [one, two], "token", LEASE_S)
     before = await snapshot(database)
@@ -205,7 +204,9 @@ async def test_repeating_a_start_changes_nothing_and_answers_the_same(store: Sto
     assert await snapshot(database) == before
 
 
-async def test_what_is_not_due_cancelled_running_or_unknown_is_not_started(store: Store, database: Database) -> None:
+async def test_a_record_that_is_not_due_cancelled_running_or_unknown_is_not_started(
+    store: Store, database: Database
+) -> None:
     later, cancelled = await queued(store, delay_s=60), await queued(store)
     running, done = await started(store), await started(store)
     await store.cancel(cancelled)
@@ -216,28 +217,28 @@ async def test_what_is_not_due_cancelled_running_or_unknown_is_not_started(store
     assert await snapshot(database) == before
 
 
-async def test_starts_of_the_same_records_at_once_give_each_to_one_worker(store: Store) -> None:
+async def test_concurrent_starts_of_the_same_records_give_each_to_one_worker(store: Store) -> None:
     for turn in range(15):
         records = [new() for _ in range(40)]
         await store.submit(records)
         ids = [record.id for record in records]
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(
                 store.start(worker, ordered, f"{worker}{turn}", LEASE_S)
                 for worker, ordered in (("a", ids), ("b", ids[::-1]), ("c", ids), ("d", ids[::-1]))
             )
         )
-        granted = [attempt.id for answer in answers for attempt in answer]
+        granted = [attempt.id for result in results for attempt in result]
         assert sorted(granted) == sorted(ids)
 
 
 @pytest.mark.parametrize("filled", [False, True])
-async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
+async def test_state_changes_find_their_records_by_primary_key_whatever_the_planner_assumes(
     store: Store, database_url: str, *, filled: bool
 ) -> None:
-    """With statistics of an empty table and of a full one: a plan is kept while the table grows from one to the other."""
+    """With statistics of an empty and of a full table: a plan is kept while the table grows from one to the other."""
     connect: Any = asyncpg.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    connection: Any = await connect(database_url, server_settings=MOVE_SETTINGS)
+    connection: Any = await connect(database_url, server_settings=STATEMENT_SETTINGS)
     try:
         if filled:
             await store.submit([new() for _ in range(2000)])
@@ -264,13 +265,13 @@ async def test_moves_find_their_records_by_key_whatever_the_planner_believes(
 # renew
 
 
-async def test_renewing_extends_the_lease_keeps_progress_and_tells_of_a_cancel(store: Store) -> None:
+async def test_renewing_extends_the_lease_keeps_progress_and_reports_a_wanted_cancel(store: Store) -> None:
     one, two = await started(store, lease_s=1), await started(store, lease_s=1)
     await store.cancel(two.id)
     fence = [Renew(id=attempt.id, attempt=1, token="t") for attempt in (one, two)]
     before = await store.get(one.id)
-    answers = await store.renew([dataclass_replace(fence[0], progress=Progress(1, 4, "a\0b")), fence[1]], LEASE_S)
-    assert answers == {(one.id, 1): False, (two.id, 1): True}
+    results = await store.renew([dataclass_replace(fence[0], progress=Progress(1, 4, "a\0b")), fence[1]], LEASE_S)
+    assert results == {(one.id, 1): False, (two.id, 1): True}
     after = await store.get(one.id)
     assert before.lease_until is not None
     assert after.lease_until is not None
@@ -285,7 +286,9 @@ async def test_renewing_extends_the_lease_keeps_progress_and_tells_of_a_cancel(s
     assert (moved.progress_done, moved.progress_total, moved.progress_note) == (2, None, "")
 
 
-async def test_who_does_not_own_the_attempt_renews_and_finishes_nothing(store: Store, database: Database) -> None:
+async def test_a_worker_that_does_not_own_the_attempt_renews_and_finishes_nothing(
+    store: Store, database: Database
+) -> None:
     mine, waiting, done = await started(store), await queued(store), await started(store)
     await store.finish([finish(done)])
     before = await snapshot(database)
@@ -331,7 +334,7 @@ async def test_a_stale_attempt_in_the_same_batch_as_its_successor_changes_nothin
 
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED])
-async def test_finishing_records_the_outcome_once_and_answers_the_same_when_repeated(
+async def test_finishing_records_the_outcome_once_and_returns_the_same_when_repeated(
     store: Store, database: Database, state: State
 ) -> None:
     attempt = await started(store)
@@ -357,10 +360,10 @@ async def test_finishing_records_the_outcome_once_and_answers_the_same_when_repe
     assert record.lease_until is None
     assert (record.finished_at is not None) == state.final
     assert record.cause is (Cause.SUBMIT if state.final else Cause.RETRY)
-    (noted,) = await store.attempts(attempt.id)
-    assert noted.state is outcome.attempt_state
-    assert noted.finished_at is not None
-    assert (noted.error_type, noted.error_message, noted.error_traceback) == error
+    (recorded,) = await store.attempts(attempt.id)
+    assert recorded.state is outcome.attempt_state
+    assert recorded.finished_at is not None
+    assert (recorded.error_type, recorded.error_message, recorded.error_traceback) == error
 
     before = await snapshot(database)
     assert await store.finish([outcome]) == {(attempt.id, 1): state}
@@ -370,7 +373,7 @@ async def test_finishing_records_the_outcome_once_and_answers_the_same_when_repe
         assert 55_000 < due <= 60_000
 
 
-async def test_a_final_record_takes_no_other_outcome_of_the_same_attempt(store: Store, database: Database) -> None:
+async def test_a_final_record_accepts_no_other_outcome_of_the_same_attempt(store: Store, database: Database) -> None:
     attempt = await started(store)
     await store.finish([finish(attempt)])
     before = await snapshot(database)
@@ -379,7 +382,7 @@ async def test_a_final_record_takes_no_other_outcome_of_the_same_attempt(store: 
     assert await snapshot(database) == before
 
 
-async def test_null_is_a_result_and_no_result_is_none(store: Store, database: Database) -> None:
+async def test_a_null_result_is_distinct_from_no_result(store: Store, database: Database) -> None:
     null, none = await started(store), await started(store)
     await store.finish([finish(null, result_json=b"null"), finish(none)])
     found = await rows(database, "SELECT id, result IS NULL AS missing, result::text AS result FROM cplane.jobs")
@@ -416,7 +419,7 @@ async def test_an_attempt_whose_cancel_is_wanted_is_not_queued_again(store: Stor
     assert await snapshot(database) == before
 
 
-async def test_a_release_hands_the_record_on_and_spends_nothing(store: Store) -> None:
+async def test_a_release_requeues_the_record_and_uses_no_budget(store: Store) -> None:
     attempt = await started(store)
     released = finish(attempt, State.QUEUED, attempt_state=AttemptState.RELEASED, cause=Cause.RELEASE)
     assert await store.finish([released]) == {(attempt.id, 1): State.QUEUED}
@@ -430,7 +433,9 @@ async def test_a_release_hands_the_record_on_and_spends_nothing(store: Store) ->
     assert (record.failures, record.crashes, record.interruptions) == (0, 0, 0)
 
 
-async def test_a_finish_in_the_jobs_own_transaction_comes_and_goes_with_it(store: Store, database: Database) -> None:
+async def test_a_finish_in_the_jobs_own_transaction_commits_and_rolls_back_with_it(
+    store: Store, database: Database
+) -> None:
     attempt = await started(store)
     before = await snapshot(database)
 
@@ -450,7 +455,7 @@ async def test_a_finish_in_the_jobs_own_transaction_comes_and_goes_with_it(store
 # cancel and replay
 
 
-async def test_cancelling_ends_what_waits_and_asks_what_runs(store: Store) -> None:
+async def test_cancelling_ends_a_queued_record_and_marks_a_running_one(store: Store) -> None:
     waiting, attempt = await queued(store), await started(store)
     assert await store.cancel(waiting) is State.CANCELLED
     assert (await store.get(waiting)).finished_at is not None
@@ -462,7 +467,7 @@ async def test_cancelling_ends_what_waits_and_asks_what_runs(store: Store) -> No
 
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
-async def test_what_is_final_cannot_be_cancelled(store: Store, database: Database, state: State) -> None:
+async def test_a_final_record_cannot_be_cancelled(store: Store, database: Database, state: State) -> None:
     attempt = await started(store)
     await store.finish([finish(attempt, state)])
     before = await snapshot(database)
@@ -472,16 +477,16 @@ async def test_what_is_final_cannot_be_cancelled(store: Store, database: Databas
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
-async def test_a_replay_renews_the_budgets_and_the_attempt_keeps_growing(store: Store, state: State) -> None:
+async def test_a_replay_resets_the_budgets_and_the_attempt_number_keeps_growing(store: Store, state: State) -> None:
     attempt = await started(store, lease_s=OVER_S)
     await store.reap(10)
     attempt = await started(store, attempt.id, token="2")
     await store.cancel(attempt.id)
     ended = finish(attempt, state, error=Error("E", "m", "t"), failures=4, interruptions=5, progress=Progress(1))
     await store.finish([ended])
-    standing = await store.replay(attempt.id)
-    assert (standing.id, standing.state, standing.job, standing.queue) == (attempt.id, State.QUEUED, "j", "q")
-    assert standing.due_in_ms == 0
+    row = await store.replay(attempt.id)
+    assert (row.id, row.state, row.job, row.queue) == (attempt.id, State.QUEUED, "j", "q")
+    assert row.due_in_ms == 0
     record = await store.get(attempt.id)
     assert (record.failures, record.crashes, record.interruptions, record.attempt) == (0, 0, 0, 2)
     assert (record.cancel_requested, record.finished_at, record.error_type, record.progress_done) == (
@@ -490,7 +495,7 @@ async def test_a_replay_renews_the_budgets_and_the_attempt_keeps_growing(store: 
         None,
         None,
     )
-    assert await store.finish([ended]) == {}, "the old attempt does not speak for the replayed record"
+    assert await store.finish([ended]) == {}, "the old attempt does not own the replayed record"
     again = await started(store, attempt.id, token="3")
     assert again.attempt == 3
     assert (await store.attempts(attempt.id))[-1].cause is Cause.REPLAY
@@ -506,79 +511,81 @@ async def test_only_failed_and_cancelled_records_are_replayed(store: Store, data
     assert await snapshot(database) == before
 
 
-async def test_what_is_not_there_is_said_to_be_missing(store: Store) -> None:
+async def test_a_missing_record_raises_record_not_found(store: Store) -> None:
     missing = new_id()
-    for answer in (
+    for call in (
         store.get(missing),
         store.cancel(missing),
         store.replay(missing),
         store.artifact(missing, "a"),
     ):
         with pytest.raises(RecordNotFound, match=f"there is no job with the id {missing}"):
-            await answer
+            await call
     assert await store.get_many([missing]) == []
     assert await store.attempts(missing) == []
     assert await store.standing([missing]) == {}
 
 
-# the reconciler's
+# reconciler
 
 
-async def test_the_third_dead_worker_makes_a_record_poison(store: Store) -> None:
+async def test_a_record_fails_after_its_third_crash(store: Store) -> None:
     record_id = await queued(store)
     for crash in range(1, MAX_CRASHES + 1):
         attempt = await started(store, record_id, token=str(crash), lease_s=OVER_S)
         assert attempt.attempt == crash
-        (standing,) = await store.reap(10)
+        (row,) = await store.reap(10)
         last = crash == MAX_CRASHES
-        assert (standing.id, standing.state) == (record_id, State.FAILED if last else State.QUEUED)
+        assert (row.id, row.state) == (record_id, State.FAILED if last else State.QUEUED)
         record = await store.get(record_id)
         assert (record.crashes, record.cause, record.lease_until) == (crash, Cause.LOST, None)
         assert record.error_message == f"its worker w died or lost its lease ({crash} of {MAX_CRASHES})"
         assert (record.finished_at is not None) == last
-        assert await store.finish([finish(attempt)]) == {}, "whoever lost the lease no longer speaks for the record"
+        assert await store.finish([finish(attempt)]) == {}, "a worker that lost its lease no longer owns the record"
     assert {each.state for each in await store.attempts(record_id)} == {AttemptState.LOST}
     assert [each.cause for each in await store.attempts(record_id)] == [Cause.SUBMIT, Cause.LOST, Cause.LOST]
     assert await store.reap(10) == []
 
 
-async def test_reaping_honours_a_cancel_and_leaves_live_leases_alone(store: Store) -> None:
+async def test_reaping_honours_a_cancel_and_does_not_touch_live_leases(store: Store) -> None:
     cancelled, alive = await started(store, lease_s=OVER_S), await started(store)
     await store.cancel(cancelled.id)
     await store.cancel(alive.id)
-    (standing,) = await store.reap(10)
-    assert (standing.id, standing.state) == (cancelled.id, State.CANCELLED)
+    (row,) = await store.reap(10)
+    assert (row.id, row.state) == (cancelled.id, State.CANCELLED)
     assert (await store.get(cancelled.id)).finished_at is not None
     assert (await store.get(alive.id)).state is State.RUNNING
 
 
-async def test_reaping_takes_the_longest_dead_first_and_at_most_so_many(store: Store) -> None:
+async def test_reaping_takes_the_oldest_leases_first_up_to_its_limit(store: Store) -> None:
     dead = [await started(store, lease_s=-float(age)) for age in (1, 3, 2)]
-    assert {standing.id for standing in await store.reap(2)} == {dead[1].id, dead[2].id}
-    assert [standing.id for standing in await store.reap(2)] == [dead[0].id]
+    assert {row.id for row in await store.reap(2)} == {dead[1].id, dead[2].id}
+    assert [row.id for row in await store.reap(2)] == [dead[0].id]
 
 
-async def test_reapers_at_once_reap_each_record_once(store: Store) -> None:
+async def test_concurrent_reapers_reap_each_record_once(store: Store) -> None:
     dead = {(await started(store, lease_s=OVER_S)).id for _ in range(12)}
-    answers = await asyncio.gather(*(store.reap(5) for _ in range(4)))
-    reaped = [standing.id for answer in answers for standing in answer] + [each.id for each in await store.reap(50)]
+    results = await asyncio.gather(*(store.reap(5) for _ in range(4)))
+    reaped = [row.id for result in results for row in result] + [each.id for each in await store.reap(50)]
     assert sorted(reaped) == sorted(dead)
     assert {record.crashes for record in await store.get_many(list(dead))} == {1}
 
 
-async def test_overdue_answers_one_queue_longest_due_first(store: Store) -> None:
+async def test_overdue_returns_one_queue_longest_due_first(store: Store) -> None:
     now = datetime.now(UTC)
     late = [await queued(store, run_at=now - timedelta(seconds=age)) for age in (5, 50, 20)]
     await queued(store, delay_s=30)
     await queued(store)
     await queued(store, queue="other", run_at=now - timedelta(seconds=99))
     await started(store, await queued(store, run_at=now - timedelta(seconds=99)))
-    assert [standing.id for standing in await store.overdue("q", 10)] == [late[1], late[2], late[0]]
+    assert [row.id for row in await store.overdue("q", 10)] == [late[1], late[2], late[0]]
     (first,) = await store.overdue("q", 1)
     assert (first.id, first.state, first.due_in_ms) == (late[1], State.QUEUED, 0)
 
 
-async def test_standing_counts_to_the_start_of_what_waits_and_to_the_end_of_a_lease(store: Store) -> None:
+async def test_a_schedule_row_has_the_time_to_the_start_of_a_queued_record_or_to_the_end_of_a_lease(
+    store: Store,
+) -> None:
     waiting, due = await queued(store, delay_s=60), await queued(store, job="other", queue="p")
     running, dead = await started(store), await started(store, lease_s=OVER_S)
     found = await store.standing([waiting, due, running.id, dead.id])
@@ -593,7 +600,7 @@ async def test_standing_counts_to_the_start_of_what_waits_and_to_the_end_of_a_le
 # files and lists
 
 
-async def test_of_each_file_the_latest_attempts_is_answered(store: Store) -> None:
+async def test_of_files_with_the_same_name_the_latest_attempts_is_returned(store: Store) -> None:
     one, two = await queued(store), await queued(store)
 
     async def add(record_id: UUID, attempt: int, name: str, size: int) -> None:
@@ -647,7 +654,7 @@ async def test_lists_are_filtered_newest_first_and_paged_without_gaps(store: Sto
     paged: list[UUID] = []
     while page := await ids(RecordFilter(), before=paged[-1] if paged else None, limit=5):
         paged += page
-        await store.submit([new()])  # what comes meanwhile does not move the pages
+        await store.submit([new()])  # a concurrent submission does not shift the pages
     assert paged == newest_first
 
 
@@ -655,7 +662,7 @@ async def test_lists_are_filtered_newest_first_and_paged_without_gaps(store: Sto
 
 
 @pytest.mark.parametrize("large", [False, True])
-async def test_each_of_a_group_gets_its_own_result(store: Store, *, large: bool) -> None:
+async def test_each_record_of_a_batch_gets_its_own_result(store: Store, *, large: bool) -> None:
     results = [
         b"null",
         b'"one"',
@@ -671,14 +678,14 @@ async def test_each_of_a_group_gets_its_own_result(store: Store, *, large: bool)
     finishes = [finish(attempts[r.id], result_json=result) for r, result in zip(records, results, strict=True)]
     stranger = replace(finishes[1], token="another")
     again = finish(await started(store), attempt_state=AttemptState.FAILED, state=State.FAILED, failures=1)
-    answers = await store.finish([*finishes, again, stranger])
-    assert answers == {(record.id, 1): State.SUCCEEDED for record in records} | {(again.id, 1): State.FAILED}
+    states = await store.finish([*finishes, again, stranger])
+    assert states == {(record.id, 1): State.SUCCEEDED for record in records} | {(again.id, 1): State.FAILED}
     assert await store.finish(finishes[::-1]) == {(record.id, 1): State.SUCCEEDED for record in records}
     for record, result in zip(records, results, strict=True):
         assert (await store.get(record.id)).result == json.loads(result)
 
 
-async def test_renew_and_finish_of_the_same_records_at_once_never_deadlock(store: Store) -> None:
+async def test_concurrent_renew_and_finish_of_the_same_records_never_deadlock(store: Store) -> None:
     for turn in range(15):
         records = [new() for _ in range(40)]
         await store.submit(records)
@@ -686,14 +693,14 @@ async def test_renew_and_finish_of_the_same_records_at_once_never_deadlock(store
         random.Random(turn).shuffle(attempts)
         renewals = [Renew(id=each.id, attempt=each.attempt, token=each.token) for each in attempts]
         released = [finish(each, State.QUEUED, attempt_state=AttemptState.RELEASED) for each in attempts]
-        first, second, answers, *_ = await asyncio.gather(
+        first, second, states, *_ = await asyncio.gather(
             store.renew(renewals, LEASE_S),
             store.renew(renewals[::-1], LEASE_S),
             store.finish(released),
             store.finish(released[::-1]),
             store.renew(renewals[20:] + renewals[:20], LEASE_S),
         )
-        assert answers.keys() <= {(record.id, 1) for record in records}
+        assert states.keys() <= {(record.id, 1) for record in records}
         assert first.keys() | second.keys() <= {(record.id, 1) for record in records}
         assert {record.state for record in await store.get_many([each.id for each in attempts])} == {State.QUEUED}
 
@@ -703,13 +710,13 @@ async def test_renew_and_finish_of_the_same_records_at_once_never_deadlock(store
 
 @dataclass
 class Model:
-    """One record as design and states.MOVES describe it."""
+    """One record as states.MOVES describes it."""
 
     state: State = State.QUEUED
     attempt: int = 0
     token: str = ""
     alive: bool = False
-    """Whether the lease has not ended."""
+    """Whether the lease has not expired."""
     cancel: bool = False
     due: bool = True
     failures: int = 0
@@ -726,14 +733,14 @@ class Model:
 
 
 class Game:
-    """Random moves of a few records, each done in the store and foretold by the model."""
+    """Random state changes of a few records, each made in the store and predicted by the model."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
         self.dice = random.Random(seed)
         self.models: dict[UUID, Model] = {}
         self.fences: list[Started] = []
-        """Every attempt there ever was: the stale ones try their luck too."""
+        """Every attempt there ever was: stale ones are used too."""
         self.tokens = 0
 
     async def play(self, moves: int) -> None:
@@ -746,7 +753,7 @@ class Game:
             await self.compare(move.__name__)
 
     async def start(self) -> None:
-        foretold: dict[UUID, int] = {}
+        predicted: dict[UUID, int] = {}
         alive = self.dice.random() < 0.6
         ids = self.some_records()
         known = [self.models[record_id].token for record_id in ids if self.models[record_id].token]
@@ -758,17 +765,17 @@ class Game:
             if model.state is State.QUEUED and not model.cancel and model.due:
                 model.move(State.RUNNING)
                 model.attempt, model.token, model.alive = model.attempt + 1, token, alive
-                foretold[record_id] = model.attempt
+                predicted[record_id] = model.attempt
             elif model.state is State.RUNNING and model.token == token:
-                foretold[record_id] = model.attempt
-        answers = await self.store.start("w", ids, token, LEASE_S if alive else OVER_S)
-        assert {answer.id: answer.attempt for answer in answers} == foretold
-        self.fences += [answer for answer in answers if answer not in self.fences]
+                predicted[record_id] = model.attempt
+        results = await self.store.start("w", ids, token, LEASE_S if alive else OVER_S)
+        assert {result.id: result.attempt for result in results} == predicted
+        self.fences += [result for result in results if result not in self.fences]
 
     async def finish(self) -> None:
         fences = self.some_fences()
         outcomes: list[Finish] = []
-        foretold: dict[Fence, State] = {}
+        predicted: dict[Fence, State] = {}
         for fence in fences:
             state = self.dice.choice([State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED, State.QUEUED])
             later = state is State.QUEUED and self.dice.random() < 0.2
@@ -779,22 +786,19 @@ class Game:
             model.move(State.CANCELLED if state is State.QUEUED and model.cancel else state)
             model.failures += 1
             model.due, model.alive = not later, False
-            foretold[fence.id, fence.attempt] = model.state
-        answers = await self.store.finish(outcomes)
-        assert answers.items() >= foretold.items()
-        for (
-            record_id,
-            attempt,
-        ), state in answers.items():  # beyond those just made, only repeated outcomes are answered
+            predicted[fence.id, fence.attempt] = model.state
+        states = await self.store.finish(outcomes)
+        assert states.items() >= predicted.items()
+        for (record_id, attempt), state in states.items():  # other than new outcomes, only repeated ones are returned
             assert (self.models[record_id].state, self.models[record_id].attempt) == (state, attempt)
 
     async def renew(self) -> None:
         fences = self.some_fences()
         owned = [fence for fence in fences if self.models[fence.id].owns(fence)]
-        foretold = {(fence.id, fence.attempt): self.models[fence.id].cancel for fence in owned}
+        predicted = {(fence.id, fence.attempt): self.models[fence.id].cancel for fence in owned}
         renewals = [Renew(id=fence.id, attempt=fence.attempt, token=fence.token) for fence in fences]
         alive = self.dice.random() < 0.7
-        assert await self.store.renew(renewals, LEASE_S if alive else OVER_S) == foretold
+        assert await self.store.renew(renewals, LEASE_S if alive else OVER_S) == predicted
         for fence in owned:
             self.models[fence.id].alive = alive
 
@@ -822,16 +826,16 @@ class Game:
         assert (await self.store.replay(record_id)).state is State.QUEUED
 
     async def reap(self) -> None:
-        foretold: dict[UUID, State] = {}
+        predicted: dict[UUID, State] = {}
         for record_id, model in self.models.items():
             if model.state is State.RUNNING and not model.alive:
                 model.crashes += 1
                 poison = model.crashes >= MAX_CRASHES
                 model.move(State.CANCELLED if model.cancel else State.FAILED if poison else State.QUEUED)
                 model.due = True
-                foretold[record_id] = model.state
-        mine = [standing for standing in await self.store.reap(1000) if standing.id in self.models]
-        assert {standing.id: standing.state for standing in mine} == foretold
+                predicted[record_id] = model.state
+        mine = [row for row in await self.store.reap(1000) if row.id in self.models]
+        assert {row.id: row.state for row in mine} == predicted
 
     async def compare(self, move: str) -> None:
         for record in await self.store.get_many(list(self.models)):
@@ -846,7 +850,7 @@ class Game:
         return self.dice.sample(sorted(self.models), self.dice.randint(1, len(self.models)))
 
     def some_fences(self) -> list[Started]:
-        """Attempts old and new, in any order, several of one record too, sometimes with a forged token."""
+        """Return old and new attempts in any order, also several of one record, sometimes with a forged token."""
         chosen = self.dice.sample(self.fences, min(len(self.fences), self.dice.randint(1, 4)))
         return [replace(fence, token="forged") if self.dice.random() < 0.1 else fence for fence in chosen]
 
@@ -855,7 +859,7 @@ def state_of(record: JobRecord) -> tuple[State, int, bool, int, int]:
     return record.state, record.attempt, record.cancel_requested, record.failures, record.crashes
 
 
-async def test_random_sequences_of_moves_go_as_the_model_foretells(store: Store, database: Database) -> None:
+async def test_random_sequences_of_state_changes_match_the_model(store: Store, database: Database) -> None:
     enough = time.monotonic() + 20
     played: list[Game] = []
     for seed in range(200):
@@ -867,5 +871,5 @@ async def test_random_sequences_of_moves_go_as_the_model_foretells(store: Store,
         await rows(database, "DELETE FROM cplane.jobs RETURNING id")
     moved = {move for game in played for model in game.models.values() for move in model.moves}
     assert moved == {(before, after) for before, afters in MOVES.items() for after in afters}, (
-        "every legal move was made"
+        "every legal change was made"
     )

@@ -1,4 +1,4 @@
-"""Connections to Redis end with the client that opened them, whatever happens while it closes."""
+"""Connections to Redis are closed with the client that opened them, whatever happens during the close."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,8 +18,8 @@ from cplane.redis.messages import Id
 from cplane.redis.queue import Queue
 
 
-class Made:
-    """The connections a test has made."""
+class OpenedConnections:
+    """The connections that a test has opened."""
 
     def __init__(self) -> None:
         self.all: list[AbstractConnection] = []
@@ -30,28 +30,28 @@ class Made:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Made:
-    made = Made()
+def opened(monkeypatch: pytest.MonkeyPatch) -> OpenedConnections:
+    opened = OpenedConnections()
     real: Callable[[Any], AbstractConnection] = ConnectionPool.make_connection
 
     def make(pool: Any) -> AbstractConnection:
-        made.all.append(real(pool))
-        return made.all[-1]
+        opened.all.append(real(pool))
+        return opened.all[-1]
 
     monkeypatch.setattr(ConnectionPool, "make_connection", make)
-    return made
+    return opened
 
 
-async def test_a_call_after_the_end_opens_nothing(redis_url: str, made: Made) -> None:
+async def test_a_call_after_the_close_opens_no_connection(redis_url: str, opened: OpenedConnections) -> None:
     async with connect(SecretStr(redis_url)) as client:
         await Queue(client).ping()
     with pytest.raises(QueueUnavailable):
         await Queue(client).ping()
-    assert made.open == 0
+    assert opened.open == 0
 
 
-async def test_a_call_that_connects_at_the_end_leaves_nothing_open(
-    redis_url: str, made: Made, monkeypatch: pytest.MonkeyPatch
+async def test_a_call_that_connects_during_the_close_leaves_no_connection_open(
+    redis_url: str, opened: OpenedConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connecting, closed = asyncio.Event(), asyncio.Event()
     real: Callable[[Any], Awaitable[None]] = AbstractConnection.connect
@@ -68,11 +68,11 @@ async def test_a_call_that_connects_at_the_end_leaves_nothing_open(
     closed.set()
     with pytest.raises(QueueUnavailable):
         await call
-    assert made.open == 0
+    assert opened.open == 0
 
 
-async def test_an_end_that_is_cancelled_leaves_nothing_open(
-    redis_url: str, made: Made, monkeypatch: pytest.MonkeyPatch
+async def test_a_cancelled_close_leaves_no_connection_open(
+    redis_url: str, opened: OpenedConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: Callable[[Any], Awaitable[None]] = ConnectionPool.disconnect
 
@@ -86,29 +86,29 @@ async def test_an_end_that_is_cancelled_leaves_nothing_open(
         async with connect(SecretStr(redis_url)) as client:
             queue = Queue(client)
             await asyncio.gather(*(queue.ping() for _ in range(3)))
-            assert made.open == 3
+            assert opened.open == 3
 
     user = asyncio.create_task(use())
     with pytest.raises(asyncio.CancelledError):
         await user
-    assert made.open == 0
+    assert opened.open == 0
 
 
-async def test_a_connection_that_redis_closed_while_nobody_used_it_is_opened_anew(redis_url: str, made: Made) -> None:
+async def test_an_idle_connection_that_redis_closed_is_replaced(redis_url: str, opened: OpenedConnections) -> None:
     async with connect(SecretStr(redis_url)) as client, connect(SecretStr(redis_url)) as other:
         killer: Any = other
         first: Any = client
         await killer.client_kill_filter(_id=await first.client_id())
         async with asyncio.timeout(20):
-            while made.all[0]._reader is not None and not made.all[0]._reader.at_eof():  # pyright: ignore[reportPrivateUsage]
+            while opened.all[0]._reader is not None and not opened.all[0]._reader.at_eof():  # pyright: ignore[reportPrivateUsage]
                 await asyncio.sleep(0.001)
         await Queue(client).ping()
-        assert made.open == 2
+        assert opened.open == 2
 
 
 @pytest.mark.parametrize("ends", [TimeoutError, ConnectionResetError])
 async def test_a_command_that_cannot_be_sent_closes_its_connection(
-    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: type[OSError]
+    opened: OpenedConnections, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: type[OSError]
 ) -> None:
     monkeypatch.setattr("cplane.redis.connection.SOCKET_TIMEOUT_S", 0.2)
 
@@ -116,7 +116,7 @@ async def test_a_command_that_cannot_be_sent_closes_its_connection(
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted.append(writer)
-        for _ in range(2):  # what a new connection says of itself
+        for _ in range(2):  # the handshake of a new connection
             await reader.readuntil(b"SETINFO\r\n")
             writer.write(b"+OK\r\n")
         if ends is ConnectionResetError:
@@ -124,12 +124,12 @@ async def test_a_command_that_cannot_be_sent_closes_its_connection(
             writer.transport.abort()
 
     async with (
-        await asyncio.start_unix_server(accept, tmp_path / "s", limit=1000),  # beyond that nothing is read
+        await asyncio.start_unix_server(accept, tmp_path / "s", limit=1000),  # the server reads no more than that
         connect(SecretStr(f"unix://{tmp_path}/s")) as client,
     ):
         with pytest.raises(QueueUnavailable):
             await DeadLetterStream(client).add([(Id("default", Priority.NORMAL, "a"), "reason", b"x" * 50_000_000)])
-        assert made.open == 0
+        assert opened.open == 0
         for writer in accepted:
             writer.transport.abort()
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What stands in Redis: arq's dicts as msgpack, read and written by both sides, and never code."""
+"""Payloads in Redis: arq's dicts as msgpack, which both sides read and write, and never code."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -45,12 +45,12 @@ class Size:
 
 
 def arqs_dict(**fields: Any) -> dict[str, Any]:
-    """A job as arq hands it to its serializer."""
+    """Return a job as arq passes it to its serializer."""
     return {"t": None, "f": "f", "a": (), "k": {}, "et": 5, **fields}
 
 
 @given(st.text(max_size=30), st.lists(JSON, max_size=4), st.dictionaries(st.text(), JSON, max_size=4))
-def test_a_call_comes_back_as_it_was(function: str, args: list[object], kwargs: dict[str, object]) -> None:
+def test_a_call_is_decoded_as_it_was_encoded(function: str, args: list[object], kwargs: dict[str, object]) -> None:
     envelope = decode_envelope(encode_envelope(function, args, kwargs, failures=2, interruptions=3))
     assert (envelope.f, envelope.a, envelope.k) == (function, args, kwargs)
     assert (envelope.t, envelope.record, envelope.failures, envelope.interruptions) == (None, False, 2, 3)
@@ -58,21 +58,23 @@ def test_a_call_comes_back_as_it_was(function: str, args: list[object], kwargs: 
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_job_or_one_sentence(payload: bytes) -> None:
-    said = complaint(decode_envelope, payload)
-    assert not said or said.startswith("the payload is")
-    assert "\n" not in said
+def test_any_bytes_decode_as_a_job_or_raise_one_sentence(payload: bytes) -> None:
+    message = error_of(decode_envelope, payload)
+    assert not message or message.startswith("the payload is")
+    assert "\n" not in message
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_result_or_one_sentence(payload: bytes) -> None:
+@example(b"\x81\xa4\x00\x00\x00\x80")  # a key that is not UTF-8
+@example(b"\x81\xa1r" + b"\x91" * 100_000)
+def test_any_bytes_decode_as_a_result_or_raise_one_sentence(payload: bytes) -> None:
     for decode in (decode_result, deserialize):
-        said = complaint(decode, payload)
-        assert not said or said.startswith("the payload is not")
+        message = error_of(decode, payload)
+        assert not message or message.startswith("the payload is not")
 
 
-def complaint(decode: Callable[[bytes], object], payload: bytes) -> str:
-    """What is wrong with a payload; nothing, if it can be read."""
+def error_of(decode: Callable[[bytes], object], payload: bytes) -> str:
+    """Return the error message of a payload; empty if it can be decoded."""
     try:
         decode(payload)
     except ValueError as error:
@@ -80,39 +82,39 @@ def complaint(decode: Callable[[bytes], object], payload: bytes) -> str:
     return ""
 
 
-def test_arqs_fields_alone_are_written_for_a_plain_job() -> None:
+def test_only_arqs_fields_are_written_for_a_plain_job() -> None:
     written = msgspec.msgpack.decode(encode_envelope("f", (1,), {"x": 2}))
     assert written == {"t": None, "f": "f", "a": [1], "k": {"x": 2}, "et": written["et"]}
 
 
-def test_a_record_is_named_by_its_job_alone() -> None:
+def test_the_payload_of_a_record_contains_only_the_name_of_its_job() -> None:
     payload = record_envelope("headline")
     envelope = decode_envelope(payload)
     assert (envelope.f, envelope.a, envelope.k, envelope.record) == ("headline", [], {}, True)
     assert len(payload) < 80
 
 
-def test_arqs_dict_is_a_job_of_ours_and_ours_is_arqs() -> None:
+def test_arqs_dict_and_our_envelope_are_the_same_format() -> None:
     payload = serialize(arqs_dict(a=(1, "x"), k={"y": [None, True]}, t=3))
     envelope = decode_envelope(payload)
     assert (envelope.t, envelope.f, envelope.a, envelope.k, envelope.et) == (3, "f", [1, "x"], {"y": [None, True]}, 5)
     assert deserialize(encode(envelope)) == {"t": 3, "f": "f", "a": [1, "x"], "k": {"y": [None, True]}, "et": 5}
 
 
-def test_models_dataclasses_and_times_travel_as_what_json_has() -> None:
+def test_models_dataclasses_and_times_are_encoded_as_json_types() -> None:
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     data = deserialize(serialize(arqs_dict(a=(Point(x=1, when=when), Size(2), UUID(int=3), {4}, b"\xff"))))
     assert data["a"][:4] == [{"x": 1, "when": "2026-01-02T03:04:05Z"}, {"width": 2}, str(UUID(int=3)), [4]]
     assert data["a"][4] == b"\xff"
 
 
-@pytest.mark.parametrize("value", [object(), test_arqs_fields_alone_are_written_for_a_plain_job, 2**70, type])
-def test_what_msgpack_cannot_carry_is_refused_when_it_is_written(value: object) -> None:
+@pytest.mark.parametrize("value", [object(), test_only_arqs_fields_are_written_for_a_plain_job, 2**70, type])
+def test_a_value_that_msgpack_cannot_encode_is_rejected_by_the_encoder(value: object) -> None:
     with pytest.raises((TypeError, OverflowError)):
         serialize(arqs_dict(a=(value,)))
 
 
-def test_an_error_travels_as_text() -> None:
+def test_an_error_is_encoded_as_text() -> None:
     data = deserialize(serialize({"f": "f", "r": ValueError("the reason")}))
     assert isinstance(data["r"], JobFailed)
     assert (data["r"].error_type, data["r"].error_message) == ("ValueError", "the reason")
@@ -120,7 +122,7 @@ def test_an_error_travels_as_text() -> None:
     assert isinstance(data["r"], JobCancelled)
 
 
-def test_a_kept_result_keeps_an_error_apart_from_a_list_of_texts() -> None:
+def test_an_error_in_a_kept_result_is_distinct_from_a_list_of_texts() -> None:
     def kept(value: object, *, succeeded: bool) -> KeptResult:
         return KeptResult(1, "f", (1,), {"k": 2}, 3, succeeded, value, 4, 5, "arq:queue", "id")
 
@@ -146,7 +148,7 @@ def test_a_kept_result_keeps_an_error_apart_from_a_list_of_texts() -> None:
         (b"\x91" * 100_000, "not arq's job dict"),
     ],
 )
-def test_what_is_no_job_says_which_it_is(payload: bytes, message: str) -> None:
-    for _ in range(2):  # short ones are remembered; an error is not
+def test_a_payload_that_is_not_a_job_raises_an_error_that_names_the_reason(payload: bytes, message: str) -> None:
+    for _ in range(2):  # short payloads are cached; errors are not
         with pytest.raises(ValueError, match=message):
             decode_envelope(payload)

@@ -1,4 +1,4 @@
-"""What happens, told as it happens: the streams on real Redis."""
+"""The event streams on real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from cplane.errors import QueueUnavailable
 from cplane.jobs.states import State
 from cplane.redis.connection import connect
-from cplane.redis.events import CONTROL, EVENTS, LISTEN_S, Event, Events
+from cplane.redis.events import CONTROL, EVENTS, SUBSCRIPTION_TTL_S, Event, Events
 from cplane.runtime.ids import new_id
 
 DEADLINE_S = 20.0
@@ -21,7 +21,7 @@ DEADLINE_S = 20.0
 
 @pytest_asyncio.fixture
 async def redis(redis_url: str) -> AsyncIterator[Any]:
-    """The server, past the events; its client's types are too loose to be of use."""
+    """A client of the server, next to `Events`; its types are too loose to be useful."""
     async with connect(SecretStr(redis_url)) as client:
         yield client
 
@@ -35,8 +35,8 @@ def some(count: int) -> list[Event]:
     return [Event(new_id(), State.RUNNING, number) for number in range(count)]
 
 
-async def test_events_are_read_as_they_were_published_and_once(events: Events) -> None:
-    await anext(events.follow())  # while nobody listens nothing is written
+async def test_events_are_read_unchanged_and_once(events: Events) -> None:
+    await anext(events.follow())  # without a subscriber nothing is written
     after = await events.position()
     published = [
         Event(new_id(), State.QUEUED),
@@ -52,35 +52,35 @@ async def test_events_are_read_as_they_were_published_and_once(events: Events) -
     assert (await events.read(position))[0] == [last]
 
 
-async def test_a_follower_hears_what_comes_after_its_first_empty_batch_and_nothing_earlier(events: Events) -> None:
+async def test_a_subscriber_receives_what_follows_its_first_empty_batch_and_nothing_earlier(events: Events) -> None:
     await events.publish(some(3))
-    following = events.follow()
+    subscription = events.follow()
     async with asyncio.timeout(DEADLINE_S):
-        assert await anext(following) == []
-        heard = asyncio.ensure_future(anext(following))
+        assert await anext(subscription) == []
+        received = asyncio.ensure_future(anext(subscription))
         later = some(2)
         await events.publish(later)
-        assert await heard == later
+        assert await received == later
 
 
-async def test_a_follower_of_an_empty_stream_hears_the_first_event(events: Events) -> None:
-    following = events.follow(CONTROL)
+async def test_a_subscriber_of_an_empty_stream_receives_the_first_event(events: Events) -> None:
+    subscription = events.follow(CONTROL)
     async with asyncio.timeout(DEADLINE_S):
-        assert await anext(following) == []
+        assert await anext(subscription) == []
         first = some(1)
         await events.publish(first, CONTROL)
-        assert await anext(following) == first
+        assert await anext(subscription) == first
 
 
-async def test_streams_are_apart_and_every_follower_hears_everything(events: Events, redis: Any) -> None:
-    followers = [events.follow(), Events(redis).follow(), events.follow(CONTROL)]
+async def test_streams_are_separate_and_every_subscriber_receives_every_event(events: Events, redis: Any) -> None:
+    subscribers = [events.follow(), Events(redis).follow(), events.follow(CONTROL)]
     async with asyncio.timeout(DEADLINE_S):
-        for follower in followers:
-            await anext(follower)
-        told, wanted = some(2), some(1)
-        await events.publish(told)
-        await events.publish(wanted, CONTROL)
-        assert [await anext(follower) for follower in followers] == [told, told, wanted]
+        for subscriber in subscribers:
+            await anext(subscriber)
+        changes, requests = some(2), some(1)
+        await events.publish(changes)
+        await events.publish(requests, CONTROL)
+        assert [await anext(subscriber) for subscriber in subscribers] == [changes, changes, requests]
 
 
 @pytest.mark.parametrize(
@@ -99,32 +99,32 @@ async def test_streams_are_apart_and_every_follower_hears_everything(events: Eve
         {b"e": msgspec.msgpack.encode([str(new_id()), "queued", 0, None, "more"])},
     ],
 )
-async def test_an_entry_that_is_not_ours_is_passed_over(events: Events, redis: Any, entry: dict[bytes, bytes]) -> None:
-    following = events.follow()
+async def test_an_entry_of_another_format_is_skipped(events: Events, redis: Any, entry: dict[bytes, bytes]) -> None:
+    subscription = events.follow()
     async with asyncio.timeout(DEADLINE_S):
-        await anext(following)
+        await anext(subscription)
         await redis.xadd(EVENTS, entry)
         ours = some(1)
         await events.publish(ours)
-        heard = await anext(following)
-        while not heard:  # the foreign entry may come alone
-            heard = await anext(following)
-        assert heard == ours
+        received = await anext(subscription)
+        while not received:  # the other entry may arrive alone
+            received = await anext(subscription)
+        assert received == ours
 
 
-async def test_entries_that_are_old_leave_the_stream(
+async def test_old_entries_are_deleted_from_the_stream(
     events: Events, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await anext(events.follow())
     for _ in range(300):
         await events.publish(some(3))
     assert await redis.xlen(EVENTS) == 300
-    monkeypatch.setattr("cplane.redis.events.KEEP_S", 0.0)
+    monkeypatch.setattr("cplane.redis.events.RETENTION_S", 0.0)
     await events.publish(some(1))
-    assert await redis.xlen(EVENTS) <= 110, "all but about one node of the stream"
+    assert await redis.xlen(EVENTS) <= 110, "all entries except those of about one node of the stream"
 
 
-async def test_a_reader_that_is_behind_catches_up_in_portions(events: Events) -> None:
+async def test_a_reader_that_is_behind_catches_up_in_batches(events: Events) -> None:
     await anext(events.follow())
     published = [some(2) for _ in range(1100)]
     for batch in published:
@@ -135,23 +135,23 @@ async def test_a_reader_that_is_behind_catches_up_in_portions(events: Events) ->
     assert [*first, *rest] == [event for batch in published for event in batch]
 
 
-async def test_nothing_is_written_while_nobody_listens(events: Events, redis: Any) -> None:
+async def test_nothing_is_written_without_a_subscriber(events: Events, redis: Any) -> None:
     await events.publish(some(5))
     assert await redis.keys("*") == []
     await anext(events.follow())
-    assert 0 < await redis.ttl(f"{EVENTS}:listening") <= LISTEN_S
+    assert 0 < await redis.ttl(f"{EVENTS}:subscribed") <= SUBSCRIPTION_TTL_S
     await events.publish(some(1))
     await events.publish(some(1), CONTROL)
     assert await redis.xlen(EVENTS) == 1
     assert await redis.exists(CONTROL) == 0
 
 
-async def test_a_redis_that_is_not_there_is_told_by_every_call() -> None:
+async def test_every_call_raises_if_redis_is_unreachable() -> None:
     async with connect(SecretStr("redis://:hunter2@127.0.0.1:1/0")) as client:
         events = Events(client)
         for call in (events.publish(some(1)), events.position(), events.read(b"0-0"), anext(events.follow())):
             with pytest.raises(
-                QueueUnavailable, match=r"Redis did not answer while (publishing|reading|listening to) events"
+                QueueUnavailable, match=r"Redis did not respond while (publishing|reading|subscribing to) events"
             ) as caught:
                 await call
             assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"

@@ -1,4 +1,4 @@
-"""Turns on hosts, on real Redis: places, rates, order, cooldowns, and what becomes of them when workers die or Redis forgets."""
+"""The limiter on real Redis: slots, rates, order and cooldowns, also when workers die or Redis loses its data."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ async def push(plane: ControlPlane, *ids: str, queue: str = "default", priority:
     await plane.queue.enqueue([EnqueueRequest(queue, id_, b"payload", 0, priority) for id_ in ids])
 
 
-async def claim(plane: ControlPlane, room: int = 100, queue: str = "default") -> list[Lease]:
-    return (await plane.queue.claim(queue, room, LEASE_S)).leases
+async def claim(plane: ControlPlane, capacity: int = 100, queue: str = "default") -> list[Lease]:
+    return (await plane.queue.claim(queue, capacity, LEASE_S)).leases
 
 
 async def next_due(plane: ControlPlane) -> Lease:
-    """The one that was called: it is due within a millisecond."""
+    """Return the lease of the waiter that was made ready: it is due within a millisecond."""
     async with asyncio.timeout(10):
         while not (leases := await claim(plane)):
             await asyncio.sleep(0.001)
@@ -36,7 +36,7 @@ async def next_due(plane: ControlPlane) -> Lease:
     return lease
 
 
-async def ask(plane: ControlPlane, leases: Sequence[Lease], limits: PerHost, host: str = "a.test") -> list[int]:
+async def acquire(plane: ControlPlane, leases: Sequence[Lease], limits: PerHost, host: str = "a.test") -> list[int]:
     return (
         await plane.limiter.acquire(
             leases[0].queue, [LimitRequest(lease, tuple(host.split()), limits) for lease in leases]
@@ -46,7 +46,8 @@ async def ask(plane: ControlPlane, leases: Sequence[Lease], limits: PerHost, hos
     )
 
 
-def held(lease: Lease, host: str = "a.test") -> Lease:
+def with_slot(lease: Lease, host: str = "a.test") -> Lease:
+    """Return a lease that holds a slot of the host."""
     return Lease(
         lease.queue,
         lease.priority,
@@ -60,304 +61,308 @@ def held(lease: Lease, host: str = "a.test") -> Lease:
 
 
 async def finish(plane: ControlPlane, lease: Lease, host: str = "a.test") -> None:
-    await plane.queue.ack([Ack(held(lease, host), Disposition.DONE)])
+    await plane.queue.ack([Ack(with_slot(lease, host), Disposition.DONE)])
 
 
 async def due_ms(plane: ControlPlane, id_: str, queue: str = "default") -> int:
-    """How far ahead an id is due."""
+    """Return in how many ms an id is due."""
     due = await plane.queue.due_ms(queue, id_)
     assert due is not None
     return due - await plane.queue.now_ms()
 
 
-async def test_so_many_of_a_host_start_and_the_others_go_back_without_a_lease(plane: ControlPlane) -> None:
+async def test_jobs_beyond_the_concurrency_of_a_host_are_requeued_without_a_lease(plane: ControlPlane) -> None:
     await push(plane, "a", "b", "c", "d")
-    answers = await ask(plane, await claim(plane), TWO)
-    assert answers[:2] == [GRANTED, GRANTED]
-    assert all(answer > 10_000 for answer in answers[2:])
+    results = await acquire(plane, await claim(plane), TWO)
+    assert results[:2] == [GRANTED, GRANTED]
+    assert all(result > 10_000 for result in results[2:])
     assert await claim(plane) == []
-    look = await plane.queue.look("c")
-    assert (look.leased, look.tries, look.payload) == (False, 0, b"payload")
-    (stand,) = await plane.limiter_stats()
-    assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("a.test", 2, 2, 2)
+    keys = await plane.queue.look("c")
+    assert (keys.leased, keys.tries, keys.payload) == (False, 0, b"payload")
+    (stats,) = await plane.limiter_stats()
+    assert (stats.host, stats.in_use, stats.concurrency, stats.waiting) == ("a.test", 2, 2, 2)
 
 
-async def test_who_is_next_is_due_as_soon_as_a_place_is_given_back_and_in_order(plane: ControlPlane) -> None:
+async def test_the_next_waiter_is_ready_as_soon_as_a_slot_is_released_and_in_order(plane: ControlPlane) -> None:
     await push(plane, "a", "b", "c", "d")
     first = await claim(plane)
-    await ask(plane, first, TWO)
+    await acquire(plane, first, TWO)
     await finish(plane, first[1])
     (next_,) = await claim(plane)
     assert next_.id == "c"
-    assert await ask(plane, [next_], TWO) == [GRANTED]
+    assert await acquire(plane, [next_], TWO) == [GRANTED]
     await finish(plane, first[0])
     (next_,) = await claim(plane)
     assert next_.id == "d"
 
 
-async def test_a_newcomer_does_not_pass_those_who_wait(plane: ControlPlane) -> None:
+async def test_a_new_job_does_not_overtake_the_waiters(plane: ControlPlane) -> None:
     await push(plane, "a", "b", "c")
     first = await claim(plane)
     one = PerHost(concurrency=1)
-    await ask(plane, first, one)
+    await acquire(plane, first, one)
     await finish(plane, first[0])
     await push(plane, "new")
-    # b was called; the newcomer happens to be claimed by a worker of its own first
+    # b was made ready, but the new job happens to be claimed by another worker first
     claimed = {lease.id: lease for lease in await claim(plane)}
     assert set(claimed) == {"b", "new"}
-    assert (await ask(plane, [claimed["new"]], one))[0] > 0
-    assert await ask(plane, [claimed["b"]], one) == [GRANTED]
+    assert (await acquire(plane, [claimed["new"]], one))[0] > 0
+    assert await acquire(plane, [claimed["b"]], one) == [GRANTED]
     await finish(plane, claimed["b"])
     assert [lease.id for lease in await claim(plane)] == ["c"]
 
 
-async def test_starts_keep_the_rate_and_who_waits_is_due_when_its_turn_comes(plane: ControlPlane) -> None:
+async def test_starts_keep_the_rate_and_each_waiter_is_due_when_the_rate_allows_its_start(plane: ControlPlane) -> None:
     await push(plane, *(f"{number}" for number in range(5)))
-    answers = await ask(plane, await claim(plane), SLOW)
-    assert answers[0] == GRANTED
-    waits = answers[1:]
+    results = await acquire(plane, await claim(plane), SLOW)
+    assert results[0] == GRANTED
+    waits = results[1:]
     assert waits == pytest.approx([2000, 4000, 6000, 8000], abs=2)
-    (stand,) = await plane.limiter_stats()
-    assert (stand.rate, stand.waiting) == (0.5, 4)
+    (stats,) = await plane.limiter_stats()
+    assert (stats.rate, stats.waiting) == (0.5, 4)
 
 
-async def test_a_burst_starts_at_once_and_the_rate_holds_after_it(plane: ControlPlane) -> None:
+async def test_a_burst_starts_immediately_and_the_rate_applies_after_it(plane: ControlPlane) -> None:
     await push(plane, *(f"{number}" for number in range(5)))
-    answers = await ask(plane, await claim(plane), PerHost(rate=0.5, burst=3))
-    assert answers[:3] == [GRANTED] * 3
-    assert answers[3:] == pytest.approx([2000, 4000], abs=2)
+    results = await acquire(plane, await claim(plane), PerHost(rate=0.5, burst=3))
+    assert results[:3] == [GRANTED] * 3
+    assert results[3:] == pytest.approx([2000, 4000], abs=2)
 
 
-async def test_hosts_do_not_share_anything(plane: ControlPlane) -> None:
+async def test_hosts_share_no_limits(plane: ControlPlane) -> None:
     await push(plane, "a", "b")
     a, b = await claim(plane)
     one = PerHost(concurrency=1, rate=0.001)
-    assert await ask(plane, [a], one, "a.test") == [GRANTED]
-    assert await ask(plane, [b], one, "b.test") == [GRANTED]
+    assert await acquire(plane, [a], one, "a.test") == [GRANTED]
+    assert await acquire(plane, [b], one, "b.test") == [GRANTED]
 
 
-async def test_a_place_is_renewed_with_the_lease_and_ends_with_it(plane: ControlPlane) -> None:
+async def test_a_slot_is_renewed_with_the_lease_and_ends_with_it(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "a", "b", "c")
     (a,) = (await plane.queue.claim("default", 1, 1.0)).leases
-    assert await ask(plane, [a], one) == [GRANTED]
+    assert await acquire(plane, [a], one) == [GRANTED]
     (b,) = await claim(plane, 1)
-    assert (await ask(plane, [b], one))[0] > 0
-    assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
-    ends_ms = await raw(plane).zscore("cplane:host:a.test:held", f"a {a.token}")
+    assert (await acquire(plane, [b], one))[0] > 0
+    assert await plane.queue.renew([with_slot(a)], LEASE_S) == [Renewal.RENEWED]
+    ends_ms = await raw(plane).zscore("cplane:host:a.test:slots", f"a {a.token}")
     assert ends_ms - await plane.queue.now_ms() > 20_000
-    # the lease ends without its worker: the place is free, and whoever asks next calls the first of the line
-    await raw(plane).zadd("cplane:host:a.test:held", {f"a {a.token}": 1})
+    # the lease expires: the slot is free, and the next request makes the first waiter ready
+    await raw(plane).zadd("cplane:host:a.test:slots", {f"a {a.token}": 1})
     await push(plane, "d")
     c, d = await claim(plane, 2)
-    assert all(answer > 0 for answer in await ask(plane, [c, d], one))
+    assert all(result > 0 for result in await acquire(plane, [c, d], one))
     assert await due_ms(plane, "b") <= 1  # now, in whole milliseconds
 
 
-async def test_who_lost_its_lease_is_told_and_holds_no_place(plane: ControlPlane) -> None:
+async def test_a_request_without_its_lease_fails_and_holds_no_slot(plane: ControlPlane) -> None:
     await push(plane, "a")
     (a,) = await claim(plane)
     stranger = Lease(a.queue, a.priority, a.id, a.payload, 1, a.due, "other")
-    assert await ask(plane, [stranger], TWO) == [LEASE_GONE]
-    assert await raw(plane).exists("cplane:host:a.test:held") == 0
+    assert await acquire(plane, [stranger], TWO) == [LEASE_GONE]
+    assert await raw(plane).exists("cplane:host:a.test:slots") == 0
 
 
-async def test_a_job_whose_worker_died_comes_before_those_who_never_had_a_turn(plane: ControlPlane) -> None:
+async def test_a_job_whose_worker_died_precedes_jobs_that_have_never_started(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "a", "b")
     a, b = await claim(plane)
-    await ask(plane, [a, b], one)
+    await acquire(plane, [a, b], one)
     now_ms = await plane.queue.now_ms()
     await raw(plane).delete("arq:in-progress:a")
     await raw(plane).zadd("arq:queue", {"a": now_ms - 10 + 0.5})
-    await raw(plane).delete("cplane:host:a.test:held")
+    await raw(plane).delete("cplane:host:a.test:slots")
     (a,) = await claim(plane)
-    assert await ask(plane, [a], one) == [GRANTED]
+    assert await acquire(plane, [a], one) == [GRANTED]
 
 
-async def test_during_a_cooldown_nobody_starts_and_after_it_everybody_may(plane: ControlPlane) -> None:
+async def test_during_a_cooldown_no_job_starts_and_after_it_all_may(plane: ControlPlane) -> None:
     assert await plane.limiter.cool_down("a.test", 60) == 60
     assert await plane.limiter.cool_down("a.test", 1) == pytest.approx(60, abs=1)
     await push(plane, "a", "b")
-    waits = await ask(plane, await claim(plane), PerHost())
+    waits = await acquire(plane, await claim(plane), PerHost())
     assert all(59_000 < wait < 60_200 for wait in waits)
-    (stand,) = await plane.limiter_stats()
-    assert stand.cooldown_s > 59
-    await raw(plane).hset("cplane:host:a.test", "until", 1)
+    (stats,) = await plane.limiter_stats()
+    assert stats.cooldown_s > 59
+    await raw(plane).hset("cplane:host:a.test", "cooldown_until", 1)
     await raw(plane).zadd("arq:queue", {"a": 1, "b": 2})
-    assert await ask(plane, await claim(plane), PerHost()) == [GRANTED, GRANTED]
+    assert await acquire(plane, await claim(plane), PerHost()) == [GRANTED, GRANTED]
 
 
 async def test_a_cooldown_lasts_an_hour_at_most(plane: ControlPlane) -> None:
     assert await plane.limiter.cool_down("a.test", 1e9) == 3600
 
 
-async def test_a_redis_that_was_wiped_limits_from_zero_and_holds_nobody_up(plane: ControlPlane) -> None:
+async def test_a_redis_that_was_wiped_limits_from_zero_and_holds_up_no_job(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1, rate=0.001)
     await push(plane, "a", "b")
-    await ask(plane, await claim(plane), one)
+    await acquire(plane, await claim(plane), one)
     await plane.limiter.cool_down("a.test", 600)
     await raw(plane).flushdb()
     await push(plane, "b")
-    assert await ask(plane, await claim(plane), one) == [GRANTED]
+    assert await acquire(plane, await claim(plane), one) == [GRANTED]
 
 
-async def test_who_left_the_queue_or_is_never_claimed_holds_nobody_up(plane: ControlPlane) -> None:
+async def test_a_waiter_that_left_the_queue_or_is_never_claimed_holds_up_no_other(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "running", "cancelled", "last")
     await push(plane, "unserved", queue="elsewhere")
     first, cancelled, last = await claim(plane)
-    await ask(plane, [first], one)
-    await ask(plane, await claim(plane, queue="elsewhere"), one)
-    await ask(plane, [cancelled, last], one)
+    await acquire(plane, [first], one)
+    await acquire(plane, await claim(plane, queue="elsewhere"), one)
+    await acquire(plane, [cancelled, last], one)
     await raw(plane).zrem("arq:queue", "cancelled")
     await raw(plane).zadd("arq:queue:elsewhere", {"unserved": await plane.queue.now_ms() - 10_000})
     await finish(plane, first)
     (lease,) = await claim(plane)
     assert lease.id == "last"
-    assert await ask(plane, [lease], one) == [GRANTED]
+    assert await acquire(plane, [lease], one) == [GRANTED]
 
 
-async def test_many_that_nobody_claims_stand_last_in_the_end(plane: ControlPlane) -> None:
+async def test_waiters_that_are_never_claimed_move_to_the_end_of_the_wait_queue(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "running")
     (first,) = await claim(plane)
-    await ask(plane, [first], one)
+    await acquire(plane, [first], one)
     left = [f"left{number}" for number in range(40)]
     await push(plane, *left, queue="elsewhere")
-    await ask(plane, await claim(plane, queue="elsewhere"), one)
+    await acquire(plane, await claim(plane, queue="elsewhere"), one)
     await push(plane, "last")
-    await ask(plane, await claim(plane), one)
+    await acquire(plane, await claim(plane), one)
     assert await due_ms(plane, "last") > 10_000
     await raw(plane).zadd("arq:queue:elsewhere", dict.fromkeys(left, await plane.queue.now_ms() - 100_000))
     await finish(plane, first)
     assert await due_ms(plane, "last") <= 0
-    assert await raw(plane).zrank("cplane:host:a.test:line", "arq:queue last") == 0
+    assert await raw(plane).zrank("cplane:host:a.test:waiters", "arq:queue last") == 0
     (waits,) = [lease for lease in await claim(plane, queue="elsewhere") if lease.id == "left0"]
-    assert (await ask(plane, [waits], one))[0] > 0
+    assert (await acquire(plane, [waits], one))[0] > 0
 
 
-async def test_a_call_reaches_a_job_of_another_queue_and_wakes_its_worker(plane: ControlPlane) -> None:
+async def test_a_released_slot_makes_a_job_of_another_queue_ready_and_wakes_its_worker(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "here")
     (here,) = await claim(plane)
-    await ask(plane, [here], one)
+    await acquire(plane, [here], one)
     await push(plane, "there", queue="elsewhere", priority=Priority.LOW)
-    await ask(plane, await claim(plane, queue="elsewhere"), one)
+    await acquire(plane, await claim(plane, queue="elsewhere"), one)
     await raw(plane).delete("cplane:wake:elsewhere")
     await finish(plane, here)
     assert await raw(plane).llen("cplane:wake:elsewhere") == 1
     (there,) = await claim(plane, queue="elsewhere")
-    assert await ask(plane, [there], one) == [GRANTED]
+    assert await acquire(plane, [there], one) == [GRANTED]
 
 
-async def test_what_is_pushed_again_does_not_leave_the_line(plane: ControlPlane) -> None:
+async def test_a_job_that_is_enqueued_again_stays_in_the_wait_queue(plane: ControlPlane) -> None:
     await push(plane, "a", "b")
-    await ask(plane, await claim(plane), PerHost(rate=0.001))
+    await acquire(plane, await claim(plane), PerHost(rate=0.001))
     before = await due_ms(plane, "b")
     assert before > 900_000
     again = EnqueueRequest("default", "b", b"payload", 0, late_ms=30_000, limit_keys=("a.test",))
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") == pytest.approx(before, abs=2000)
-    await raw(plane).delete("cplane:host:a.test:line")
+    await raw(plane).delete("cplane:host:a.test:waiters")
     await plane.queue.enqueue([again])
     assert await due_ms(plane, "b") <= 0
 
 
-async def test_who_is_due_behind_one_that_waits_is_taken_along_and_nobody_else(plane: ControlPlane) -> None:
+async def test_only_similar_jobs_behind_a_waiter_join_the_wait_queue_with_it(plane: ControlPlane) -> None:
     def of(host: str | None, job: str = "f") -> bytes:
         return encode_envelope(job, (), {"host": "a.test"}, limit_keys=() if host is None else tuple(host.split()))
 
     mine = [f"m{number:03}" for number in range(200)]
     payloads = {id_: of("a.test") for id_ in ("a", "b", *mine)}
-    payloads |= {"z0": of("b.test"), "z1": of(None), "z2": of("a.test", "g"), "z3": b"no envelope"}
+    payloads |= {"z0": of("b.test"), "z1": of(None), "z2": of("a.test", "g"), "z3": b"not an envelope"}
     await plane.queue.enqueue([EnqueueRequest("default", id_, payload) for id_, payload in payloads.items()])
     await raw(plane).zadd("arq:queue", {id_: 1000 + number for number, id_ in enumerate(payloads)})
     first = await claim(plane, 2)
     assert [lease.id for lease in first] == ["a", "b"]
-    answers = await ask(plane, first, PerHost(rate=0.5))
-    assert answers == [GRANTED, pytest.approx(2000, abs=2)]
+    results = await acquire(plane, first, PerHost(rate=0.5))
+    assert results == [GRANTED, pytest.approx(2000, abs=2)]
     assert [lease.id for lease in await claim(plane)] == ["z0", "z1", "z2", "z3"]
     assert await due_ms(plane, "m000") == pytest.approx(4000, abs=1500)
     assert await due_ms(plane, "m199") == pytest.approx(402_000, abs=1500)
     assert (await plane.limiter_stats())[0].waiting == 201
 
 
-async def test_a_session_is_one_jobs_at_a_time_and_whose_turn_it_is_comes_at_once(plane: ControlPlane) -> None:
+async def test_a_session_runs_one_job_at_a_time_and_the_next_is_ready_immediately(plane: ControlPlane) -> None:
     await push(plane, "a", "b", "c")
     first = await claim(plane)
-    answers = await ask(plane, first, UNLIMITED, "@main")
-    assert answers[0] == GRANTED
-    assert all(answer > 10_000 for answer in answers[1:])
+    results = await acquire(plane, first, UNLIMITED, "@main")
+    assert results[0] == GRANTED
+    assert all(result > 10_000 for result in results[1:])
     assert await claim(plane) == []
     holder = first[0]
-    assert await plane.queue.renew([held(holder, "@main")], LEASE_S) == [Renewal.RENEWED]
-    (stand,) = await plane.limiter_stats()
-    assert (stand.host, stand.in_use, stand.concurrency, stand.waiting) == ("@main", 1, 1, 2)
+    assert await plane.queue.renew([with_slot(holder, "@main")], LEASE_S) == [Renewal.RENEWED]
+    (stats,) = await plane.limiter_stats()
+    assert (stats.host, stats.in_use, stats.concurrency, stats.waiting) == ("@main", 1, 1, 2)
     for expected in ("b", "c"):
         await finish(plane, holder, "@main")
         (holder,) = await claim(plane)
         assert holder.id == expected
-        assert await ask(plane, [holder], UNLIMITED, "@main") == [GRANTED]
+        assert await acquire(plane, [holder], UNLIMITED, "@main") == [GRANTED]
 
 
-async def test_who_needs_a_session_and_a_host_gets_both_or_neither(plane: ControlPlane) -> None:
+async def test_a_job_that_needs_a_session_and_a_host_acquires_both_or_neither(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
     await push(plane, "1 on the host", "2 in the session", "3 needs both", "4 in the session after it")
     host, session, both, after = await claim(plane)
-    assert await ask(plane, [host], one) == [GRANTED]
-    assert await ask(plane, [session], UNLIMITED, "@main") == [GRANTED]
-    assert (await ask(plane, [both], one, "@main a.test"))[0] > 0
-    assert (await ask(plane, [after], UNLIMITED, "@main"))[0] > 0
+    assert await acquire(plane, [host], one) == [GRANTED]
+    assert await acquire(plane, [session], UNLIMITED, "@main") == [GRANTED]
+    assert (await acquire(plane, [both], one, "@main a.test"))[0] > 0
+    assert (await acquire(plane, [after], UNLIMITED, "@main"))[0] > 0
     await finish(plane, session, "@main")
     (both,) = await claim(plane)
     assert both.id == "3 needs both"
-    (wait_ms,) = await ask(plane, [both], one, "@main a.test")  # the host has no place: the session is not kept for it
+    (wait_ms,) = await acquire(
+        plane, [both], one, "@main a.test"
+    )  # the host has no free slot: the session is not reserved for it
     assert wait_ms > 0
     after = await next_due(plane)
     assert after.id == "4 in the session after it"
-    assert await ask(plane, [after], UNLIMITED, "@main") == [GRANTED]
+    assert await acquire(plane, [after], UNLIMITED, "@main") == [GRANTED]
     await finish(plane, host)
     (both,) = await claim(plane)
-    assert (await ask(plane, [both], one, "@main a.test"))[0] > 0  # now the session has none
+    assert (await acquire(plane, [both], one, "@main a.test"))[0] > 0  # now the session has no free slot
     assert await claim(plane) == []
     await finish(plane, after, "@main")
     (both,) = await claim(plane)
-    assert await ask(plane, [both], one, "@main a.test") == [GRANTED]
-    assert {stand.host: stand.in_use for stand in await plane.limiter_stats()} == {"@main": 1, "a.test": 1}
+    assert await acquire(plane, [both], one, "@main a.test") == [GRANTED]
+    assert {stats.host: stats.in_use for stats in await plane.limiter_stats()} == {"@main": 1, "a.test": 1}
     await finish(plane, both, "@main a.test")
     assert await plane.limiter_stats() == []
 
 
-async def test_keys_of_a_foreign_kind_give_way(plane: ControlPlane) -> None:
+async def test_keys_of_another_type_are_replaced(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    keys = ["cplane:hosts", *(f"cplane:host:a.test{part}" for part in ("", ":held", ":line"))]
+    keys = ["cplane:hosts", *(f"cplane:host:a.test{part}" for part in ("", ":slots", ":waiters"))]
 
-    async def foul() -> None:
+    async def overwrite() -> None:
         for key in keys:
-            await raw(plane).set(key, "foreign")
+            await raw(plane).set(key, "another type")
 
-    await foul()
+    await overwrite()
     await push(plane, "a", "b")
     a, b = await claim(plane)
-    assert await ask(plane, [a], one) == [GRANTED]
-    assert (await ask(plane, [b], one))[0] > 0
-    await foul()
+    assert await acquire(plane, [a], one) == [GRANTED]
+    assert (await acquire(plane, [b], one))[0] > 0
+    await overwrite()
     await plane.queue.enqueue([EnqueueRequest("default", "b", b"payload", 0, late_ms=0, limit_keys=("a.test",))])
-    assert await plane.queue.renew([held(a)], LEASE_S) == [Renewal.RENEWED]
+    assert await plane.queue.renew([with_slot(a)], LEASE_S) == [Renewal.RENEWED]
     await finish(plane, a)
-    await foul()
+    await overwrite()
     assert await plane.limiter.cool_down("a.test", 60) == 60
 
 
-async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: ControlPlane) -> None:
-    """Each is claimed once and sent back, and once more when its turn has come."""
+async def test_a_thousand_waiters_are_each_claimed_about_twice(plane: ControlPlane) -> None:
+    """Each is claimed once and requeued, and claimed again when it may start."""
     one = PerHost(concurrency=1)
     await push(plane, *(f"{number:04}" for number in range(1000)))
     claims, order = 0, list[str]()
     while leases := await claim(plane, 50):
         claims += len(leases)
-        running = [g for g, answer in zip(leases, await ask(plane, leases, one), strict=True) if answer == GRANTED]
+        running = [
+            lease for lease, result in zip(leases, await acquire(plane, leases, one), strict=True) if result == GRANTED
+        ]
         for lease in running:
             order.append(lease.id)
             await finish(plane, lease)
@@ -366,10 +371,10 @@ async def test_a_thousand_that_wait_are_looked_at_about_once_each(plane: Control
     assert claims <= 2100
 
 
-async def test_keys_of_a_host_that_nobody_waits_for_do_not_stay(plane: ControlPlane) -> None:
+async def test_keys_of_a_host_without_waiters_expire(plane: ControlPlane) -> None:
     await push(plane, "a")
     (a,) = await claim(plane)
-    await ask(plane, [a], PerHost(concurrency=1, rate=10))
+    await acquire(plane, [a], PerHost(concurrency=1, rate=10))
     await finish(plane, a)
     keys = [key.decode() for key in await raw(plane).keys("cplane:host*")]
     assert keys == ["cplane:host:a.test"]

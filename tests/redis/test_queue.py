@@ -1,4 +1,4 @@
-"""The schedule on real Redis: each script's answers, what it leaves in the keys, and that arq's own client still reads and writes them."""
+"""The schedule on real Redis: replies of the scripts, the keys they leave, and compatibility with arq's client."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ WAKE = "cplane:wake:default"
 
 @pytest_asyncio.fixture
 async def redis(redis_url: str) -> AsyncIterator[Any]:
-    """The server, past the queue; its client's types are too loose to be of use."""
+    """A client of the server, next to `Queue`; its types are too loose to be useful."""
     async with connect(SecretStr(redis_url)) as client:
         yield client
 
@@ -57,12 +57,12 @@ def push(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> 
 
 
 def forged(lease: Lease) -> Lease:
-    """The same id as somebody would hold it who was granted it at another time."""
+    """Return the same id with the lease of another claim."""
     return msgspec.structs.replace(lease, token="forged")
 
 
 async def contents(redis: Any) -> dict[bytes, object]:
-    """Every key and what it holds."""
+    """Return every key with its value."""
     held: dict[bytes, object] = {}
     for key in await redis.keys("*"):
         kind = await redis.type(key)
@@ -111,14 +111,14 @@ async def test_an_id_is_scheduled_once_and_repeating_changes_nothing(queue: Queu
 
 
 @pytest.mark.parametrize("gone", ["arq:job:a", "arq:queue"])
-async def test_half_of_a_schedule_is_made_whole_again(queue: Queue, redis: Any, gone: str) -> None:
+async def test_an_id_without_payload_or_a_payload_without_id_is_restored(queue: Queue, redis: Any, gone: str) -> None:
     await queue.enqueue([push("a")])
     await redis.delete(gone)
     assert await queue.enqueue([push("a")]) == [EnqueueResult.SCHEDULED]
     assert (await claim_one(queue)).id == "a"
 
 
-async def test_a_kept_result_blocks_only_whom_it_should(queue: Queue, redis: Any) -> None:
+async def test_a_kept_result_blocks_only_requests_with_once(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await queue.ack([Ack(await claim_one(queue), Disposition.DONE, 60_000, b"r")])
     assert await queue.results(["none", "a"]) == [None, b"r"]
@@ -130,7 +130,7 @@ async def test_a_kept_result_blocks_only_whom_it_should(queue: Queue, redis: Any
     ]
 
 
-async def test_a_due_time_never_falls_to_zero_where_arq_would_not_see_it(queue: Queue, redis: Any) -> None:
+async def test_a_score_is_never_zero_which_arq_would_ignore(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a", -(10**14))])
     assert await score(redis, "a") == 1
     lease = await claim_one(queue)
@@ -141,7 +141,7 @@ async def test_a_due_time_never_falls_to_zero_where_arq_would_not_see_it(queue: 
     assert await score(redis, "a") == 1
 
 
-async def test_several_queues_in_one_batch_keep_the_order_of_the_answers(queue: Queue, redis: Any) -> None:
+async def test_several_queues_in_one_batch_keep_the_order_of_the_results(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("2", queue="b")])
     batch = [push("1", queue="a"), push("2", queue="b"), push("3", queue="default"), push("4", queue="a")]
     assert await queue.enqueue(batch) == [1, 0, 1, 1]
@@ -157,7 +157,7 @@ async def test_several_queues_in_one_batch_keep_the_order_of_the_answers(queue: 
     assert await queue.enqueue([]) == []
 
 
-def test_names_of_queues_are_arqs_and_lead_back() -> None:
+def test_names_of_queues_convert_to_arqs_names_and_back() -> None:
     for name, key in (("default", "arq:queue"), ("browser", "arq:queue:browser"), ("a.b", "arq:queue:a.b")):
         assert (redis_name(name), queue_of(key)) == (key, name)
 
@@ -165,7 +165,7 @@ def test_names_of_queues_are_arqs_and_lead_back() -> None:
 # claim
 
 
-async def test_ids_are_claimed_in_the_order_they_fall_due_and_never_early(queue: Queue, redis: Any) -> None:
+async def test_ids_are_claimed_in_the_order_in_which_they_fall_due_and_never_early(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("late", -1000), push("later", 60_000), push("latest", -9000), push("now", -1)])
     first = await queue.claim("default", 2, LEASE_S)
     assert ids(first) == ["latest", "late"]
@@ -179,7 +179,7 @@ async def test_ids_are_claimed_in_the_order_they_fall_due_and_never_early(queue:
     assert all(lease.tries == 1 and decode_envelope(lease.payload).f == "f" for lease in first.leases)
 
 
-async def test_a_claim_says_when_the_next_id_falls_due(queue: Queue) -> None:
+async def test_a_claim_returns_when_the_next_id_falls_due(queue: Queue) -> None:
     assert (await queue.claim("default", 1, LEASE_S)).wait_s is None
     await queue.enqueue([push("a", 60_000), push("b", 90_000)])
     wait_s = (await queue.claim("default", 1, LEASE_S)).wait_s
@@ -203,15 +203,13 @@ async def test_a_leased_id_leaves_the_head_of_the_queue_until_its_lease_ends(que
 
 
 async def lose_lease(redis: Any, id_: str, after_ms: int) -> None:
-    """As if so much time had passed since the lease was granted or renewed, and it had ended."""
+    """Make a lease expire as if `after_ms` had passed since it was granted or renewed."""
     await redis.delete(f"arq:in-progress:{id_}")
     await redis.zincrby("arq:queue", -after_ms, id_)
 
 
 @pytest.mark.parametrize("renewed", [False, True])
-async def test_a_try_that_nobody_ended_is_written_down_by_the_claim_after_it(
-    queue: Queue, redis: Any, renewed: bool
-) -> None:
+async def test_an_unfinished_try_is_counted_by_the_next_claim(queue: Queue, redis: Any, renewed: bool) -> None:
     await queue.enqueue([push("a")])
     for tries in (1, 2, 3):
         lease = await claim_one(queue)
@@ -223,12 +221,12 @@ async def test_a_try_that_nobody_ended_is_written_down_by_the_claim_after_it(
     lease = await claim_one(queue)
     assert await queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]) == [AckResult.APPLIED]
     lease = await claim_one(queue)
-    assert lease.tries == 4, "the release gave its own try back, not those that were lost"
+    assert lease.tries == 4, "the release does not count its own try, but the lost ones count"
     assert await queue.ack([Ack(lease, Disposition.DONE)]) == [AckResult.APPLIED]
     assert await redis.keys("arq:*") == []
 
 
-async def test_a_lease_that_is_hidden_again_and_then_lost_counts_once(queue: Queue, redis: Any) -> None:
+async def test_a_lease_whose_score_was_restored_and_that_is_then_lost_counts_once(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await claim_one(queue)
     await redis.zadd("arq:queue", {"a": 1})
@@ -237,7 +235,7 @@ async def test_a_lease_that_is_hidden_again_and_then_lost_counts_once(queue: Que
     assert (await claim_one(queue)).tries == 2
 
 
-async def test_the_tries_of_a_record_are_not_written_down(queue: Queue, redis: Any) -> None:
+async def test_the_tries_of_a_record_are_not_counted_in_redis(queue: Queue, redis: Any) -> None:
     record_id = new_id()
     await queue.enqueue([EnqueueRequest.of_record("default", Priority.NORMAL, record_id, "f", 0)])
     await queue.ack([Ack(await claim_one(queue), Disposition.RETRY)])
@@ -247,7 +245,7 @@ async def test_the_tries_of_a_record_are_not_written_down(queue: Queue, redis: A
     assert not await redis.exists(f"arq:retry:{record_id}")
 
 
-async def test_a_live_lease_whose_score_was_disturbed_is_hidden_again(queue: Queue, redis: Any) -> None:
+async def test_the_score_of_a_live_lease_is_restored_if_something_changed_it(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a"), push("b", -1)])
     await queue.claim("default", 2, LEASE_S)
     await redis.zadd("arq:queue", {"a": 1, "b": 2})
@@ -257,7 +255,7 @@ async def test_a_live_lease_whose_score_was_disturbed_is_hidden_again(queue: Que
         assert await score(redis, each) > await now_ms(redis) + LEASE_S * 1000 - 5000
 
 
-async def test_leases_of_plain_arq_workers_are_stepped_over_and_left_alone(queue: Queue, redis: Any) -> None:
+async def test_leases_of_plain_arq_workers_are_skipped_and_not_changed(queue: Queue, redis: Any) -> None:
     theirs = [f"theirs {number:03}" for number in range(150)]
     await queue.enqueue([push(each, -1000) for each in theirs])
     for each in theirs:
@@ -285,7 +283,7 @@ async def test_an_id_without_payload_is_removed_and_reported(queue: Queue, redis
     assert await redis.zrange("arq:queue", 0, -1) == [b"a"]
 
 
-async def test_every_claim_has_a_token_of_its_own(redis: Any) -> None:
+async def test_every_claim_has_its_own_token(redis: Any) -> None:
     one, other = Queue(redis), Queue(redis)
     await one.enqueue([push(str(number)) for number in range(40)])
     claims = [await queue.claim("default", 10, LEASE_S) for queue in (one, other, one, other)]
@@ -300,7 +298,7 @@ async def test_every_claim_has_a_token_of_its_own(redis: Any) -> None:
     assert again.tries == 2
 
 
-async def test_a_lease_that_ends_makes_its_id_due_again_with_another_try(queue: Queue) -> None:
+async def test_an_expired_lease_makes_its_id_due_again_with_another_try(queue: Queue) -> None:
     await queue.enqueue([push("a")])
     first = (await queue.claim("default", 1, 0.05)).leases[0]
     deadline = time.monotonic() + DEADLINE_S
@@ -315,7 +313,7 @@ async def test_a_lease_that_ends_makes_its_id_due_again_with_another_try(queue: 
     assert await queue.ack([Ack(first, Disposition.DONE)]) == [AckResult.FENCED]
 
 
-async def test_claims_at_once_share_the_ids_out(queue: Queue) -> None:
+async def test_concurrent_claims_lease_each_id_once(queue: Queue) -> None:
     await queue.enqueue([push(str(number)) for number in range(100)])
     claims = await asyncio.gather(*(queue.claim("default", 30, LEASE_S) for _ in range(5)))
     claimed = [each for claim in claims for each in ids(claim)]
@@ -325,15 +323,15 @@ async def test_claims_at_once_share_the_ids_out(queue: Queue) -> None:
 # renew
 
 
-async def test_renewing_answers_for_each_lease_and_extends_only_its_own(queue: Queue, redis: Any) -> None:
+async def test_renewing_returns_the_outcome_of_each_lease_and_extends_only_its_own(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push(each, -10) for each in ("mine", "aborted", "theirs", "forgotten")])
     leases = {lease.id: lease for lease in (await queue.claim("default", 4, 5.0)).leases}
     await redis.set("arq:in-progress:theirs", b"another", px=5000)
     await redis.delete("arq:in-progress:forgotten")
     await redis.zadd("arq:abort", {"aborted": 1})
     scores = {each: await score(redis, each) for each in leases}
-    answers = dict(zip(leases, await queue.renew(list(leases.values()), LEASE_S), strict=True))
-    assert answers == {
+    results = dict(zip(leases, await queue.renew(list(leases.values()), LEASE_S), strict=True))
+    assert results == {
         "mine": Renewal.RENEWED,
         "aborted": Renewal.ABORT_WANTED,
         "theirs": Renewal.FENCED,
@@ -346,7 +344,7 @@ async def test_renewing_answers_for_each_lease_and_extends_only_its_own(queue: Q
     assert not await redis.exists("arq:in-progress:forgotten")
 
 
-async def test_renewing_does_not_bring_back_an_id_that_left_the_queue(queue: Queue, redis: Any) -> None:
+async def test_renewing_does_not_restore_an_id_that_left_the_queue(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     lease = await claim_one(queue)
     await redis.zrem("arq:queue", "a")
@@ -354,10 +352,10 @@ async def test_renewing_does_not_bring_back_an_id_that_left_the_queue(queue: Que
     assert await queue.depth("default") == 0
 
 
-# finish
+# ack
 
 
-async def test_done_removes_every_trace_but_the_kept_result(queue: Queue, redis: Any) -> None:
+async def test_done_removes_every_key_except_the_kept_result(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a"), push("b")])
     await redis.zadd("arq:abort", {"a": 1})
     leases = (await queue.claim("default", 2, LEASE_S)).leases
@@ -379,27 +377,27 @@ async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: An
     assert await redis.exists("arq:job:a")
 
 
-async def test_a_release_restores_the_place_and_uncounts_the_try(queue: Queue, redis: Any) -> None:
+async def test_a_release_restores_the_position_and_does_not_count_the_try(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a", -5000), push("b", -4000)])
-    place = await score(redis, "a")
+    position = await score(redis, "a")
     lease = await claim_one(queue)
     assert await queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]) == [AckResult.APPLIED]
-    assert await score(redis, "a") == place
+    assert await score(redis, "a") == position
     again = await queue.claim("default", 2, LEASE_S)
     assert ids(again) == ["a", "b"]
     assert [each.tries for each in again.leases] == [1, 1]
 
 
-@pytest.mark.parametrize("action", list(Disposition))
-async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: Any, action: Disposition) -> None:
+@pytest.mark.parametrize("disposition", list(Disposition))
+async def test_an_ack_without_the_lease_changes_nothing(queue: Queue, redis: Any, disposition: Disposition) -> None:
     await queue.enqueue([push("a"), push("b")])
     first, second = (await queue.claim("default", 2, LEASE_S)).leases
     await redis.delete(f"arq:in-progress:{second.id}", WAKE)
     before = await contents(redis)
     returns = [
-        Ack(forged(first), action, 5, b"r", 60_000),
-        Ack(second, action, 5, b"r", 60_000),
-        Ack(msgspec.structs.replace(second, id="unheard of"), action, 5, b"r", 60_000),
+        Ack(forged(first), disposition, 5, b"r", 60_000),
+        Ack(second, disposition, 5, b"r", 60_000),
+        Ack(msgspec.structs.replace(second, id="unknown"), disposition, 5, b"r", 60_000),
     ]
     assert await queue.ack(returns) == [AckResult.FENCED, AckResult.UNKNOWN, AckResult.UNKNOWN]
     assert await contents(redis) == before
@@ -408,7 +406,7 @@ async def test_who_does_not_hold_the_lease_touches_nothing(queue: Queue, redis: 
 # waking
 
 
-async def test_one_push_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
+async def test_one_enqueue_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
     sleepers = [asyncio.create_task(queue.sleep("default", 1.5)) for _ in range(3)]
     await blocked(redis, 3)
     await queue.enqueue([push("a"), push("b")])
@@ -418,7 +416,7 @@ async def test_one_push_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
     assert await asyncio.gather(*waiting) == [False, False]
 
 
-async def test_who_leaves_something_due_wakes_the_next(queue: Queue, redis: Any) -> None:
+async def test_a_claim_that_leaves_ready_ids_wakes_the_next_sleeper(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a"), push("b"), push("c", 60_000)])
     assert await queue.sleep("default", 0.01)
     assert await redis.llen(WAKE) == 0
@@ -430,7 +428,7 @@ async def test_who_leaves_something_due_wakes_the_next(queue: Queue, redis: Any)
     assert not await queue.sleep("default", 0.01)
 
 
-async def test_who_is_woken_has_claimed(queue: Queue, redis: Any) -> None:
+async def test_a_woken_worker_has_claimed(queue: Queue, redis: Any) -> None:
     claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 10, LEASE_S))
     await blocked(redis, 1)
     await queue.enqueue([push("a"), push("b", 60_000)])
@@ -439,7 +437,7 @@ async def test_who_is_woken_has_claimed(queue: Queue, redis: Any) -> None:
     assert await redis.get("arq:in-progress:a") == claim.leases[0].token.encode()
 
 
-async def test_one_push_lets_one_of_those_who_sleep_claim(queue: Queue, redis: Any) -> None:
+async def test_one_enqueue_lets_one_sleeper_claim(queue: Queue, redis: Any) -> None:
     claiming = [asyncio.create_task(queue.sleep_and_claim("default", 1.5, 10, LEASE_S)) for _ in range(3)]
     await blocked(redis, 3)
     await queue.enqueue([push("a"), push("b")])
@@ -447,7 +445,7 @@ async def test_one_push_lets_one_of_those_who_sleep_claim(queue: Queue, redis: A
     assert sorted(len(task.result().leases) for task in claiming) == [0, 0, 2]
 
 
-async def test_a_sleep_before_a_claim_ends_by_itself_when_something_falls_due_meanwhile(queue: Queue) -> None:
+async def test_a_sleep_before_a_claim_ends_when_an_id_falls_due(queue: Queue) -> None:
     await queue.enqueue([push("a", 300)])
     claim = await queue.claim("default", 1, LEASE_S)
     while not claim.leases:
@@ -456,7 +454,7 @@ async def test_a_sleep_before_a_claim_ends_by_itself_when_something_falls_due_me
     assert claim.leases[0].id == "a"
 
 
-async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> None:
+async def test_a_nudge_ends_only_our_own_sleep(queue: Queue, redis: Any) -> None:
     other = Queue(redis)
     ours, others = (asyncio.create_task(each.sleep_and_claim("default", 3, 1, LEASE_S)) for each in (queue, other))
     await blocked(redis, 2)
@@ -467,7 +465,7 @@ async def test_a_nudge_ends_our_own_sleep_alone(queue: Queue, redis: Any) -> Non
     assert [lease.id for lease in (await others).leases] == ["a"]
 
 
-async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_does_not_stay(queue: Queue, redis: Any) -> None:
+async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_expires(queue: Queue, redis: Any) -> None:
     await queue.nudge("default")
     (key,) = await redis.keys("cplane:nudge:*")
     assert 0 < await redis.pttl(key) <= 2000
@@ -476,7 +474,7 @@ async def test_a_nudge_ends_a_sleep_that_begins_after_it_and_does_not_stay(queue
     assert not await redis.exists(key)
 
 
-async def test_a_redis_that_forgot_the_script_while_one_slept_claims_all_the_same(queue: Queue, redis: Any) -> None:
+async def test_a_script_flush_during_a_sleep_does_not_prevent_the_claim(queue: Queue, redis: Any) -> None:
     claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 1, LEASE_S))
     await blocked(redis, 1)
     await redis.script_flush()
@@ -484,18 +482,18 @@ async def test_a_redis_that_forgot_the_script_while_one_slept_claims_all_the_sam
     assert [lease.id for lease in (await claiming).leases] == ["a"]
 
 
-async def test_a_foreign_wake_list_is_told_and_what_is_due_is_claimed_all_the_same(queue: Queue, redis: Any) -> None:
+async def test_a_wake_list_of_another_type_raises_but_ready_ids_are_claimed(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await redis.set(WAKE, "not a list")
     assert len((await queue.sleep_and_claim("default", 1, 1, LEASE_S)).leases) == 1
-    with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
+    with pytest.raises(QueueUnavailable, match=r"Redis replied with an error while claiming jobs: .*WRONGTYPE"):
         await queue.sleep_and_claim("default", 1, 1, LEASE_S)
 
 
 @pytest.mark.parametrize(
     ("delays_ms", "woken"), [([0], 1), ([60_000], 1), ([60_000, 90_000], 1), ([90_000, 60_000], 2), ([60_000, 0], 2)]
 )
-async def test_only_an_id_that_is_due_before_all_others_wakes(
+async def test_only_an_id_that_is_due_before_all_others_wakes_a_worker(
     queue: Queue, redis: Any, delays_ms: Sequence[int], woken: int
 ) -> None:
     for delay_ms in delays_ms:
@@ -503,16 +501,16 @@ async def test_only_an_id_that_is_due_before_all_others_wakes(
     assert await redis.llen(WAKE) == woken
 
 
-@pytest.mark.parametrize("action", [Disposition.RETRY, Disposition.RELEASE])
-async def test_what_is_handed_back_wakes_a_sleeper(queue: Queue, redis: Any, action: Disposition) -> None:
+@pytest.mark.parametrize("disposition", [Disposition.RETRY, Disposition.RELEASE])
+async def test_a_retry_or_release_wakes_a_sleeper(queue: Queue, redis: Any, disposition: Disposition) -> None:
     await queue.enqueue([push("a")])
     lease = await claim_one(queue)
     await redis.delete(WAKE)
-    await queue.ack([Ack(lease, action, lease.due_ms if action is Disposition.RELEASE else 0)])
+    await queue.ack([Ack(lease, disposition, lease.due_ms if disposition is Disposition.RELEASE else 0)])
     assert await redis.llen(WAKE) == 1
 
 
-async def test_tokens_that_nobody_takes_do_not_pile_up(queue: Queue, redis: Any) -> None:
+async def test_unused_wake_tokens_do_not_pile_up(queue: Queue, redis: Any) -> None:
     for number in range(80):
         await queue.enqueue([push(str(number))])
     assert await redis.llen(WAKE) == 64
@@ -526,7 +524,7 @@ async def test_tokens_that_nobody_takes_do_not_pile_up(queue: Queue, redis: Any)
 
 @pytest_asyncio.fixture
 async def arq(redis: Any) -> ArqRedis:
-    """arq's client, on the connections of ours, with the serializer arq's users are told to give it."""
+    """arq's client on our connections, with the serializer that the documentation tells arq's users to set."""
     return ArqRedis(
         redis.connection_pool, job_serializer=msgspec.msgpack.encode, job_deserializer=msgspec.msgpack.decode
     )
@@ -544,7 +542,7 @@ async def test_arqs_client_reads_our_jobs(queue: Queue, arq: ArqRedis) -> None:
     assert [each.function for each in await arq.queued_jobs(queue_name=redis_name("browser"))] == ["headline"]
 
 
-async def test_arqs_client_sees_what_runs(queue: Queue, arq: ArqRedis) -> None:
+async def test_arqs_client_reads_the_status_of_our_jobs(queue: Queue, arq: ArqRedis) -> None:
     await queue.enqueue([push("a")])
     theirs = ArqJob("a", arq, _deserializer=msgspec.msgpack.decode)
     assert await theirs.status() is JobStatus.queued
@@ -572,7 +570,7 @@ async def test_a_job_that_arqs_client_enqueues_is_claimed(queue: Queue, arq: Arq
     "payload",
     [b"", b"\x80\x04\x95pickle", msgspec.msgpack.encode([1]), msgspec.msgpack.encode({"a": []}), msgspec.msgpack.encode({"f": 1})],
 )  # fmt: skip
-def test_a_payload_that_is_not_arqs_job_dict_is_refused(payload: bytes) -> None:
+def test_a_payload_that_is_not_arqs_job_dict_is_rejected(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"the payload is (not arq's job dict|a pickle)"):
         decode_envelope(payload)
 
@@ -580,7 +578,7 @@ def test_a_payload_that_is_not_arqs_job_dict_is_refused(payload: bytes) -> None:
 # faults
 
 
-async def test_scripts_that_redis_forgot_are_sent_again(queue: Queue, redis: Any) -> None:
+async def test_flushed_scripts_are_sent_again(queue: Queue, redis: Any) -> None:
     await queue.enqueue([push("a")])
     await redis.script_flush()
     lease = await claim_one(queue)
@@ -588,30 +586,30 @@ async def test_scripts_that_redis_forgot_are_sent_again(queue: Queue, redis: Any
     assert await queue.renew([lease], LEASE_S) == [Renewal.RENEWED]
 
 
-async def test_scripts_that_somebody_empties_all_the_time_run_all_the_same(
+async def test_scripts_run_even_if_they_are_flushed_before_every_call(
     queue: Queue, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evalsha = redis.evalsha
 
-    async def emptied(*args: Any) -> Any:
+    async def flushed(*args: Any) -> Any:
         await redis.script_flush()
         return await evalsha(*args)
 
-    monkeypatch.setattr(redis, "evalsha", emptied)
+    monkeypatch.setattr(redis, "evalsha", flushed)
     await queue.enqueue([push("a")])
     lease = await claim_one(queue)
     assert await queue.ack([Ack(lease, Disposition.DONE)]) == [AckResult.APPLIED]
 
 
-async def test_an_error_of_a_script_says_what_was_under_way(queue: Queue, redis: Any) -> None:
+async def test_an_error_of_a_script_names_the_operation(queue: Queue, redis: Any) -> None:
     await redis.set("arq:queue", "not a sorted set")
-    with pytest.raises(QueueUnavailable, match=r"Redis refused while claiming jobs: .*WRONGTYPE"):
+    with pytest.raises(QueueUnavailable, match=r"Redis replied with an error while claiming jobs: .*WRONGTYPE"):
         await queue.claim("default", 1, LEASE_S)
-    with pytest.raises(QueueUnavailable, match="Redis refused while counting jobs"):
+    with pytest.raises(QueueUnavailable, match="Redis replied with an error while counting jobs"):
         await queue.depth("default")
 
 
-async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_password() -> None:
+async def test_every_call_raises_without_the_password_if_redis_is_unreachable() -> None:
     async with connect(SecretStr("redis://user:hunter2@127.0.0.1:1/0")) as client:
         queue = Queue(client)
         lease = Lease("default", Priority.NORMAL, "a", b"", 1, b"1", "t")
@@ -641,14 +639,14 @@ async def test_a_redis_that_is_not_there_is_told_by_every_call_without_the_passw
             queue.epoch(1),
             queue.eviction(),
         ):
-            with pytest.raises(QueueUnavailable, match="Redis did not answer while") as caught:
+            with pytest.raises(QueueUnavailable, match="Redis did not respond while") as caught:
                 await call
             assert "CPLANE_REDIS_URL" in str(caught.value.hint)
             assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
         assert await queue.enqueue([]) == [], "nothing to do needs no Redis"
 
 
-async def test_a_redis_that_never_answers_is_given_up_within_six_seconds() -> None:
+async def test_a_redis_that_never_responds_raises_within_six_seconds() -> None:
     held: list[asyncio.StreamWriter] = []
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -659,14 +657,14 @@ async def test_a_redis_that_never_answers_is_given_up_within_six_seconds() -> No
         port = server.sockets[0].getsockname()[1]
         async with connect(SecretStr(f"redis://127.0.0.1:{port}")) as client:
             began = time.monotonic()
-            with pytest.raises(QueueUnavailable, match="Redis did not answer while claiming jobs"):
+            with pytest.raises(QueueUnavailable, match="Redis did not respond while claiming jobs"):
                 await Queue(client).claim("default", 1, LEASE_S)
             assert time.monotonic() - began < 6
         for writer in held:
             writer.close()
 
 
-async def test_a_health_line_is_kept_as_long_as_told(queue: Queue, redis: Any) -> None:
+async def test_a_health_line_is_kept_for_the_given_time(queue: Queue, redis: Any) -> None:
     await queue.ping()
     await queue.tell_health("arq:queue:health-check", "j_complete=1", 60)
     assert await redis.get("arq:queue:health-check") == b"j_complete=1"
@@ -674,16 +672,16 @@ async def test_a_health_line_is_kept_as_long_as_told(queue: Queue, redis: Any) -
     assert await queue.results(["none"]) == [None]
 
 
-async def test_an_id_that_is_named_twice_is_scheduled_once_where_it_stood_first(queue: Queue, redis: Any) -> None:
-    answers = await queue.enqueue([push("a", 60_000), push("b"), push("a")])
-    assert answers == [EnqueueResult.SCHEDULED, EnqueueResult.SCHEDULED, EnqueueResult.ALREADY_THERE]
+async def test_an_id_that_is_named_twice_is_scheduled_once_by_its_first_request(queue: Queue, redis: Any) -> None:
+    results = await queue.enqueue([push("a", 60_000), push("b"), push("a")])
+    assert results == [EnqueueResult.SCHEDULED, EnqueueResult.SCHEDULED, EnqueueResult.ALREADY_THERE]
     assert ids(await queue.claim("default", 9, LEASE_S)) == ["b"]
     many = [push(str(number)) for number in range(2500)]
     assert await queue.enqueue([*many, many[7]]) == [EnqueueResult.SCHEDULED] * 2500 + [EnqueueResult.ALREADY_THERE]
     assert await queue.depth("default") == 2502
 
 
-async def test_the_state_of_a_queue_tells_ready_scheduled_and_running_apart(queue: Queue) -> None:
+async def test_the_stats_of_a_queue_count_ready_scheduled_and_running_separately(queue: Queue) -> None:
     late = EnqueueRequest("default", "late", b"x", 60_000)
     await queue.enqueue([push("a"), push("b"), push("c"), late])
     assert await queue.stats("nothing") == QueueStats("nothing", 0, 0, 0, 0)

@@ -1,21 +1,21 @@
-"""Ending tasks for certain."""
+"""Tasks end even if they lose a cancellation, and their errors are not raised."""
 
 import asyncio
 
 from cplane.runtime.cancellation import end
 
 
-async def test_a_task_that_loses_its_first_cancellation_ends_all_the_same() -> None:
+async def test_a_task_that_loses_its_first_cancellation_still_ends() -> None:
     lost: list[str] = []
 
-    async def loses_one() -> None:
+    async def loses_its_first() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             lost.append("once")
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(loses_one())
+    task = asyncio.create_task(loses_its_first())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         await end([task])

@@ -1,4 +1,4 @@
-"""What checkers accept as options of `@job`, in its bare and its called form."""
+"""Options of `@job` that type checkers accept, in its bare and its called form."""
 
 from collections.abc import Mapping
 from datetime import timedelta

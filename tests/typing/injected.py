@@ -1,4 +1,4 @@
-"""What a job asks for by type stands first and is not one of the arguments of `submit`; calling the function needs it all the same."""
+"""Injected parameters come first and are no arguments of `submit`; calling the function still needs them."""
 
 from typing import NotRequired, assert_type
 
@@ -87,7 +87,7 @@ async def submitting() -> None:
     await unpacked.submit(1, path="p", depth=3)  # error
 
 
-async def passing_what_is_given(page: Page, ctx: Context) -> None:
+async def passing_injected_values(page: Page, ctx: Context) -> None:
     await one.submit(page, "u")  # error
     await one.submit(page=page, url="u")  # error
     await two.submit(page, ctx, "u")  # error

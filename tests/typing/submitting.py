@@ -1,4 +1,4 @@
-"""What checkers know of submitting: arguments as the function declares them, results as it returns them."""
+"""Type checkers know submissions: arguments as the function declares them, results as it returns them."""
 
 from datetime import UTC, datetime, timedelta
 from typing import assert_type

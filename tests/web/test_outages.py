@@ -76,7 +76,7 @@ async def test_without_postgres_every_route_answers_503(settings: CplaneSettings
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.headers["retry-after"]) == (503, "5")
         assert ready.json()["ready"] is False
-        assert "Postgres did not answer" in ready.json()["checks"]["database"]
+        assert "Postgres did not respond" in ready.json()["checks"]["database"]
         assert ready.json()["checks"]["redis"] == "ok"
         assert (await client.get("/livez")).status_code == 200
 
@@ -122,4 +122,4 @@ async def test_without_redis_jobs_are_still_accepted(
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
         if not silent:
             assert ready.json()["checks"]["database"] == "ok"
-            assert "Redis did not answer" in ready.json()["checks"]["redis"]
+            assert "Redis did not respond" in ready.json()["checks"]["redis"]

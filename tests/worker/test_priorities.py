@@ -8,7 +8,7 @@ from cplane import Context, ControlPlane, CplaneSettings, RetryPolicy, job
 from cplane.errors import InvalidArguments
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import Priority
-from cplane.redis.keys import LANES, ORDERS, order_of, queue_of, redis_name
+from cplane.redis.keys import LANE_ORDERS, LANES, lane_order, queue_of, redis_name
 from cplane.redis.messages import Ack, Claim, Disposition, EnqueueRequest
 from cplane.redis.queue import Queue
 from tests.workers import DEADLINE_S, Gate, raw, running
@@ -82,11 +82,11 @@ def test_the_normal_lane_is_arqs_own_queue() -> None:
 
 
 def test_no_lane_is_starved() -> None:
-    served_first = [order_of(claim)[0] for claim in range(1600)]
+    served_first = [lane_order(claim)[0] for claim in range(1600)]
     assert {lane: served_first.count(lane) for lane in LANES} == {HIGH: 1200, NORMAL: 300, LOW: 100}
     longest = {lane: max(len(run) for run in waits(served_first, lane)) for lane in LANES}
     assert longest == {HIGH: 1, NORMAL: 7, LOW: 15}, "claims in a row that serve another lane first"
-    assert all(sorted(order) == sorted(LANES) for order in ORDERS)
+    assert all(sorted(order) == sorted(LANES) for order in LANE_ORDERS)
 
 
 def waits(served: list[Priority], lane: Priority) -> list[list[Priority]]:

@@ -114,7 +114,7 @@ async def test_a_session_whose_place_was_given_though_it_is_held_is_tried_again(
     async with running(settings, pages=True):
         first = await session_stays.submit(name="one")
         await asyncio.wait_for(gate.entered.wait(), DEADLINE_S)
-        await raw(plane).delete("cplane:host:@one:held")  # as a Redis that forgot it would
+        await raw(plane).delete("cplane:host:@one:slots")  # as a Redis that forgot it would
         second = await session_stays.submit(name="one")
         async with asyncio.timeout(DEADLINE_S):
             # an attempt that still runs is listed, too

@@ -1,4 +1,4 @@
-"""The tables' history: alembic revisions that ship inside the package."""
+"""Migrations of the tables: alembic revisions that ship inside the package."""
 
 from pathlib import Path
 
@@ -10,31 +10,37 @@ from cplane.postgres.database import Database
 from cplane.postgres.models import SCHEMA
 
 LOCK = 0x63706C616E65
-"""Advisory lock ("cplane" in ASCII): two deploys that upgrade at once wait for each other."""
+"""Advisory lock ("cplane" in ASCII): concurrent upgrades wait for each other."""
 
 HERE = Path(__file__).parent
 
 
 async def upgrade(database_url: str | SecretStr) -> tuple[str | None, str]:
-    """Bring the tables to this version; answers the revisions before and after. Two at once wait for each other.
+    """Migrate the tables to this version. Concurrent upgrades wait for each other.
+
+    Args:
+        database_url: address of the database.
+
+    Returns:
+        The revisions before (None: there were no tables) and after.
 
     Raises:
-        DatabaseUnavailable: Postgres did not answer.
+        DatabaseUnavailable: Postgres did not respond.
         SchemaMismatch: the tables are newer than this cplane.
     """
     url = database_url if isinstance(database_url, SecretStr) else SecretStr(database_url)
-    # changing a large table, or waiting for another upgrade, takes as long as it takes
+    # no deadline: the change of a large table, or the wait for another upgrade, may take long
     async with Database(url, pool_size=1, command_timeout_s=None) as database, database.session() as session:
         connection = await session.connection()
         return await connection.run_sync(_upgrade)
 
 
 async def check(database: Database) -> None:
-    """Whether the tables are of this version.
+    """Check that the tables are of this version.
 
     Raises:
-        DatabaseUnavailable: Postgres did not answer.
-        SchemaMismatch: they are not.
+        DatabaseUnavailable: Postgres did not respond.
+        SchemaMismatch: the tables are missing, older or newer.
     """
     async with database.session() as session:
         connection = await session.connection()
@@ -51,7 +57,7 @@ async def check(database: Database) -> None:
 
 
 def head() -> str:
-    """The revision this cplane needs: files are named NUMBER_what, and the newest has the highest number."""
+    """Return the revision this cplane needs. Files are named NUMBER_subject, and the newest has the highest number."""
     return max(_known())
 
 
@@ -60,7 +66,7 @@ def _known() -> set[str]:
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
-    # alembic takes as long to import as all the rest, and only an upgrade needs it
+    # importing alembic takes as long as all other imports together, and only an upgrade needs it
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 

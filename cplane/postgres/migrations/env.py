@@ -1,4 +1,4 @@
-"""How alembic runs our revisions: on the connection `upgrade` hands over, in its transaction."""
+"""The environment in which alembic runs our revisions: on the connection of `upgrade`, in its transaction."""
 
 from alembic import context
 

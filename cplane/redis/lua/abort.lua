@@ -1,7 +1,15 @@
--- Cancel a transient job: at once if nobody has leased it, else its worker is told.
--- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)
--- ARGV[1] id   ARGV[2] the result that says it was cancelled   ARGV[3] ms that result is kept
--- answers 2 cancelled now, 1 its worker is told, 0 there is no such job, or it has ended
+-- Cancel a transient job: immediately if no worker has leased it, otherwise by a request to its worker.
+--
+-- KEYS[1] high: sorted set of the high lane
+-- KEYS[2] normal: sorted set of the normal lane
+-- KEYS[3] low: sorted set of the low lane
+-- ARGV[1] id: the job's id
+-- ARGV[2] result: the kept result that says the job was cancelled
+-- ARGV[3] keep_ms: how long that result is kept, ms
+-- returns one code
+--   2 cancelled: the job left the queue, and the result is kept
+--   1 told: the id is in arq:abort; its worker reads that when it renews the lease
+--   0 unknown: there is no such job, or it is final already
 local id = ARGV[1]
 local now = redis.call('TIME')
 if redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then

@@ -1,65 +1,67 @@
--- The hosts that jobs take the time of, and the browser sessions that one job at a time may have: acquire.lua and ack.lua begin with
--- this text. A session is a host with one place, and stands as "@NAME". A job names what it needs in one text, with a space between.
--- cplane:host:HOST       hash: `tat` (GCRA: when the next start is due at a steady rate, ms), `until` (the end of the cooldown, ms), and the
---                        limits that were asked for last: `concurrency` and `interval` (ms from start to start), 0: any; `burst`
--- cplane:host:HOST:held  the places that are taken: "ID TOKEN", score = the end of the lease, ms
--- cplane:host:HOST:line  who waits for a turn: "LANE ID", score = since when, ms
--- cplane:hosts           the hosts somebody had to wait for, score = when, ms
--- Who waits stays in the queue, due when its turn is thought to come. When a turn comes sooner, the first of the line are called: made
--- due. Whom nobody claims for two seconds though it was called is passed over, and after a minute stands last: a queue without a worker
--- holds up nobody.
-local DAY_MS, STALE_MS, LEFT_MS, CALLED, LOOKS = 86400000, 2000, 60000, 64, 64
+-- Limit keys: the hosts that limit jobs, and the browser sessions that one job at a time may use. acquire.lua and
+-- ack.lua begin with this text. A browser session is a limit key named `@NAME` with one slot. A job names its limit
+-- keys in one text, separated by spaces.
+--
+-- cplane:host:KEY          hash: `tat` (GCRA: theoretical arrival time of the next start, ms), `cooldown_until` (ms),
+--                          and the limits of the last request: `concurrency` and `interval` (ms from start to start),
+--                          0: unlimited; `burst`
+-- cplane:host:KEY:slots    the slots in use: "ID TOKEN", score = end of the lease, ms
+-- cplane:host:KEY:waiters  the wait queue: "LANE ID", score = since when the id has waited, ms
+-- cplane:hosts             limit keys for which a job had to wait, score = when, ms
+--
+-- A waiter stays in its queue, scheduled for the time at which it is expected to start. If it may start earlier, it is
+-- made ready. A waiter that was made ready and is not claimed within 2 seconds is skipped; after a minute it moves to
+-- the end of the wait queue: a queue without a worker holds up no other.
+local DAY_MS, SKIP_MS, DEMOTE_MS, MAX_READY, SCAN_MARGIN = 86400000, 2000, 60000, 64, 64
 
--- a call whose key may hold something foreign: that gives way
-local function sound(command, key, ...)
-  local answer = redis.pcall(command, key, ...)
-  if type(answer) ~= 'table' or not answer.err then return answer end
+-- call a command on a key of ours; a key of another type is deleted first
+local function call_or_reset(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
   redis.call('DEL', key)
   return redis.call(command, key, ...)
 end
 
-local function read_host(host, now_ms)
-  local key = 'cplane:host:' .. host
-  local found = sound('HMGET', key, 'tat', 'until', 'concurrency', 'interval', 'burst')
-  sound('ZREMRANGEBYSCORE', key .. ':held', '-inf', now_ms)
-  sound('ZCARD', key .. ':line')
+local function read_limit(name, now_ms)
+  local key = 'cplane:host:' .. name
+  local fields = call_or_reset('HMGET', key, 'tat', 'cooldown_until', 'concurrency', 'interval', 'burst')
+  call_or_reset('ZREMRANGEBYSCORE', key .. ':slots', '-inf', now_ms)
+  call_or_reset('ZCARD', key .. ':waiters')
   return {
-    key = key, held = redis.call('ZCARD', key .. ':held'),
-    tat = tonumber(found[1]) or 0, cool_ms = tonumber(found[2]) or 0,
-    concurrency = tonumber(found[3]) or 0, interval = tonumber(found[4]) or 0, burst = tonumber(found[5]) or 1,
+    key = key, in_use = redis.call('ZCARD', key .. ':slots'),
+    tat = tonumber(fields[1]) or 0, cooldown_until_ms = tonumber(fields[2]) or 0,
+    concurrency = tonumber(fields[3]) or 0, interval = tonumber(fields[4]) or 0, burst = tonumber(fields[5]) or 1,
   }
 end
 
--- when the next job may start, as far as rate and cooldown go
-local function start_ms(host, now_ms)
-  local at = math.max(now_ms, host.cool_ms)
-  if host.interval > 0 then at = math.max(at, host.tat - (host.burst - 1) * host.interval) end
+-- when rate and cooldown allow the next start
+local function next_start_ms(limit, now_ms)
+  local at = math.max(now_ms, limit.cooldown_until_ms)
+  if limit.interval > 0 then at = math.max(at, limit.tat - (limit.burst - 1) * limit.interval) end
   return at
 end
 
--- the hosts and the session in a text
-local function each_host(text) return string.gmatch(text, '%S+') end
+local function each_key(limit_keys) return string.gmatch(limit_keys, '%S+') end
 
-local function note_start(host, at)
-  if host.interval > 0 then host.tat = math.max(host.tat, at) + host.interval end
+local function count_start(limit, at)
+  if limit.interval > 0 then limit.tat = math.max(limit.tat, at) + limit.interval end
 end
 
--- places that are free
-local function free(host)
-  return host.concurrency > 0 and math.max(0, host.concurrency - host.held) or math.huge
+local function free_slots(limit)
+  return limit.concurrency > 0 and math.max(0, limit.concurrency - limit.in_use) or math.huge
 end
 
--- how an id of the line stands in its queue: 'gone', 'passed over', 'leased' or 'waits'; and when it is due
-local function stand_of(host, member, now_ms)
+-- the state of a waiter in its queue: 'gone', 'skipped', 'leased' or 'waiting'; and when it is due
+local function waiter_state(limit, member, now_ms)
   local lane, id = string.match(member, '^(%S+) (.*)$')
   local due_ms = tonumber(redis.call('ZSCORE', lane, id))
   local lease = due_ms and redis.call('GET', 'arq:in-progress:' .. id)
-  if not due_ms or lease == '1' then -- it left the queue, or a plain arq worker, which knows no hosts, has it
-    redis.call('ZREM', host.key .. ':line', member)
+  if not due_ms or lease == '1' then -- it left the queue, or a plain arq worker, which knows no limit keys, leased it
+    redis.call('ZREM', limit.key .. ':waiters', member)
     return 'gone'
   end
   if lease then return 'leased' end
-  return due_ms < now_ms - STALE_MS and 'passed over' or 'waits', due_ms, lane, id
+  return due_ms < now_ms - SKIP_MS and 'skipped' or 'waiting', due_ms, lane, id
 end
 
 local function wake_queue(lane)
@@ -68,27 +70,27 @@ local function wake_queue(lane)
   if redis.call('LLEN', key) < 64 then redis.call('LPUSH', key, '1') end
 end
 
--- make the first of the line due when their turns come
-local function call_next(host, now_ms)
-  local turns = math.min(free(host), CALLED)
-  if turns < 1 or (host.concurrency == 0 and host.interval == 0) then return end
-  local tat, woken = host.tat, {}
-  for _, member in ipairs(redis.call('ZRANGE', host.key .. ':line', 0, turns + LOOKS)) do
-    local stand, due_ms, lane, id = stand_of(host, member, now_ms)
-    if stand == 'waits' or stand == 'leased' then
-      local at = start_ms(host, now_ms)
-      note_start(host, at)
-      turns = turns - 1
-      if stand == 'waits' and due_ms > math.ceil(at) then
+-- make the first waiters ready, for as many starts as the limits allow
+local function make_waiters_ready(limit, now_ms)
+  local starts = math.min(free_slots(limit), MAX_READY)
+  if starts < 1 or (limit.concurrency == 0 and limit.interval == 0) then return end
+  local tat, woken = limit.tat, {}
+  for _, member in ipairs(redis.call('ZRANGE', limit.key .. ':waiters', 0, starts + SCAN_MARGIN)) do
+    local state, due_ms, lane, id = waiter_state(limit, member, now_ms)
+    if state == 'waiting' or state == 'leased' then
+      local at = next_start_ms(limit, now_ms)
+      count_start(limit, at)
+      starts = starts - 1
+      if state == 'waiting' and due_ms > math.ceil(at) then
         redis.call('ZADD', lane, 'XX', string.format('%.0f', math.ceil(at)), id)
         woken[lane] = true
       end
-      if turns < 1 then break end
-    elseif stand == 'passed over' and due_ms < now_ms - LEFT_MS then
-      redis.call('ZADD', host.key .. ':line', 'XX', now_ms, member)
+      if starts < 1 then break end
+    elseif state == 'skipped' and due_ms < now_ms - DEMOTE_MS then
+      redis.call('ZADD', limit.key .. ':waiters', 'XX', now_ms, member)
     end
   end
-  host.tat = tat
+  limit.tat = tat -- the starts counted above are planned, not made
   for lane in pairs(woken) do wake_queue(lane) end
 end
 

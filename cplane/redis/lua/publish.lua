@@ -1,7 +1,12 @@
--- Tell who listens. Nothing is written while nobody does.
--- KEYS[1] stream   KEYS[2] key that listeners keep alive
--- ARGV[1] msgpack: a list of events   ARGV[2] ms an entry is kept
--- answers 1 if it was written
+-- Publish events to a stream. Without a subscriber nothing is written.
+--
+-- KEYS[1] stream: the stream
+-- KEYS[2] subscribed: the key that subscribers keep alive
+-- ARGV[1] events: msgpack, a list of events; one entry of the stream
+-- ARGV[2] retention_ms: how long an entry is kept, ms, approximately
+-- returns one code
+--   1 written: there is a subscriber
+--   0 skipped: there is no subscriber
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 local now = redis.call('TIME')
 local oldest_ms = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[2]

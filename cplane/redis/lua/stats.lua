@@ -1,10 +1,19 @@
--- Report the state of one queue; nothing is changed.
--- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)
--- ARGV[1] the longest lease there can be, in ms   ARGV[2] how many ids of each lane to read, at most, to count those that run
--- returns { ids that are ready, scheduled, running, ms the longest ready id has waited }
--- The score of a leased id is the end of its lease and half a millisecond (claim.lua), so running and scheduled ids are told apart by
--- their scores. `running` is exact as long as no more than ARGV[2] ids of a lane fall due within the longest lease; beyond that, the
--- rest counts as scheduled.
+-- Read the state of a queue. Nothing is changed.
+--
+-- KEYS[1] high: sorted set of the high lane
+-- KEYS[2] normal: sorted set of the normal lane
+-- KEYS[3] low: sorted set of the low lane
+-- ARGV[1] max_lease_ms: the longest lease there can be, ms
+-- ARGV[2] scan_limit: maximum number of ids of each lane that are read to count the running ones
+-- returns a list of four values
+--   1 ready: ids that are due
+--   2 scheduled: ids that are due later
+--   3 running: ids that are leased
+--   4 latency_ms: how long the longest ready id has waited, ms
+--
+-- The score of a leased id is the end of its lease and half a millisecond (claim.lua): running and scheduled ids are
+-- told apart by their scores. `running` is exact while at most `scan_limit` ids of a lane fall due within the longest
+-- lease; beyond that, the rest counts as scheduled.
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local horizon_ms = string.format('%.1f', now_ms + ARGV[1] + 1)

@@ -1,9 +1,14 @@
--- Remove lost ids and old aborts from one queue.
--- KEYS[1…3] lanes of the queue (sorted sets, score = due in ms)
--- ARGV[1] how many due ids of each lane to read, at most   ARGV[2] ms after which a wanted abort is forgotten
--- returns the missing ids {lane, id, …}
--- Due ids with neither payload nor lease leave the queue and are reported. arq never forgets an abort: one that came too late
--- would end the next job of that id.
+-- Remove lost ids and old aborts from a queue.
+--
+-- KEYS[1] high: sorted set of the high lane
+-- KEYS[2] normal: sorted set of the normal lane
+-- KEYS[3] low: sorted set of the low lane
+-- ARGV[1] scan_limit: maximum number of ready ids of each lane to read
+-- ARGV[2] abort_ttl_ms: age at which an entry of arq:abort is deleted, ms
+-- returns a flat list, 2 values per lost id: index of the lane in KEYS, id
+--
+-- A lost id is ready and has neither a payload nor a lease. It leaves the queue and is reported. arq never deletes an
+-- abort that came too late: it would end the next job of that id.
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local missing = {}

@@ -1,4 +1,4 @@
-"""Records, attempts, artifacts."""
+"""Create records, attempts and artifacts."""
 # pyright: reportUnknownArgumentType=false
 # alembic and the JSONB type leave parameters untyped
 
@@ -116,7 +116,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them, with everything in them."""
+    """Drop the tables and their rows."""
     op.drop_table("artifacts", schema="cplane")
     op.drop_table("attempts", schema="cplane")
     op.drop_table("jobs", schema="cplane")

@@ -1,4 +1,4 @@
-"""Priorities, attempts written when they end, Redis's epoch; and indexes that cost less."""
+"""Add priorities and Redis's epoch, write attempts when they end, and make indexes cheaper."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Change the tables; workers of the version before must not run meanwhile."""
+    """Change the tables; workers of the previous version must not run concurrently."""
     op.add_column("jobs", sa.Column("priority", sa.Text(), server_default="normal", nullable=False), schema="cplane")
     op.create_check_constraint("priority_known", "jobs", "priority IN ('high', 'normal', 'low')", schema="cplane")
     op.drop_index("jobs_due", "jobs", schema="cplane")
@@ -25,9 +25,10 @@ def upgrade() -> None:
     op.create_index(
         "jobs_by_key", "jobs", ["key"], unique=True, schema="cplane", postgresql_where=sa.text("key IS NOT NULL")
     )
-    # an attempt that runs is known from its record; a row is written once, when it has ended
+    # a running attempt is known from its record; its row is written once, when it has ended
     op.execute("DELETE FROM cplane.attempts WHERE state = 'running'")
-    # checking the key of every attempt costs more than writing it; what belongs to a deleted job goes with it all the same
+    # checking the foreign key of an attempt costs more than writing it; a trigger deletes the attempts of a deleted job
+    # instead
     op.drop_constraint("attempts_job_id_fkey", "attempts", schema="cplane")
     op.execute("""
         CREATE FUNCTION cplane.delete_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -54,7 +55,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back to the tables of the version before; priorities are lost."""
+    """Restore the tables of the previous version; priorities are lost."""
     op.drop_table("epoch", schema="cplane")
     op.execute("DROP TRIGGER delete_attempts ON cplane.jobs")
     op.execute("DROP FUNCTION cplane.delete_attempts()")

@@ -1,4 +1,4 @@
-"""Fewer and smaller indexes: every index is written anew each time a record moves."""
+"""Make indexes fewer and smaller: every change of a record writes each of them again."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Change the indexes; submitting and running wait meanwhile."""
+    """Change the indexes; submissions and workers wait until it is done."""
     for name in ("jobs_by_queue", "jobs_by_job", "jobs_by_state"):
         op.drop_index(name, "jobs", schema="cplane")
     op.create_index("jobs_by_job", "jobs", ["job", "queue", sa.literal_column("uuid_send(id) DESC")], schema="cplane")
@@ -23,7 +23,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back to the indexes of the version before."""
+    """Restore the indexes of the previous version."""
     for name in ("jobs_by_job", "jobs_queued", "jobs_succeeded", "jobs_retriable"):
         op.drop_index(name, "jobs", schema="cplane")
     for column in ("job", "queue", "state"):

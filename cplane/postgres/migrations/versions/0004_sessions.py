@@ -1,4 +1,4 @@
-"""Browser sessions, kept encrypted and held by one attempt at a time."""
+"""Create browser sessions, which are stored encrypted and held by one attempt at a time."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table; nothing else changes, so that web and workers may run meanwhile."""
+    """Create the table; nothing else changes, so web and workers may run concurrently."""
     op.create_table(
         "sessions",
         sa.Column("name", sa.Text(), nullable=False),
@@ -35,10 +35,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name"),
         schema="cplane",
     )
-    # what is encrypted does not get smaller: no time is spent on trying
+    # encrypted data cannot be compressed: do not try
     op.execute("ALTER TABLE cplane.sessions ALTER COLUMN ciphertext SET STORAGE EXTERNAL")
 
 
 def downgrade() -> None:
-    """Drop it, with every session in it."""
+    """Drop the table and every session in it."""
     op.drop_table("sessions", schema="cplane")

@@ -1,4 +1,4 @@
-"""The host that a job is limited by: what is scheduled again carries it too."""
+"""Add the host that limits a job, so that a record that is scheduled again still has it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,10 +10,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; no row is written anew."""
+    """Add the column; no row is rewritten."""
     op.add_column("jobs", sa.Column("host", sa.Text(), nullable=True), schema="cplane")
 
 
 def downgrade() -> None:
-    """Drop it: jobs that wait are not limited any more."""
+    """Drop the column: queued jobs are not limited any more."""
     op.drop_column("jobs", "host", schema="cplane")
