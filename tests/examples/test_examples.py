@@ -46,8 +46,8 @@ class Clone:
         return environment(self._settings, CPLANE_IMPORTS=program, PYTHONPATH=str(EXAMPLES))
 
     @asynccontextmanager
-    async def worker_of(self, program: str) -> AsyncGenerator[None]:
-        async with worker(self.env(program), self.folder):
+    async def worker_of(self, program: str, queue: str) -> AsyncGenerator[None]:
+        async with worker({**self.env(program), "CPLANE_QUEUES": f"{queue}:4"}, self.folder):
             yield
 
     async def run(self, program: str, *arguments: str) -> list[str]:
@@ -87,12 +87,12 @@ def test_an_example_takes_public_names_only(program: str) -> None:
 
 
 async def test_hello(clone: Clone) -> None:
-    async with clone.worker_of("hello"):
+    async with clone.worker_of("hello", "default"):
         assert await clone.run("hello") == ["Good morning, Ada", "3"]
 
 
 async def test_plain_script(clone: Clone) -> None:
-    async with clone.worker_of("plain_script"):
+    async with clone.worker_of("plain_script", "default"):
         assert await clone.run("plain_script", "100") == [
             "98 succeeded, of which 25 are primes",
             "2 failed; the first: 0 has no prime factors",
@@ -100,7 +100,7 @@ async def test_plain_script(clone: Clone) -> None:
 
 
 async def test_screenshot_service(clone: Clone) -> None:
-    async with clone.worker_of("screenshot_service"), site() as url:
+    async with clone.worker_of("screenshot_service", "browser"), site() as url:
         refused, saved = sorted(await clone.run("screenshot_service", url, "http://10.0.0.1/"))
     assert refused.startswith("http://10.0.0.1/: EgressBlocked: 10.0.0.1:80 was not reached")
     (path,) = (clone.folder / "screenshots").iterdir()
@@ -111,7 +111,7 @@ async def test_screenshot_service(clone: Clone) -> None:
 
 
 async def test_politeness_crawl(clone: Clone) -> None:
-    async with clone.worker_of("politeness_crawl"):
+    async with clone.worker_of("politeness_crawl", "browser"):
         *pages, summary = await clone.run("politeness_crawl")
     assert [page.rpartition("/")[2] for page in pages] == ["", *"123456"]
     found = re.fullmatch(r"7 pages in (\d+\.\d) s", summary)
@@ -120,7 +120,7 @@ async def test_politeness_crawl(clone: Clone) -> None:
 
 
 async def test_retries_and_idempotency(clone: Clone, plane: ControlPlane) -> None:
-    async with clone.worker_of("retries_and_idempotency"):
+    async with clone.worker_of("retries_and_idempotency", "default"):
         first, second = [await clone.run("retries_and_idempotency") for _ in range(2)]
     assert re.sub(r"charge-[0-9a-f]{8}", "CHARGE", "\n".join(first)).splitlines() == [
         "one job: True; created by the second submission: False",
@@ -137,7 +137,7 @@ async def test_retries_and_idempotency(clone: Clone, plane: ControlPlane) -> Non
 async def test_fastapi_app(clone: Clone) -> None:
     uvicorn = ("-m", "uvicorn", "--app-dir", "examples", "--port", "0", "fastapi_app:app")
     async with (
-        clone.worker_of("fastapi_app"),
+        clone.worker_of("fastapi_app", "browser"),
         running_until_here(*uvicorn, says="running on", env=clone.env("fastapi_app"), cwd=clone.folder) as line,
         httpx2.AsyncClient(base_url=line.partition(" on ")[2].split()[0], timeout=DEADLINE_S) as client,
         site() as url,
