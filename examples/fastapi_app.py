@@ -1,7 +1,7 @@
 """A FastAPI application whose handlers submit browser jobs: 202 at once, the result under the job's own address.
 
-The web process opens one `ControlPlane` for its lifetime. It runs no job: workers do. Run it in two terminals, then ask it
-(`pip install fastapi` first):
+The web process opens one `ControlPlane` for its lifetime. It runs no job: workers do. `pip install fastapi`, run it in two
+terminals, then call it:
 
     $ cplane dev examples/fastapi_app.py
     $ uvicorn --app-dir examples --port 8001 fastapi_app:app

@@ -1,7 +1,7 @@
 """A script that submits many jobs and waits for the results.
 
-`submit_many` validates, records and schedules in batches, and takes any iterable, so a million calls need no million objects in
-memory. Results come by push; nothing is polled. Run it in two terminals:
+`submit_many` validates, records and schedules in batches as it reads an iterable, so the calls of a large batch are never
+all in memory. Results come by push; nothing is polled. Run it in two terminals:
 
     $ cplane dev examples/plain_script.py
     $ python examples/plain_script.py 500

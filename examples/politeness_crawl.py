@@ -1,7 +1,7 @@
 """Crawl a site without being a burden: at most two pages at once, and five starts a second, over all workers.
 
-Jobs that wait for their turn are in the queue and hold no page. A site that answers 429 or 503 with Retry-After is left alone for
-that long. Run it in two terminals; without a URL it crawls a small site that it serves itself:
+Jobs that wait for their turn are in the queue and hold no page. A site that answers 429 or 503 with Retry-After gets no
+requests for that long. Run it in two terminals; without a URL it crawls a small site that it serves itself:
 
     $ cplane dev examples/politeness_crawl.py
     $ python examples/politeness_crawl.py

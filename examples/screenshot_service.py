@@ -1,7 +1,7 @@
 """Browser jobs that leave files: take a picture of each page, then save the pictures to a folder.
 
-The job gets a fresh page from the worker's pool and keeps the picture with `ctx.artifact`. The program that submitted it fetches
-the file by reference, on any machine. Run it in two terminals:
+The job gets a fresh page from the worker's pool and keeps the picture with `ctx.artifact`. The program that submitted it
+fetches the file by reference, on any machine that reaches the store. Run it in two terminals:
 
     $ cplane dev examples/screenshot_service.py
     $ python examples/screenshot_service.py https://example.com https://www.python.org
