@@ -28,7 +28,7 @@ async def output_of(*command: str, env: Mapping[str, str], cwd: Path) -> str:
         sys.executable, *command, env=env, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(DEADLINE_S * 2):
             output, errors = await process.communicate()
     finally:
         if process.returncode is None:
