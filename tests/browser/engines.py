@@ -73,12 +73,12 @@ async def survives_its_driver(source: BrowserSource, _: str) -> None:
 
 async def survives_a_hang(source: BrowserSource, _: str) -> None:
     """The browser stands still; it is noticed, and killed."""
-    before = instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S
-    instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S = 0.05, 3.0, 1.0
+    before = instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S
+    instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S = 0.05, 3.0, 1.0
     try:
         await survives(source, lambda pool: pool.browsers[0].process, signal.SIGSTOP)
     finally:
-        instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S = before
+        instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S = before
 
 
 async def is_held_back(source: BrowserSource, site: str) -> None:

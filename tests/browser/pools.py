@@ -22,7 +22,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def settled(pool: BrowserPool) -> None:
     """Wait until every page is given back."""
-    await until(lambda: not pool.stats().open and not pool.stats().parking)
+    await until(lambda: not pool.stats().open and not pool.stats().returning)
 
 
 async def running(pool: BrowserPool) -> Instance:

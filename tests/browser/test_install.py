@@ -10,7 +10,7 @@ import pytest
 
 from cplane.browser import Executable, Source, install
 from cplane.browser.engine.launch import BrowserSource
-from cplane.browser.install import by_hand, run
+from cplane.browser.install import manual_commands, run
 from cplane.errors import BrowserNotFound
 
 installing = sys.modules["cplane.browser.install"]
@@ -131,4 +131,4 @@ async def test_a_browser_that_was_installed_but_does_not_start_is_no_success(
 def test_root_is_not_told_to_use_sudo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     program(machine / "bin" / "apt-get", "exit 0")
-    assert "sudo" not in by_hand()
+    assert "sudo" not in manual_commands()

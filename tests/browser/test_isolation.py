@@ -525,7 +525,7 @@ async def wrong_cells(crosses: Callable[[Crossing], Awaitable[bool]], cell: Call
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next job always comes before a page was idle for long."""
-    monkeypatch.setattr(shared, "IDLE_S", 3600.0)
+    monkeypatch.setattr(shared, "RESET_IDLE_S", 3600.0)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -556,7 +556,7 @@ async def tended() -> Callable[[], bool]:
 async def test_what_stays_idle_is_emptied_and_set_back(
     trusted: Site, tended: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "IDLE_S", 0.05)
+    monkeypatch.setattr(shared, "RESET_IDLE_S", 0.05)
     async with BrowserPool(2, warm=0) as pool:
         async with lent(pool, "shared", "a") as lease:
             page, context = lease.page, lease.context
@@ -582,8 +582,8 @@ async def test_what_stays_idle_is_emptied_and_set_back(
 async def test_a_page_that_is_being_emptied_is_not_lent_and_closed_if_that_fails(
     trusted: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "IDLE_S", 0.05)
-    monkeypatch.setattr(shared, "LEAVE", "() => { document.title = 'leaving'; return new Promise(() => {}) }")
+    monkeypatch.setattr(shared, "RESET_IDLE_S", 0.05)
+    monkeypatch.setattr(shared, "BLANK_SCRIPT", "() => { document.title = 'leaving'; return new Promise(() => {}) }")
     async with BrowserPool(2, warm=0) as pool:
         async with lent(pool, "shared", "a") as lease:
             page = lease.page
@@ -632,7 +632,7 @@ async def test_a_page_that_is_ready_has_no_trace_of_any_job(trusted: Site) -> No
             assert await page.context.storage_state() == {"cookies": [], "origins": []}
             await page.goto(trusted.url)
             assert not await page.evaluate("document.cookie || localStorage.left || window.name")
-        assert pool.stats().lent_warm == 2
+        assert pool.stats().leased_warm == 2
 
 
 def row(crossing: Crossing) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cplane.browser.masking import PIECE, mask_text, mask_url, mask_value
+from cplane.browser.masking import CHUNK_CHARS, mask_text, mask_url, mask_value
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk"
 WORDS = st.text(alphabet="abcdefghijkmnopqrstuvwxyz0123456789", min_size=6, max_size=20).map(lambda text: f"q9{text}")
@@ -138,5 +138,5 @@ def test_secrets_of_a_long_text_are_masked_wherever_it_is_parted(filler: str) ->
     secrets = ['<input type="password" value="hunter2">', '"password":"hunter2",', "token=hunter2&"]
     for shift in range(0, 200, 23):
         text = "x" * shift + "".join(filler * 37 + secrets[number % 3] for number in range(300))
-        assert len(text) > 4 * PIECE
+        assert len(text) > 4 * CHUNK_CHARS
         assert "hunter2" not in mask_text(text)

@@ -56,7 +56,7 @@ async def test_a_page_that_is_ready_is_recorded_already(site: str) -> None:
     async with BrowserPool(2, warm=1, trace="on-failure") as pool:
         await until(lambda: pool.stats().warm)
         lease = await pool.acquire_page()
-        assert pool.stats().lent_warm == 1
+        assert pool.stats().leased_warm == 1
         assert lease.traced
         await lease.page.goto(site)
         (file,) = await collect_trace(lease, 1)

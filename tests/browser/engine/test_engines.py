@@ -32,10 +32,10 @@ async def test_a_process_is_found_by_its_mark_and_its_family_by_the_process() ->
     )
     try:
         await until(lambda: len(family(started.pid)) == 2)
-        found = Process.marked(mark)
+        found = Process.find_by_variable(mark)
         assert found is not None
         assert found.pid == started.pid
-        assert Process.marked(f"{name}={uuid4().hex}") is None
+        assert Process.find_by_variable(f"{name}={uuid4().hex}") is None
     finally:
         os.killpg(started.pid, signal.SIGKILL)
         await started.wait()

@@ -93,7 +93,7 @@ async def test_a_browser_is_not_idle_while_it_opens_a_page() -> None:
 async def test_a_browser_that_is_too_old_or_too_large_is_replaced(
     limits: Limits, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "HEARTBEAT_INTERVAL_S", 0.05)
     async with BrowserPool(1, warm=0, limits=limits) as pool:
         first = await running(pool)
         await until(lambda: pool.stats().retired)

@@ -50,7 +50,7 @@ def orphan(ledger: ProcessRegistry, browser: Process) -> None:
 async def test_a_browser_whose_worker_is_gone_is_ended_and_its_folder_removed(
     ledger: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
-    await ledger.enter(sleeper, profile)
+    await ledger.add(sleeper, profile)
     orphan(ledger, sleeper)
     assert await ledger.sweep() == 1
     await until(lambda: not sleeper.alive)
@@ -61,11 +61,11 @@ async def test_a_browser_whose_worker_is_gone_is_ended_and_its_folder_removed(
 async def test_a_browser_whose_worker_lives_is_not_touched(
     ledger: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
-    await ledger.enter(sleeper, profile)
+    await ledger.add(sleeper, profile)
     assert await ledger.sweep() == 0
     assert sleeper.alive
     assert profile.exists()
-    await ledger.strike(sleeper, profile)
+    await ledger.remove(sleeper, profile)
     assert not profile.exists()
     assert list(ledger.folder.iterdir()) == []
 
@@ -74,7 +74,7 @@ async def test_a_later_process_of_the_same_number_is_not_killed(
     ledger: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
     earlier = Process(sleeper.pid, "1")
-    await ledger.enter(earlier, profile)
+    await ledger.add(earlier, profile)
     orphan(ledger, earlier)
     assert await ledger.sweep() == 1
     assert sleeper.alive
@@ -97,7 +97,7 @@ async def test_only_folders_of_playwrights_are_removed(
 ) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    await ledger.enter(sleeper, precious)
+    await ledger.add(sleeper, precious)
     orphan(ledger, sleeper)
     assert await ledger.sweep() == 1
     await until(lambda: not sleeper.alive)
@@ -108,7 +108,7 @@ async def test_a_folder_that_is_a_link_is_not_trusted(
     ledger: ProcessRegistry, sleeper: Process, tmp_path: Path
 ) -> None:
     elsewhere = ProcessRegistry(tmp_path / "elsewhere")
-    await elsewhere.enter(sleeper, None)
+    await elsewhere.add(sleeper, None)
     orphan(elsewhere, sleeper)
     ledger.folder.symlink_to(elsewhere.folder)
     assert await ledger.sweep() == 0

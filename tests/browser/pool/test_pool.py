@@ -265,9 +265,9 @@ async def test_a_navigation_that_was_aborted_because_its_renderer_died_is_a_cras
     aborted = PlaywrightError("Page.goto: net::ERR_ABORTED; maybe frame was detached?")
     lease = await pool.acquire_page()
     await lease.page.goto(site)
-    monkeypatch.setattr(lease_module, "ABORT_S", 0.01)
+    monkeypatch.setattr(lease_module, "ABORT_WAIT_S", 0.01)
     assert await lease.cause(aborted) is aborted
-    monkeypatch.setattr(lease_module, "ABORT_S", 10)
+    monkeypatch.setattr(lease_module, "ABORT_WAIT_S", 10)
     asking = asyncio.create_task(lease.cause(aborted))
     session = await lease.context.new_cdp_session(lease.page)
     crashing = asyncio.create_task(crash_renderer(session))
@@ -292,7 +292,7 @@ async def test_a_driver_that_dies_is_replaced_with_its_browser(
 
 
 async def test_a_driver_that_dies_while_nobody_uses_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "HEARTBEAT_INTERVAL_S", 0.05)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.driver.process is not None
@@ -320,7 +320,7 @@ async def test_an_error_of_the_job_itself_stays_as_it_is(pool: BrowserPool) -> N
 async def test_a_close_that_hangs_frees_the_slot_in_time_and_retires_the_browser(
     pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance, "CLOSE_S", 0.2)
+    monkeypatch.setattr(instance, "CLOSE_TIMEOUT_S", 0.2)
     first = await running(pool)
     neighbour = await pool.acquire_page()
     lease = await pool.acquire_page()
@@ -347,7 +347,7 @@ async def test_a_close_that_hangs_frees_the_slot_in_time_and_retires_the_browser
 async def test_a_page_that_does_not_open_in_time_is_given_up(
     pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance, "OPEN_S", 0.2)
+    monkeypatch.setattr(instance, "OPEN_TIMEOUT_S", 0.2)
     first = await running(pool)
 
     async def hang(**options: object) -> BrowserContext:
@@ -364,22 +364,22 @@ async def test_a_page_that_does_not_open_in_time_is_given_up(
 
 
 async def test_a_browser_that_stops_answering_is_lost_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
-    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
+    monkeypatch.setattr(instance, "HEARTBEAT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(instance, "RESPONSE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(instance, "CLOSE_TIMEOUT_S", 0.5)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.process is not None
-        with pytest.raises(BrowserGone, match="did not answer"):
+        with pytest.raises(BrowserGone, match="did not respond"):
             await wait_forever(pool, partial(os.kill, first.process.pid, signal.SIGSTOP))
         await settled(pool)
     assert not first.process.alive
 
 
 async def test_who_acquires_from_a_browser_that_hangs_gets_a_page_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
-    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
+    monkeypatch.setattr(instance, "HEARTBEAT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(instance, "RESPONSE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(instance, "CLOSE_TIMEOUT_S", 0.5)
     async with BrowserPool(1) as pool:
         first = await running(pool)
         assert first.process is not None

@@ -12,8 +12,8 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
 from cplane.browser import BrowserPool, Limits, PageOptions
-from cplane.browser.pool.shared import ANSWER_S, SharedContext
-from cplane.browser.pool.sharing import MOST_SHARED
+from cplane.browser.pool.shared import RESPONSE_TIMEOUT_S, SharedContext
+from cplane.browser.pool.sharing import MAX_SHARED_CONTEXTS
 from cplane.errors import BrowserGone, PageCrashed
 from tests.browser.pools import FOREVER, contexts, running, settled, until
 
@@ -23,7 +23,7 @@ SHARED = PageOptions(isolation="shared")
 @pytest.fixture(autouse=True)
 def idle_pages_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no page is emptied, and another opened meanwhile, between two jobs of a test."""
-    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 3600.0)
+    monkeypatch.setattr("cplane.browser.pool.shared.RESET_IDLE_S", 3600.0)
 
 
 async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: BrowserPool, site: str) -> None:
@@ -66,14 +66,14 @@ async def spun(pool: BrowserPool, site: str, *, fails: bool = False) -> Page:
 async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answers(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = SharedContext._answers  # pyright: ignore[reportPrivateUsage]  its time is the test's to say
+    answers = SharedContext._responds  # pyright: ignore[reportPrivateUsage]  its time is the test's to say
     lent = asyncio.Event()
 
-    async def answers_later(context: SharedContext, page: Page, within_s: float = ANSWER_S) -> bool:
+    async def answers_later(context: SharedContext, page: Page, within_s: float = RESPONSE_TIMEOUT_S) -> bool:
         await lent.wait()
         return await answers(context, page, within_s)
 
-    monkeypatch.setattr(SharedContext, "_answers", answers_later)
+    monkeypatch.setattr(SharedContext, "_responds", answers_later)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site, fails=True)
         async with pool.page(SHARED, scope="a") as page:  # at once: the page that is asked holds no slot
@@ -106,7 +106,7 @@ async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> No
 async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 0.1)
+    monkeypatch.setattr("cplane.browser.pool.shared.RESET_IDLE_S", 0.1)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         await settled(pool)
@@ -199,11 +199,11 @@ async def test_a_context_is_replaced_after_its_uses_and_leaves_nothing() -> None
 
 async def test_contexts_that_nobody_uses_any_more_are_closed(pool: BrowserPool) -> None:
     browser = await running(pool)
-    for number in range(MOST_SHARED + 3):
+    for number in range(MAX_SHARED_CONTEXTS + 3):
         async with pool.page(SHARED, scope=str(number)):
             pass
         await settled(pool)
-    await until(lambda: contexts(browser) == MOST_SHARED)
+    await until(lambda: contexts(browser) == MAX_SHARED_CONTEXTS)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])

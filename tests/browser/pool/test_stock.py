@@ -10,7 +10,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions
 from cplane.browser.engine.instance import Instance
-from cplane.browser.pool.stock import REMEMBERED, WarmPages
+from cplane.browser.pool.stock import REQUEST_WINDOW, WarmPages
 from cplane.errors import InvalidArguments
 from tests.browser.pools import contexts, running, settled, until
 
@@ -32,7 +32,7 @@ async def test_the_first_page_is_there_before_it_is_asked_for() -> None:
         await warmed(pool, 1)
         assert (pool.free, pool.stats().open) == (2, 0)
         async with pool.page() as page:
-            assert (pool.stats().lent, pool.stats().lent_warm) == (1, 1)
+            assert (pool.stats().leased, pool.stats().leased_warm) == (1, 1)
             assert await page.evaluate("6 * 7") == 42
         await warmed(pool, 1)
         await settled(pool)
@@ -49,15 +49,15 @@ async def test_a_ready_page_is_handed_out_without_a_word_to_the_browser(monkeypa
 
 async def test_pages_are_kept_ready_for_the_options_that_are_asked_for_often() -> None:
     async with BrowserPool(2, warm=1) as pool:
-        for _ in range(REMEMBERED):
+        for _ in range(REQUEST_WINDOW):
             async with pool.page(WIDE) as page:
                 assert await page.evaluate("innerWidth") == 1000
             await settled(pool)
             await warmed(pool, 1)
-        assert pool.stats().lent_warm >= REMEMBERED // 2
-        before = pool.stats().lent_warm
+        assert pool.stats().leased_warm >= REQUEST_WINDOW // 2
+        before = pool.stats().leased_warm
         async with pool.page(WIDE):
-            assert pool.stats().lent_warm == before + 1
+            assert pool.stats().leased_warm == before + 1
 
 
 async def test_options_that_are_asked_for_once_are_not_prepared_for() -> None:
@@ -65,7 +65,7 @@ async def test_options_that_are_asked_for_once_are_not_prepared_for() -> None:
         await warmed(pool, 2)
         async with pool.page(WIDE) as page:
             assert await page.evaluate("innerWidth") == 1000
-        assert pool.stats().lent_warm == 0
+        assert pool.stats().leased_warm == 0
 
 
 async def test_expected_options_are_prepared_for_at_once() -> None:
@@ -75,7 +75,7 @@ async def test_expected_options_are_prepared_for_at_once() -> None:
         pool.expect(WIDE)
         await until(lambda: pool.stats().warm and widths(browser) == [1000])
         async with pool.page(WIDE) as page:
-            assert pool.stats().lent_warm == 1
+            assert pool.stats().leased_warm == 1
             assert await page.evaluate("innerWidth") == 1000
 
 
@@ -116,7 +116,7 @@ async def test_options_that_the_browser_refuses_are_not_tried_again_and_again() 
                 await pool.acquire_page(mars)
         await warmed(pool, 2)
         async with pool.page(), pool.page():
-            assert pool.stats().lent_warm == 2
+            assert pool.stats().leased_warm == 2
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
@@ -151,15 +151,15 @@ async def test_leaving_the_pool_while_pages_are_prepared_leaves_nothing(descenda
 def test_the_stock_is_shared_out_by_how_often_options_are_asked_for() -> None:
     stock = WarmPages(4)
     for options in [WIDE] * 9 + [SMALL] * 3:
-        stock.ask(options)
+        stock.record_request(options)
     assert [options.key for options in stock.missing()] == [WIDE.key] * 3 + [SMALL.key]
 
 
 def test_options_that_nobody_asked_for_lately_are_forgotten() -> None:
     stock = WarmPages(2)
     stock.expect(WIDE)
-    for _ in range(REMEMBERED):
-        stock.ask(SMALL)
+    for _ in range(REQUEST_WINDOW):
+        stock.record_request(SMALL)
     assert [options.key for options in stock.missing()] == [SMALL.key] * 2
 
 
