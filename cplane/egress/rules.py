@@ -111,7 +111,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EgressRules:
-    """Which hosts pages can reach. Denied hosts never; allowed ones; of the rest, public addresses at ports 80 and 443.
+    """Which hosts pages can reach: allowed hosts and public addresses at ports 80 and 443, except denied hosts.
 
     Args:
         allow: entries that open hosts.
