@@ -33,7 +33,7 @@ REFUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an address for documentation", ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")),
     ("an address for benchmarks", ("198.18.0.0/15", "2001:2::/48")),
     (
-        "an IPv6 address that stands for an IPv4 one",
+        "an IPv6 address that embeds an IPv4 one",
         ("::ffff:0:0/96", "::ffff:0:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"),
     ),
 )  # fmt: skip

@@ -16,7 +16,7 @@ Find = Callable[[Page, str, Any], Awaitable[bool]]
 
 @dataclass(frozen=True)
 class Crossing:
-    """Something a job leaves, how another job would find it, and whether it does so in fresh, session and shared mode."""
+    """Something a job leaves, how another job would find it, and whether it does in fresh, session and shared mode."""
 
     name: str
     leave: Leave

@@ -1,4 +1,4 @@
-"""What crosses from one job to another in each isolation mode: every cell of the table in the docs, tested in a browser."""
+"""What crosses from one job to another in each isolation mode: every cell of the table in the docs."""
 
 import asyncio
 from collections import Counter
@@ -190,7 +190,7 @@ async def test_idle_pages_and_contexts_are_reset(
             assert not await has_header(page, trusted.url, None)
             seen = "[innerWidth, matchMedia('print').matches, matchMedia('(prefers-color-scheme: dark)').matches, window.left]"
             assert await page.evaluate(seen) == [1280, False, False, None]
-            script = "navigator.permissions.query({name: 'geolocation'}).then(answer => answer.state)"
+            script = "navigator.permissions.query({name: 'geolocation'}).then(status => status.state)"
             assert await page.evaluate(script) != "granted"
 
 

@@ -26,7 +26,7 @@ async () => {
   fetch(inside('fetch'), {mode: 'no-cors'}).catch(() => 0)
   fetch('/redirect?' + inside('redirect'), {mode: 'no-cors'}).catch(() => 0)
   new XMLHttpRequest().open('GET', inside('xhr'))
-  const asked = new XMLHttpRequest(); asked.open('GET', inside('xhr')); asked.send()
+  const request = new XMLHttpRequest(); request.open('GET', inside('xhr')); request.send()
   navigator.sendBeacon(inside('beacon'), 'x')
   new EventSource(inside('events'))
   new WebSocket(inside('ws', 'ws'))

@@ -21,7 +21,7 @@ log = structlog.get_logger("cplane")
 
 
 class BrowserSupervisor:
-    """Keeps `size` browsers running. It replaces one that ends, and one that reached a limit before it stops.
+    """Keeps `size` browsers running: replaces one that ends, and one that reached a limit while it still runs.
 
     Args:
         source: where browsers come from.
@@ -54,7 +54,7 @@ class BrowserSupervisor:
         self._running: set[Instance] = set()
         """Every browser that was not closed yet."""
         self._current: list[Instance | None] = [None] * size
-        """The browsers that new pages come from; None while one is being replaced."""
+        """The browsers that new pages come from, and those that are being replaced; None before the first launch."""
         self._launch_lock = asyncio.Lock()
         """One launch at a time: browsers that start concurrently take the processor from the pages in use."""
         self._last_error: Exception | None = None

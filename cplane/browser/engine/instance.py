@@ -181,7 +181,7 @@ class Instance:
         Playwright keeps them as long as the browser runs.
         """
         if resources and not any(other.trace_resources for other in self._open):
-            with contextlib.suppress(OSError):  # renamed first: the next trace makes a new folder immediately
+            with contextlib.suppress(OSError):  # renamed without an await: the next trace makes the folder again
                 (self.artifacts / SHARED_TRACE_FOLDER).rename(self.artifacts / f"{trace}-{SHARED_TRACE_FOLDER}")
         await asyncio.to_thread(_remove_files, self.artifacts, trace)
 

@@ -117,7 +117,7 @@ class BrowserSource:
         return str(self.executable or self.engine.value)
 
     def with_egress(self) -> "BrowserSource":
-        """Return the source for use with an egress proxy: nothing bypasses it, such as QUIC or UDP of WebRTC.
+        """Return the source for use with an egress proxy: QUIC and UDP of WebRTC, which would bypass it, are off.
 
         Raises:
             UsageError: the browser is on another machine, from which it cannot use a proxy of this one.
@@ -272,7 +272,7 @@ def merge_features(args: tuple[str, ...], playwrights: str) -> tuple[str, ...]:
 
 
 def sandboxed(choice: bool | None) -> bool:
-    """Return whether Chromium's sandbox is on. By default it is, unless for root, for whom Chromium refuses it."""
+    """Return whether Chromium's sandbox is on. By default it is, except for root, for whom Chromium refuses it."""
     return os.geteuid() != 0 if choice is None else choice
 
 

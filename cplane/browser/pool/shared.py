@@ -209,7 +209,7 @@ class SharedContext:
         ):
             return
         self._hung.add(page)
-        lease.lose(BrowserGone("the page was left busy by the job that had it before"))
+        lease.lose(BrowserGone("the page was left busy by the previous job"))
 
     async def _responds(self, page: Page, within_s: float = RESPONSE_TIMEOUT_S) -> bool:
         """Whether a page responds within some seconds."""

@@ -91,7 +91,7 @@ async def test_a_job_that_gets_a_page_left_busy_loses_it_soon(site: str) -> None
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         again = await pool.acquire_page(SHARED, scope="a")
-        with pytest.raises(BrowserGone, match="left busy by the job that had it before"):
+        with pytest.raises(BrowserGone, match="left busy by the previous job"):
             async with again as page:
                 await page.goto(site + "?again")
         assert again.page is spinning
