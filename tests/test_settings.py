@@ -117,7 +117,7 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: 
         ("LOG_FORMAT", "xml", "'console' or 'json'"),
         ("BROWSER_SANDBOX", "perhaps", "Input should be a valid boolean"),
         ("EGRESS", "all", "'public' or 'off'"),
-        ("EGRESS_ALLOW", "local host", "'local host' is no host, *.domain, address, network, loopback or private"),
+        ("EGRESS_ALLOW", "local host", "'local host' is not a host, *.domain, address, network, loopback or private"),
         ("EGRESS_DENY", "host:99999", "'host:99999' has no port between 1 and 65535"),
         ("BROWSER_ENGINE", "opera", "'chromium', 'firefox' or 'webkit'"),
         ("BROWSER_ARGS", "--mute-audio headless", "'headless' is not an argument; each begins with '-'"),

@@ -19,7 +19,7 @@ from benchmarks.suite.servers import Servers
 from benchmarks.suite.systems import ROOT
 from benchmarks.suite.tally import median
 from cplane import ControlPlane
-from cplane.browser.engine.fleet import STEADY_S
+from cplane.browser.engine.fleet import STABLE_AFTER_S
 from cplane.postgres import migrations
 from cplane.settings import CplaneSettings, load_settings
 
@@ -74,7 +74,7 @@ async def measure(report: Report, url: str, executable: str, *, jobs: int, idle:
             await handle.result(timeout=DEADLINE_S)
         report.add(JOB_RATE, JOBS, jobs / (time.perf_counter() - began))
         for _ in range(deaths):
-            await asyncio.sleep(STEADY_S)  # a browser that dies soon after its launch is replaced after a pause
+            await asyncio.sleep(STABLE_AFTER_S)  # a browser that dies soon after its launch is replaced after a pause
             report.add(DEATH, JOBS, await after_death(worker_pid) * 1000)
 
 

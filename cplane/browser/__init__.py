@@ -1,4 +1,4 @@
-"""Browsers: finding and installing one, and a pool of isolated pages. The only place that knows Playwright."""
+"""Browsers: finding and installing one, and a pool of isolated pages. The only package that knows Playwright."""
 
 from cplane.browser.engine.executable import Executable, Source, find_executable
 from cplane.browser.engine.instance import Limits, probe
@@ -6,7 +6,8 @@ from cplane.browser.engine.launch import BrowserSource, Engine
 from cplane.browser.evidence import File, collect, collect_trace
 from cplane.browser.install import install
 from cplane.browser.lease import PageLease
-from cplane.browser.pool.pool import BrowserPool, PoolStats
+from cplane.browser.pool.pool import BrowserPool
+from cplane.browser.pool.stats import PoolStats
 from cplane.jobs.page_options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
 
 __all__ = [

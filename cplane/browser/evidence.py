@@ -1,4 +1,4 @@
-"""What a page looked like when its job failed: picture, HTML, console, requests, and Playwright's trace if it was recorded."""
+"""Evidence of a failed job's page: screenshot, HTML, console, requests, and Playwright's trace if one was recorded."""
 
 import asyncio
 import json
@@ -18,17 +18,17 @@ from cplane.browser.masking import mask_text, mask_trace, mask_url
 T = TypeVar("T")
 
 STEP_S = 2.5
-"""What any one of them may take; they are fetched side by side, so all of them take hardly more."""
-LONGEST_HTML = 2 * 1024 * 1024
-LONGEST_TEXT = 2000
-LARGEST_TRACE = 50 * 1024 * 1024
+"""Timeout of each part; they are fetched concurrently, so all of them take hardly longer."""
+MAX_HTML_CHARS = 2 * 1024 * 1024
+MAX_TEXT_CHARS = 2000
+MAX_TRACE_BYTES = 50 * 1024 * 1024
 
 log = structlog.get_logger("cplane")
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One piece of evidence."""
+    """One file of evidence."""
 
     name: str
     media_type: str
@@ -36,56 +36,64 @@ class File:
 
 
 async def collect(lease: PageLease, number: int, error: str) -> list[File]:
-    """Everything that can be had of the page within a few seconds; what cannot is left out. Secrets are masked.
+    """Collect the evidence of a page within a few seconds. Parts that fail are left out; secrets are masked.
 
     Args:
         lease: the page, still open.
-        number: the attempt; it is part of every name.
+        number: the attempt's number; it is part of every file name.
         error: what the job failed with.
+
+    Returns:
+        `failure-N.json`, then as far as they could be had `failure-N.png`, `failure-N.html` and `trace-N.zip`.
     """
     page = lease.page
-    if lease.lost:  # there is nothing to see any more, and the job is to run again soon
-        told = await _try(_tell(lease, error), "what happened")
-        return [_told(number, told or {"error": mask_text(error)})]
-    picture, html, told, traced = await asyncio.gather(
-        _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "a picture"),
-        _try(page.content(), "its HTML"),
-        _try(_tell(lease, error), "what happened"),
-        _try(_trace(lease, number), "its trace"),
+    if lease.lost:  # there is nothing left to capture, and the job should run again soon
+        report = await _try(_report(lease, error), "report")
+        return [_report_file(number, report or {"error": mask_text(error)})]
+    screenshot, html, report, trace = await asyncio.gather(
+        _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "screenshot"),
+        _try(page.content(), "html"),
+        _try(_report(lease, error), "report"),
+        _try(_trace(lease, number), "trace"),
     )
-    files = [_told(number, told or {"error": mask_text(error)})]
-    if picture is not None:
-        files.append(File(f"failure-{number}.png", "image/png", picture))
+    files = [_report_file(number, report or {"error": mask_text(error)})]
+    if screenshot is not None:
+        files.append(File(f"failure-{number}.png", "image/png", screenshot))
     if html is not None:
-        masked = await asyncio.to_thread(mask_text, html[:LONGEST_HTML])
+        masked = await asyncio.to_thread(mask_text, html[:MAX_HTML_CHARS])
         files.append(File(f"failure-{number}.html", "text/html", masked.encode(errors="replace")))
-    if traced is not None:
-        files.append(File(f"trace-{number}.zip", "application/zip", traced))
+    if trace is not None:
+        files.append(File(f"trace-{number}.zip", "application/zip", trace))
     return files
 
 
-def _told(number: int, told: dict[str, Any]) -> File:
-    return File(f"failure-{number}.json", "application/json", json.dumps(told, indent=1).encode())
-
-
 async def collect_trace(lease: PageLease, number: int) -> list[File]:
-    """The trace alone, if one was recorded."""
-    traced = await _try(_trace(lease, number), "its trace")
-    return [] if traced is None else [File(f"trace-{number}.zip", "application/zip", traced)]
+    """Collect the trace only.
+
+    Args:
+        lease: the page, still open.
+        number: the attempt's number; it is part of the file name.
+
+    Returns:
+        One file, `trace-N.zip`; empty if no trace was recorded.
+    """
+    trace = await _try(_trace(lease, number), "trace")
+    return [] if trace is None else [File(f"trace-{number}.zip", "application/zip", trace)]
 
 
-async def _try(step: Awaitable[T], what: str) -> T | None:
+async def _try(step: Awaitable[T], part: str) -> T | None:
+    """Return the result of a step; None if it fails or takes too long."""
     try:
         async with asyncio.timeout(STEP_S):
             return await step
     except (PlaywrightError, TimeoutError, OSError) as error:
         reason = str(error).partition("\n")[0] or "it took too long"
-        log.info("a failed job's page is kept without a part", part=what, reason=reason)
+        log.info("evidence_incomplete", part=part, reason=reason)
         return None
 
 
-async def _tell(lease: PageLease, error: str) -> dict[str, Any]:
-    """Console, errors and requests: Playwright keeps the last ones of each, so a page that works costs nothing for them."""
+async def _report(lease: PageLease, error: str) -> dict[str, Any]:
+    """Collect console, errors and requests. Playwright keeps the last ones anyway: a page that works pays nothing."""
     page = lease.page
     messages, errors, requests = await asyncio.gather(page.console_messages(), page.page_errors(), page.requests())
     title = ""
@@ -97,32 +105,36 @@ async def _tell(lease: PageLease, error: str) -> dict[str, Any]:
         "url": mask_url(page.url),
         "title": mask_text(title),
         "console": [_message(message) for message in messages],
-        "page_errors": [mask_text(str(found))[:LONGEST_TEXT] for found in errors],
+        "page_errors": [mask_text(str(found))[:MAX_TEXT_CHARS] for found in errors],
         "requests": list(await asyncio.gather(*map(_request, requests))),
         "not_reached": [str(host) for host in (*lease.gate.blocked, *lease.gate.failed)] if lease.gate else [],
     }
 
 
+def _report_file(number: int, report: dict[str, Any]) -> File:
+    return File(f"failure-{number}.json", "application/json", json.dumps(report, indent=1).encode())
+
+
 def _message(message: ConsoleMessage) -> dict[str, Any]:
-    place = message.location
-    where = f"{mask_url(place.get('url', ''))}:{place.get('lineNumber', 0)}"
-    return {"type": message.type, "text": mask_text(message.text)[:LONGEST_TEXT], "at": where}
+    location = message.location
+    source = f"{mask_url(location.get('url', ''))}:{location.get('lineNumber', 0)}"
+    return {"type": message.type, "text": mask_text(message.text)[:MAX_TEXT_CHARS], "at": source}
 
 
 async def _request(request: Request) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "method": request.method,
-        "url": mask_url(request.url)[:LONGEST_TEXT],
+        "url": mask_url(request.url)[:MAX_TEXT_CHARS],
         "type": request.resource_type,
     }
     if request.failure is not None:
-        return told | {"failure": request.failure}
+        return entry | {"failure": request.failure}
     with suppress(PlaywrightError, TimeoutError):
-        async with asyncio.timeout(STEP_S / 3):  # of one that is under way there is none yet
+        async with asyncio.timeout(STEP_S / 3):  # a request in flight has no response yet
             if (response := await request.response()) is not None:
-                told["status"] = response.status
-                told["took_ms"] = round(request.timing["responseEnd"], 1)
-    return told
+                entry["status"] = response.status
+                entry["took_ms"] = round(request.timing["responseEnd"], 1)
+    return entry
 
 
 async def _trace(lease: PageLease, number: int) -> bytes | None:
@@ -132,8 +144,8 @@ async def _trace(lease: PageLease, number: int) -> bytes | None:
         recorded, masked = folder / "recorded.zip", folder / f"trace-{number}.zip"
         lease.traced = False
         await lease.context.tracing.stop(path=recorded)
-        return await asyncio.to_thread(_masked, recorded, masked)
+        return await asyncio.to_thread(_read_masked, recorded, masked)
 
 
-def _masked(recorded: Path, masked: Path) -> bytes | None:
-    return masked.read_bytes() if mask_trace(recorded, masked, LARGEST_TRACE) else None
+def _read_masked(recorded: Path, masked: Path) -> bytes | None:
+    return masked.read_bytes() if mask_trace(recorded, masked, MAX_TRACE_BYTES) else None

@@ -1,4 +1,4 @@
-"""A page that is lent to one job."""
+"""A page that is leased to one job."""
 
 import asyncio
 from collections.abc import Callable, Generator, Iterator
@@ -16,7 +16,7 @@ from playwright.async_api import Error as PlaywrightError
 from cplane.egress import Gate
 from cplane.errors import BrowserError, BrowserGone, EgressBlocked, HostUnreachable, PageCrashed, PoolTimeout
 
-NOT_CONNECTED = (
+SOCKS_FAILURES = (
     "ERR_SOCKS_CONNECTION_FAILED",
     "NS_ERROR_PROXY",
     "NS_ERROR_CONNECTION",
@@ -25,27 +25,36 @@ NOT_CONNECTED = (
     "SOCKS",
     "Socks",
 )
-"""How Chromium, Firefox, WebKit and Playwright's own requests say that a SOCKS proxy did not connect them."""
-ALREADY = "Tracing has been already started"
+"""How Chromium, Firefox, WebKit and Playwright's own requests report that a SOCKS proxy did not connect them."""
+TRACING_STARTED = "Tracing has been already started"
 TRACED_HINT = (
-    "hint: cplane records a trace of this page already; a job that wants its own says browser={'trace': 'off'}"
+    "hint: cplane records a trace of this page already; for a trace of the job's own, set browser={'trace': 'off'}"
 )
-STATE_S = 10.0
-TRACE_S = 5.0
-DOUBT_S = 2.0
-"""How long `cause` waits for the browser's death to be noticed, after a call failed as if it had died."""
-ABORT_S = 0.5
-"""The same for a navigation that was aborted: a renderer that dies on the way says no more, and neither does a download."""
-
+STORAGE_TIMEOUT_S = 10.0
+TRACE_START_TIMEOUT_S = 5.0
+LOSS_WAIT_S = 2.0
+"""How long `cause` waits until the browser's death is detected, after a call failed as if it had died."""
+ABORT_WAIT_S = 0.5
+"""The same after an aborted navigation: all that is reported of a renderer that dies during one, and of a download."""
 
 log = structlog.get_logger("cplane")
 
 
 class PageLease:
-    """A page in a context of its own, until it is released.
+    """A page that one job has until it is released.
 
-    Whoever acquired it releases it, once; releasing again changes nothing. `async with lease as page:` releases at the
-    end, and interrupts its body with `PageCrashed` or `BrowserGone` when there is no page to work with any more.
+    The caller that acquired it releases it once; releasing it again has no effect. `async with lease as page:` releases
+    it at the end, and interrupts its body with `PageCrashed` or `BrowserGone` when the page is lost.
+
+    Args:
+        context: Playwright's context of the page.
+        page: Playwright's page.
+        check_browser: makes the browser's watchdog check it now, instead of at the next heartbeat.
+        on_release: called once when the lease is released; returns the task that closes or returns the page.
+        resources: what is closed after the context.
+        gate: the context's egress gate; None: it has none.
+        yield_slot: releases the slot of a page that stays open; returns whether it did.
+        shared: whether several jobs use the context.
     """
 
     def __init__(
@@ -53,144 +62,159 @@ class PageLease:
         context: BrowserContext,
         page: Page,
         *,
-        doubt: Callable[[], None],
-        give_back: "Callable[[PageLease], asyncio.Task[None]]",
+        check_browser: Callable[[], None],
+        on_release: "Callable[[PageLease], asyncio.Task[None]]",
         resources: AsyncExitStack | None = None,
         gate: Gate | None = None,
-        free_slot: "Callable[[PageLease], bool] | None" = None,
+        yield_slot: "Callable[[PageLease], bool] | None" = None,
         shared: bool = False,
     ) -> None:
         self.context = context
         self.page = page
         self.resources = resources or AsyncExitStack()
-        """What is closed after the context."""
         self.gate = gate
-        """The context's way out; None: there is no proxy of ours before it."""
-        self.lent = False
-        """Whether a job has the page, and with it one of the pool's slots; a page that is kept ready has none."""
+        self.holds_slot = False
+        """Whether the lease holds one of the pool's slots; a warm page has none."""
         self.traced = False
         """Whether a trace is being recorded."""
         self.trace_name: str | None = None
-        """How the files of its trace begin, from before they are made; None: there are none."""
+        """The prefix of the names of its trace's files, set before they are made; None: there are none."""
         self.trace_resources = False
-        """Whether its trace has files that it may share with other traces of the browser."""
+        """Whether its trace has files that other traces of the browser may share."""
         self.ended_well = False
-        """Whether the job ended without an error: then a page that is shared goes to the next at once, and is asked meanwhile."""
+        """Whether the job ended without an error. If so, a shared page goes to the next job immediately, unchecked."""
         self._shared = shared
-        self._free_slot = free_slot
+        self._yield_slot = yield_slot
         self.popups: list[Page] = []
-        """Pages that the page opened, in a context that is shared; in one of its own they close with it."""
+        """Pages that the page opened in a shared context. In a context of its own, they close with the context."""
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Gets a `PageCrashed` or `BrowserGone` when the page is lost; never a result."""
-        self._doubt = doubt
-        self._give_back = give_back
+        """Gets the exception `PageCrashed` or `BrowserGone` when the page is lost; never a result."""
+        self._check_browser = check_browser
+        self._on_release = on_release
         self._closing: asyncio.Task[None] | None = None
         self._guarded: asyncio.Task[object] | None = None
         self._cancels_before = 0
         self._interrupted = False
         self._watch(page)
         if shared:
-            page.on("popup", self._opened)
+            page.on("popup", self._on_popup)
         else:
             context.on("page", self._watch)
 
     @property
     def released(self) -> bool:
-        """Whether the page was given back."""
+        """Whether the page was released."""
         return self._closing is not None
 
     @property
     def lost(self) -> bool:
-        """Whether there is no page to work with any more."""
+        """Whether the page crashed or its browser ended."""
         return self.broken.done()
 
     def release(self) -> None:
-        """Give the page back: answers at once, the pool closes the context."""
+        """Release the page. Returns immediately; the pool closes the context."""
         if self._closing is None:
-            self._closing = self._give_back(self)
+            self._closing = self._on_release(self)
 
     async def wait_closed(self) -> None:
-        """Wait until the released page's context is closed, or was given up."""
+        """Wait until the context of the released page is closed, or closing it has failed."""
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
     def lose(self, error: BrowserError) -> None:
-        """The page is lost: whoever watches `broken` learns why."""
+        """Mark the page as lost; those that watch `broken` receive the error."""
         if not self.broken.done() and not self.released:
             self.broken.set_exception(error)
-            self.broken.exception()  # nobody has to watch: an unread error is not worth asyncio's warning
+            self.broken.exception()  # watching is optional: asyncio must not warn about an error that nobody read
 
     async def cause(self, error: BaseException) -> BaseException:
-        """What really happened when a job raised `error`: the loss of its page, a host that was refused, or `error` itself.
+        """Find the cause of an error that a job raised.
 
-        A call under way when a browser or a renderer dies fails a moment before anyone knows why.
+        A call that is in flight when a browser or a renderer dies fails a moment before the death is detected. So this
+        waits up to 2 s if the error looks like that.
+
+        Args:
+            error: what the job raised.
+
+        Returns:
+            The loss of its page, the host that the egress gate did not connect, or `error` itself.
         """
-        if self.traced and any(ALREADY in link.message for link in _chain(error) if isinstance(link, PlaywrightError)):
+        if self.traced and any(
+            TRACING_STARTED in link.message for link in _chain(error) if isinstance(link, PlaywrightError)
+        ):
             error.add_note(TRACED_HINT)
-        doubt_s = max(map(_doubt_s, _chain(error)))
-        if not self.broken.done() and doubt_s:
-            self._doubt()
-            await asyncio.wait([self.broken], timeout=doubt_s)
-        return self.loss or self._refusal(error) or error
+        wait_s = max(map(_loss_wait_s, _chain(error)))
+        if not self.broken.done() and wait_s:
+            self._check_browser()
+            await asyncio.wait([self.broken], timeout=wait_s)
+        return self.loss or self._unconnected(error) or error
 
-    def _refusal(self, error: BaseException) -> EgressBlocked | HostUnreachable | None:
-        """The host behind a call that failed because the gate did not connect it; the browser itself knows no reason."""
-        told = [link.message for link in _chain(error) if isinstance(link, PlaywrightError)]
-        if self.gate is None or not any(sign in message for message in told for sign in NOT_CONNECTED):
+    def _unconnected(self, error: BaseException) -> EgressBlocked | HostUnreachable | None:
+        """The host that the gate did not connect, if that is why a call failed; the browser does not know why."""
+        messages = [link.message for link in _chain(error) if isinstance(link, PlaywrightError)]
+        if self.gate is None or not any(sign in message for message in messages for sign in SOCKS_FAILURES):
             return None
-        blocked = [host for host in self.gate.blocked if any(host.host in message for message in told)]
-        failed = [host for host in self.gate.failed if any(host.host in message for message in told)]
+        blocked = [host for host in self.gate.blocked if any(host.host in message for message in messages)]
+        failed = [host for host in self.gate.failed if any(host.host in message for message in messages)]
         if failed and not blocked:
             return HostUnreachable(str(failed[-1]))
-        blocked = blocked or self.gate.blocked  # a redirect led there: the message names where it began
+        blocked = blocked or self.gate.blocked  # after a redirect, the message names the first address
         return EgressBlocked(str(blocked[-1])) if blocked else None
 
     def yield_slot(self) -> bool:
-        """Let the next job have a page before this one is closed; False: so many pages wait for that already that it must wait."""
-        return self._free_slot is not None and self._free_slot(self)
+        """Release the slot now, so that the next job gets a page before this one is closed.
+
+        Returns:
+            False if the slot stays with the lease, because too many pages stay open without a slot already.
+        """
+        return self._yield_slot is not None and self._yield_slot(self)
 
     async def trace(self, *, snapshots: bool) -> None:
-        """Record what happens from now on, as Playwright's trace viewer shows it. What fails is told; the job goes on without.
+        """Start a trace for Playwright's trace viewer. If that fails, it is logged and the job continues without one.
 
-        A context that is shared is not traced: its trace would show the jobs of others.
+        A shared context is not traced, because its trace would show other jobs.
 
         Args:
-            snapshots: with the page before and after each call, and with its requests; that costs three times as much.
+            snapshots: record the page before and after each call, and its requests; that costs three times as much.
         """
         if self._shared or self.traced:
             return
         self.trace_name, self.trace_resources = uuid4().hex, snapshots
         try:
-            async with asyncio.timeout(TRACE_S):
+            async with asyncio.timeout(TRACE_START_TIMEOUT_S):
                 await self.context.tracing.start(
                     name=self.trace_name, snapshots=snapshots, screenshots=False, sources=False
                 )
             self.traced = True
         except (PlaywrightError, TimeoutError) as error:
-            log.warning("the page is not traced", reason=str(error).partition("\n")[0])
+            log.warning("page_not_traced", reason=str(error).partition("\n")[0])
 
     @contextmanager
     def folder(self) -> Generator[Path]:
-        """A folder for the length of a block."""
+        """Make a temporary folder for the length of a block."""
         with TemporaryDirectory(prefix="cplane-trace-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     async def storage_state(self) -> dict[str, Any]:
-        """Cookies, localStorage and IndexedDB of the context, as `browser.new_context(storage_state=…)` takes them, within 10 s.
+        """Read the cookies, localStorage and IndexedDB of the context, within 10 s.
+
+        Returns:
+            The storage state in Playwright's format, as `browser.new_context(storage_state=…)` takes it.
 
         Raises:
-            PageCrashed, BrowserGone: there is no context to ask any more.
-            PoolTimeout: it does not answer.
+            PageCrashed: the page crashed.
+            BrowserGone: the browser ended, or the context was closed.
+            PoolTimeout: the browser did not respond in time.
         """
         try:
-            async with asyncio.timeout(STATE_S):
+            async with asyncio.timeout(STORAGE_TIMEOUT_S):
                 return cast("dict[str, Any]", await self.context.storage_state(indexed_db=True))
         except TimeoutError:
-            raise PoolTimeout(f"the browser did not tell its storage within {STATE_S:g} s") from None
+            raise PoolTimeout(f"the browser did not return its storage state within {STORAGE_TIMEOUT_S:g} s") from None
         except PlaywrightError as error:
             cause = await self.cause(error)
             raise (
-                cause if cause is not error else BrowserGone(f"the storage cannot be read: {error.message}")
+                cause if cause is not error else BrowserGone(f"the storage state cannot be read: {error.message}")
             ) from None
 
     async def __aenter__(self) -> Page:
@@ -206,8 +230,8 @@ class PageLease:
         self.ended_well = error is None
         try:
             if self._interrupted and task is not None:
-                ours = task.uncancel() <= self._cancels_before
-                if ours and isinstance(error, asyncio.CancelledError) and (loss := self.loss):
+                only_ours = task.uncancel() <= self._cancels_before
+                if only_ours and isinstance(error, asyncio.CancelledError) and (loss := self.loss):
                     raise loss from None
             elif isinstance(error, Exception) and (cause := await self.cause(error)) is not error:
                 raise cause from error
@@ -216,7 +240,7 @@ class PageLease:
 
     @property
     def loss(self) -> BaseException | None:
-        """Why there is no page to work with any more; None: there is."""
+        """Why the page was lost; None: it was not."""
         return self.broken.exception() if self.broken.done() and not self.broken.cancelled() else None
 
     def _interrupt(self, _: asyncio.Future[None]) -> None:
@@ -225,30 +249,30 @@ class PageLease:
             self._guarded.cancel()
 
     def unwatch(self) -> None:
-        """Listen no more: the page goes on without this lease."""
-        self.page.remove_listener("crash", self._crashed)
-        self.page.remove_listener("popup", self._opened)
+        """Remove the page's listeners: the page continues without this lease."""
+        self.page.remove_listener("crash", self._on_crash)
+        self.page.remove_listener("popup", self._on_popup)
 
-    def _opened(self, popup: Page) -> None:
+    def _on_popup(self, popup: Page) -> None:
         self.popups.append(popup)
-        popup.on("popup", self._opened)
+        popup.on("popup", self._on_popup)
         self._watch(popup)
 
     def _watch(self, page: Page) -> None:
-        page.on("crash", self._crashed)
+        page.on("crash", self._on_crash)
 
-    def _crashed(self, page: Page) -> None:
+    def _on_crash(self, page: Page) -> None:
         hint = "the page may need more memory than there is"
         self.lose(PageCrashed(f"the renderer of {page.url[:200]} died", hint=hint))
 
 
-def _doubt_s(error: BaseException) -> float:
-    """How long to wait for the news that the page is lost, after a call failed with this; 0: it does not look like that."""
+def _loss_wait_s(error: BaseException) -> float:
+    """How long to wait for the loss of the page to be detected after a call failed with this; 0: it looks otherwise."""
     if not isinstance(error, PlaywrightError):
         return 0.0
     if "has been closed" in error.message or "crashed" in error.message:
-        return DOUBT_S
-    return ABORT_S if "ERR_ABORTED" in error.message or "frame was detached" in error.message else 0.0
+        return LOSS_WAIT_S
+    return ABORT_WAIT_S if "ERR_ABORTED" in error.message or "frame was detached" in error.message else 0.0
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""What looks like a secret is replaced before it is kept: in addresses, headers, texts, HTML and Playwright's traces. Pure functions."""
+"""Masks what looks like a secret in URLs, headers, texts, HTML and Playwright's traces. Pure functions."""
 
 import json
 import re
@@ -9,20 +9,20 @@ from typing import Any, TypeGuard, cast
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 MASK = "***"
-LONGEST_TEXT = 2 * 1024 * 1024
-"""Larger texts in a trace are left out of it."""
-PIECE = 16 * 1024
-"""A longer text is masked piece by piece: while an expression is matched, no other thread runs."""
+MAX_TEXT_BYTES = 2 * 1024 * 1024
+"""Larger texts are left out of a trace."""
+CHUNK_CHARS = 16 * 1024
+"""A longer text is masked in chunks: while a regular expression is matched, no other thread runs."""
 
-# Pages are hostile: every run of characters in these expressions is bounded, or ends where the next attempt begins, so that the time they take
-# grows as the text does.
+# Pages are hostile: every repetition in these expressions is bounded, or ends where the next attempt begins, so that
+# the matching time is linear in the length of the text.
 
 SECRET_NAME = re.compile(
     r"pass(wd|word|phrase|code)?\b|passw|pwd|secret|token|api[-_]?key|apikey|access[-_]?key|private[-_]?key|session|sess?id|csrf|xsrf|auth|"
     r"cookie|credential|signature|\bsig\b|\botp\b|\bpin\b|\bjwt\b|bearer",
     re.IGNORECASE,
 )
-"""Names of headers, parameters, fields and elements whose values are not shown."""
+"""Names of headers, parameters, fields and elements whose values are masked."""
 
 NAMED = re.compile(
     r"""(?P<name>(?:passw|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|session|csrf|xsrf|authorization|cookie|credential|signature)[\w.-]{0,64})"""
@@ -34,15 +34,15 @@ JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,2048}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]
 USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@:]{1,256}:[^\s/@]{1,1024}@", re.IGNORECASE)
 INPUT = re.compile(r"<input\b[^>]{0,8192}>", re.IGNORECASE)
 VALUE = re.compile(r"""(\bvalue\s*=\s*)("[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECASE)
-HOLDERS = ("value", "__playwright_value_", "text")
-ENTERED = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".{0,2048}?"|'.{0,2048}?')\)""")
-"""As Playwright's own log of a call tells it."""
-ENTERING = frozenset({"fill", "type", "press", "keyboardType", "keyboardInsertText", "keyboardPress"})
-"""Calls that enter text. Which field it goes to is not known by then, so none of it is shown; keys with a name, such as Enter, are."""
+VALUE_KEYS = ("value", "__playwright_value_", "text")
+TYPING_CALL = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".{0,2048}?"|'.{0,2048}?')\)""")
+"""A call that types text, as Playwright logs it."""
+TYPING_METHODS = frozenset({"fill", "type", "press", "keyboardType", "keyboardInsertText", "keyboardPress"})
+"""Calls that type text. Their field is not known here, so all text is masked; named keys, such as Enter, are not."""
 
 
 def mask_url(url: str) -> str:
-    """An address without credentials, and without the values of parameters whose names say that they are secret."""
+    """Mask the credentials of a URL, and the values of parameters whose names look secret."""
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True)
@@ -59,15 +59,15 @@ def mask_url(url: str) -> str:
 
 
 def mask_text(text: str) -> str:
-    """A text without what looks like a token, like a secret's name with its value, or like what was entered into a field."""
-    return "".join(_mask_piece(piece) for piece in _pieces(text)) if len(text) > PIECE else _mask_piece(text)
+    """Mask in a text what looks like a token, like the value of a secret, or like text typed into a field."""
+    return "".join(_mask_chunk(chunk) for chunk in _chunks(text)) if len(text) > CHUNK_CHARS else _mask_chunk(text)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Pieces of a long text, parted where no secret can be: before a tag, else after a character that ends a value."""
+def _chunks(text: str) -> Iterator[str]:
+    """Split a long text where no secret can be: before a tag, otherwise after a character that ends a value."""
     start = 0
-    while len(text) - start > PIECE:
-        end = start + PIECE
+    while len(text) - start > CHUNK_CHARS:
+        end = start + CHUNK_CHARS
         cut = text.rfind("<", start + 1, end)
         if cut < 0:
             cut = max(text.rfind(sign, start, end) for sign in ",\n;&") + 1
@@ -75,9 +75,9 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _mask_piece(text: str) -> str:
+def _mask_chunk(text: str) -> str:
     text = INPUT.sub(_mask_field, text)
-    text = ENTERED.sub(rf'\1("{MASK}")', text)
+    text = TYPING_CALL.sub(rf'\1("{MASK}")', text)
     text = JWT.sub(MASK, text)
     text = USERINFO.sub(rf"\g<scheme>{MASK}@", text)
     text = NAMED.sub(rf"\g<name>\g<between>{MASK}", text)
@@ -85,15 +85,15 @@ def _mask_piece(text: str) -> str:
 
 
 def _mask_field(found: re.Match[str]) -> str:
-    """A field for a password, or a hidden one that looks like a token, without its value."""
+    """Mask the value of a password field, or of a hidden field that looks like a token."""
     field = found.group()
-    kind = re.search(r"""type\s*=\s*["']?(password|hidden)""", field, re.IGNORECASE)
-    secret = kind is not None and (kind.group(1).lower() == "password" or SECRET_NAME.search(field))
+    field_type = re.search(r"""type\s*=\s*["']?(password|hidden)""", field, re.IGNORECASE)
+    secret = field_type is not None and (field_type.group(1).lower() == "password" or SECRET_NAME.search(field))
     return VALUE.sub(rf'\1"{MASK}"', field) if secret else field
 
 
 def mask_value(value: Any) -> Any:
-    """A value of JSON as it stands in a trace."""
+    """Mask a JSON value of a trace."""
     if isinstance(value, str):
         return mask_text(value)
     if _is_list(value):
@@ -104,25 +104,25 @@ def mask_value(value: Any) -> Any:
 
 
 def _mask_object(value: dict[str, Any]) -> dict[str, Any]:
-    """A header, a cookie, a field, a call: what it holds is masked when its name, its kind or its selector says that it is secret."""
-    if value.get("method") in ENTERING and isinstance(params := value.get("params"), dict):
-        entered = cast("dict[str, Any]", params)
-        shown = {key: _mask_entered(key, item) for key, item in entered.items()}
-        return {**mask_rest(value, "params"), "params": mask_value(shown)}
-    said = [value.get(key) for key in ("name", "selector", "id", "autocomplete")]
-    named = any(isinstance(text, str) and SECRET_NAME.search(text) for text in said)
-    held = [key for key in HOLDERS if key in value] if named or value.get("type") in {"password", "hidden"} else []
-    return {**mask_rest(value, *held), **dict.fromkeys(held, MASK)}
+    """Mask the value of a header, cookie, field or call if its name, type or selector looks secret."""
+    if value.get("method") in TYPING_METHODS and isinstance(params := value.get("params"), dict):
+        typed = cast("dict[str, Any]", params)
+        masked = {key: _mask_typed(key, item) for key, item in typed.items()}
+        return {**mask_members(value, "params"), "params": mask_value(masked)}
+    names = [value.get(key) for key in ("name", "selector", "id", "autocomplete")]
+    secret = any(isinstance(name, str) and SECRET_NAME.search(name) for name in names)
+    keys = [key for key in VALUE_KEYS if key in value] if secret or value.get("type") in {"password", "hidden"} else []
+    return {**mask_members(value, *keys), **dict.fromkeys(keys, MASK)}
 
 
-def _mask_entered(key: str, item: Any) -> Any:
+def _mask_typed(key: str, item: Any) -> Any:
     secret = key in {"value", "text"} or (key == "key" and isinstance(item, str) and len(item) == 1)
     return MASK if secret else item
 
 
-def mask_rest(value: dict[str, Any], *but: str) -> dict[str, Any]:
-    """The members of an object, each by its name."""
-    return {key: _mask_member(key, item) for key, item in value.items() if key not in but}
+def mask_members(value: dict[str, Any], *omit: str) -> dict[str, Any]:
+    """Mask the members of an object by their names; leave out those to omit."""
+    return {key: _mask_member(key, item) for key, item in value.items() if key not in omit}
 
 
 def _mask_member(key: str, item: Any) -> Any:
@@ -143,9 +143,18 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def mask_trace(source: Path, target: Path, most_bytes: int) -> bool:
-    """Write a trace anew, masked; False: it is larger than `most_bytes`, and was not written. Blocks: call it in a thread."""
-    if source.stat().st_size > most_bytes:
+def mask_trace(source: Path, target: Path, max_bytes: int) -> bool:
+    """Write a masked copy of a trace. It blocks: call it in a thread.
+
+    Args:
+        source: the trace, a ZIP file.
+        target: where to write the copy.
+        max_bytes: maximum size of `source`.
+
+    Returns:
+        False if the trace is larger, and was not written.
+    """
+    if source.stat().st_size > max_bytes:
         return False
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
@@ -158,10 +167,10 @@ def _mask_entry(name: str, data: bytes) -> bytes | None:
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return data  # a picture, a font: nothing to read
+        return data  # an image or a font
     if name.endswith((".trace", ".network", ".stacks")):
         return "\n".join(_mask_line(line) for line in text.splitlines()).encode()
-    if len(data) > LONGEST_TEXT:
+    if len(data) > MAX_TEXT_BYTES:
         return None
     return mask_text(text).encode()
 

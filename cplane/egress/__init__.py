@@ -1,4 +1,4 @@
-"""Egress: what the pages of jobs may reach, and the proxy in the worker that holds them to it."""
+"""Egress: the addresses that jobs' pages can reach, and the proxy in the worker that enforces it."""
 
 from cplane.egress.gate import Gate
 from cplane.egress.proxy import EgressProxy

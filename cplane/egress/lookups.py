@@ -1,4 +1,4 @@
-"""The names that one gate asks for: each is looked up once for all who wait, a few at a time, and remembered for a minute."""
+"""DNS lookups of one gate: one lookup a name for all callers, a few concurrently, with a cache of one minute."""
 
 import asyncio
 import socket
@@ -7,83 +7,84 @@ from dataclasses import dataclass
 
 from cplane.egress.rules import Address
 
-RESOLVE_S = 5.0
-KEPT_S = 60.0
-"""An answer is used for this long. Whatever the next one says is judged as the first was."""
-MOST_KEPT = 1000
-MOST_WAITING = 256
-"""Lookups of one gate that are under way or wait for room."""
-AT_ONCE = 8
-"""Lookups of one gate at once. A page that asks for names which nobody answers takes no more of the threads of all."""
+RESOLVE_TIMEOUT_S = 5.0
+CACHE_TTL_S = 60.0
+"""How long a result is used. The next result of a name is judged like the first."""
+MAX_CACHED = 1000
+MAX_LOOKUPS = 256
+"""Lookups of one gate that are in flight or wait for capacity."""
+MAX_CONCURRENT = 8
+"""Concurrent lookups of one gate: a page whose names never resolve takes no more of the threads all gates share."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
-"""The addresses of a name; OSError when it has none."""
+"""Returns the addresses of a name; raises OSError if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _CacheEntry:
     addresses: tuple[Address, ...]
-    until: float
+    expires_at: float
+    """In the event loop's time."""
 
 
 class Lookups:
-    """What one gate has looked up. A lookup goes on when nobody waits for it any more: the thread behind it does too."""
+    """The lookups of one gate. One continues when its callers are gone, because the thread behind it does too."""
 
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
-        self._answers: dict[str, _Answer] = {}
-        self._lookups: dict[str, asyncio.Task[tuple[Address, ...]]] = {}
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._cache: dict[str, _CacheEntry] = {}
+        self._in_flight: dict[str, asyncio.Task[tuple[Address, ...]]] = {}
+        self._capacity = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def addresses(self, host: str, port: int) -> tuple[Address, ...]:
-        """Every address of a name.
+        """Return every address of a name.
 
         Raises:
-            OSError: it has none, or nobody says so in time.
+            OSError: it has none, it was not resolved within 5 s, or too many lookups are in flight.
         """
-        answer = self._answers.get(host)
-        if answer is not None and asyncio.get_running_loop().time() < answer.until:
-            return answer.addresses
-        lookup = self._lookups.get(host) or self._look_up(host, port)
-        done, _ = await asyncio.wait([lookup], timeout=RESOLVE_S)
+        cached = self._cache.get(host)
+        if cached is not None and asyncio.get_running_loop().time() < cached.expires_at:
+            return cached.addresses
+        lookup = self._in_flight.get(host) or self._start(host, port)
+        done, _ = await asyncio.wait([lookup], timeout=RESOLVE_TIMEOUT_S)
         if not done or lookup.cancelled():
-            raise OSError(f"its name was not resolved within {RESOLVE_S:g} s")
+            raise OSError(f"its name was not resolved within {RESOLVE_TIMEOUT_S:g} s")
         try:
             return lookup.result()
         except (socket.gaierror, UnicodeError):
             raise OSError("there is no such name") from None
 
     async def close(self) -> None:
-        """Look nothing up any more."""
-        lookups = [*self._lookups.values()]
+        """Cancel all lookups."""
+        lookups = [*self._in_flight.values()]
         for lookup in lookups:
             lookup.cancel()
         if lookups:
             await asyncio.wait(lookups)
 
-    def _look_up(self, host: str, port: int) -> asyncio.Task[tuple[Address, ...]]:
-        if len(self._lookups) >= MOST_WAITING:
-            raise OSError("its page asks for too many names at once")
-        lookup = asyncio.get_running_loop().create_task(self._ask(host, port), name="look up a name for a page")
-        self._lookups[host] = lookup
-        lookup.add_done_callback(lambda done: self._settle(host, done))
+    def _start(self, host: str, port: int) -> asyncio.Task[tuple[Address, ...]]:
+        if len(self._in_flight) >= MAX_LOOKUPS:
+            raise OSError("its page looks up too many names at once")
+        lookup = asyncio.get_running_loop().create_task(self._look_up(host, port), name="look up a name for a page")
+        self._in_flight[host] = lookup
+        lookup.add_done_callback(lambda done: self._done(host, done))
         return lookup
 
-    async def _ask(self, host: str, port: int) -> tuple[Address, ...]:
-        async with self._room:
+    async def _look_up(self, host: str, port: int) -> tuple[Address, ...]:
+        async with self._capacity:
             addresses = tuple(await self._resolve(host, port))
         if not addresses:
             raise OSError("there is no such name")
-        self._keep(host, addresses)
+        self._store(host, addresses)
         return addresses
 
-    def _keep(self, host: str, addresses: tuple[Address, ...]) -> None:
-        self._answers.pop(host, None)
-        if len(self._answers) >= MOST_KEPT:
-            del self._answers[next(iter(self._answers))]
-        self._answers[host] = _Answer(addresses, asyncio.get_running_loop().time() + KEPT_S)
+    def _store(self, host: str, addresses: tuple[Address, ...]) -> None:
+        self._cache.pop(host, None)
+        if len(self._cache) >= MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        self._cache[host] = _CacheEntry(addresses, asyncio.get_running_loop().time() + CACHE_TTL_S)
 
-    def _settle(self, host: str, lookup: asyncio.Task[tuple[Address, ...]]) -> None:
-        del self._lookups[host]
+    def _done(self, host: str, lookup: asyncio.Task[tuple[Address, ...]]) -> None:
+        del self._in_flight[host]
         if not lookup.cancelled():
-            lookup.exception()  # whoever asked may be gone
+            lookup.exception()  # read it: the callers may be gone

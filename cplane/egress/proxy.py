@@ -1,7 +1,7 @@
-"""The way out for pages: names are resolved once, every address is judged, and what was judged is what is dialled.
+"""The egress proxy: it resolves a name once, judges every address, and dials only addresses that it has judged.
 
-A name that answers with a public address first and a private one later (DNS rebinding) gains nothing: between judging and dialling nobody
-resolves it again, and a later answer is judged like the first.
+A name that resolves to a public address first and to a private one later (DNS rebinding) gains nothing: it is not
+resolved again between judging and dialling, and a later result is judged like the first.
 """
 
 import asyncio
@@ -16,34 +16,56 @@ from typing import Self
 from cplane.egress.gate import Gate, HostBlocked
 from cplane.egress.lookups import Lookups, Resolve
 from cplane.egress.rules import Address, Blocked, EgressRules, bracketed, literal, plain
-from cplane.egress.upstream import Upstream, UpstreamRefused, pass_on
+from cplane.egress.upstream import Upstream, UpstreamRefused, hand_over
 
-CONNECT_S = 10.0
-MOST_ADDRESSES = 4
-"""Of one name so many are tried."""
-RESOLVERS = 64
-"""Names that are resolved at once, for all gates: the system's resolver takes a thread for each."""
+CONNECT_TIMEOUT_S = 10.0
+MAX_ADDRESSES = 4
+"""Addresses of one name that are tried."""
+RESOLVER_THREADS = 64
+"""Names that are resolved concurrently, for all gates: the system's resolver blocks a thread for each."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol], str, int], Awaitable[tuple[asyncio.Transport, asyncio.Protocol]]]
-"""Opens a connection to an address."""
+"""Opens a connection to an address and port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where to dial for a host: the addresses that were judged."""
+    """Where to dial for a host: addresses that were judged."""
 
     addresses: tuple[Address, ...]
     port: int
 
 
 class EgressProxy:
-    """Gates for browser contexts, with one set of rules and one resolver.
+    """Opens gates for browser contexts, with one set of rules and one resolver.
 
     Args:
-        rules: what may be reached.
-        max_bytes: what the pages of one gate may get; default: no limit.
-        resolve: default: the system's resolver.
-        connect: default: the loop's.
+        rules: which hosts pages can reach.
+        max_bytes: bytes that the pages of one gate may receive; default: no limit.
+        resolve: resolves names; default: the system's resolver.
+        connect: opens connections; default: the event loop's `create_connection`.
+
+    Example:
+        ```python
+        import asyncio
+
+        from cplane import BrowserPool
+        from cplane.egress import EgressProxy, EgressRules
+        from cplane.errors import EgressBlocked
+
+
+        async def main() -> None:
+            rules = EgressRules.read(allow=["intranet.example:8080"], deny=["*.ads.example"])
+            async with EgressProxy(rules) as egress, BrowserPool(max_pages=1, egress=egress) as pool:
+                try:
+                    async with pool.page() as page:
+                        await page.goto("http://127.0.0.1/")
+                except EgressBlocked as error:
+                    print(error)  # 127.0.0.1:80 was not reached: 127.0.0.1 is a loopback address, …
+
+
+        asyncio.run(main())
+        ```
     """
 
     def __init__(
@@ -56,12 +78,12 @@ class EgressProxy:
     ) -> None:
         self.rules = rules
         self._max_bytes = max_bytes
-        self._resolve = resolve or self._ask_system
+        self._resolve = resolve or self._resolve_by_system
         self._open_connection = connect or _connect
         self._threads: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Self:
-        self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="cplane resolver")
+        self._threads = ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="cplane resolver")
         return self
 
     async def __aexit__(
@@ -72,7 +94,11 @@ class EgressProxy:
 
     @asynccontextmanager
     async def gate(self, upstream: Upstream | None = None) -> AsyncGenerator[Gate]:
-        """A gate, until the end of the block; `upstream` is a proxy of the job's own that stands behind it."""
+        """Open a gate for the length of a block.
+
+        Args:
+            upstream: a proxy of the job, through which the gate connects to hosts.
+        """
         lookups = Lookups(self._resolve)
 
         async def dial(
@@ -92,10 +118,10 @@ class EgressProxy:
             await lookups.close()
 
     async def check(self, host: str, port: int) -> None:
-        """Whether a host may be reached.
+        """Check whether pages can reach a host; return if they can.
 
         Raises:
-            HostBlocked: it may not.
+            HostBlocked: the rules do not allow it.
             OSError: it has no address.
         """
         lookups = Lookups(self._resolve)
@@ -105,12 +131,12 @@ class EgressProxy:
             await lookups.close()
 
     async def _route(self, lookups: Lookups, host: str, port: int, upstream: Upstream | None) -> Route:
-        """Judge a host and, when a proxy is to reach it, the proxy too."""
+        """Judge a host, and the job's proxy if there is one."""
         if upstream is None:
             return Route(await self._judge(lookups, host, port), port)
         try:
             await self._judge(lookups, host, port)
-        except OSError:  # only the proxy may know the name; what it reaches lies outside in any case
+        except OSError:  # perhaps only the proxy can resolve the name, and it is outside our network
             if (blocked := self.rules.judge_unresolved(host, port)) is not None:
                 raise HostBlocked(blocked) from None
         return Route(await self._judge(lookups, upstream.host, upstream.port, any_port=True), upstream.port)
@@ -126,47 +152,47 @@ class EgressProxy:
             raise HostBlocked(blocked)
         return tuple(dict.fromkeys(map(plain, addresses)))
 
-    async def _ask_system(self, host: str, port: int) -> Sequence[Address]:
-        def ask() -> list[Address]:
+    async def _resolve_by_system(self, host: str, port: int) -> Sequence[Address]:
+        def resolve() -> list[Address]:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            return [address for *_, place in found if (address := literal(str(place[0]))) is not None]
+            return [address for *_, sockaddr in found if (address := literal(str(sockaddr[0]))) is not None]
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
-        except RuntimeError:  # a shut executor takes no more
+            return await asyncio.get_running_loop().run_in_executor(self._threads, resolve)
+        except RuntimeError:  # the executor was shut down
             raise OSError("the egress proxy is closed") from None
 
     async def _dial(
         self, route: Route, protocol: Callable[[], asyncio.Protocol]
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Connect to the first address that answers."""
-        trouble: OSError = OSError("it has no address")
-        async with asyncio.timeout(CONNECT_S):
-            for address in route.addresses[:MOST_ADDRESSES]:
+        """Connect to the first address that responds."""
+        last_error: OSError = OSError("it has no address")
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            for address in route.addresses[:MAX_ADDRESSES]:
                 try:
-                    async with asyncio.timeout(CONNECT_S / min(len(route.addresses), MOST_ADDRESSES)):
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S / min(len(route.addresses), MAX_ADDRESSES)):
                         return await self._open_connection(protocol, str(address), route.port)
                 except TimeoutError:
-                    trouble = OSError(f"{address} did not answer")
+                    last_error = OSError(f"{address} did not respond")
                 except OSError as error:
-                    trouble = error
-        raise trouble
+                    last_error = error
+        raise last_error
 
     async def _dial_through(
         self, upstream: Upstream, route: Route, host: str, port: int, protocol: Callable[[], asyncio.Protocol]
     ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        """Connect by the job's own proxy."""
-        async with asyncio.timeout(CONNECT_S):
-            transport, waiting = await self._dial(route, upstream.protocol(host, port))
+        """Connect through the job's proxy."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            transport, handshake = await self._dial(route, upstream.protocol(host, port))
             try:
-                await upstream.answered(waiting)
+                await upstream.wait_connected(handshake)
             except UpstreamRefused as error:
                 transport.abort()
-                raise OSError(f"the proxy {upstream.place} refused {bracketed(host)}:{port}: {error}") from None
+                raise OSError(f"the proxy {upstream.address} refused {bracketed(host)}:{port}: {error}") from None
             except BaseException:
                 transport.abort()
                 raise
-            return pass_on(transport, waiting, protocol)
+            return hand_over(transport, handshake, protocol)
 
 
 async def _connect(

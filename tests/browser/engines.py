@@ -1,6 +1,6 @@
-"""What a browser must do to be pooled, whatever its engine: `python -m tests.browser.engines --engine firefox --executable PATH`.
+"""What the pool requires of every engine: `python -m tests.browser.engines --engine firefox --executable PATH`.
 
-Ends with 0 if all of it holds. The tests do it with Chromium; a Firefox or WebKit is not everywhere.
+It exits with 0 if all checks pass. The tests run them with Chromium, because not every machine has Firefox or WebKit.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CHECK_S = 60.0
 
 
 async def isolates(source: BrowserSource, site: str) -> None:
-    """Two pages share neither cookies nor storage, and the options of each are its own."""
+    """Two pages share neither cookies nor storage, and each has its own options."""
     options = PageOptions(viewport=Viewport(width=400, height=300), locale="de-DE", timezone="Asia/Tokyo", trace="off")
     async with BrowserPool(2, warm=1, source=source) as pool:
         async with pool.page(options) as one, pool.page() as other:
@@ -34,14 +34,14 @@ async def isolates(source: BrowserSource, site: str) -> None:
             await other.goto(site)
             await one.evaluate("document.cookie = 'a=1'; localStorage.a = 1")
             assert await other.evaluate("document.cookie + (localStorage.a || '')") == ""
-            told = "[innerWidth, navigator.language, Intl.DateTimeFormat().resolvedOptions().timeZone]"
-            assert await one.evaluate(told) == [400, "de-DE", "Asia/Tokyo"]
+            script = "[innerWidth, navigator.language, Intl.DateTimeFormat().resolvedOptions().timeZone]"
+            assert await one.evaluate(script) == [400, "de-DE", "Asia/Tokyo"]
             assert (await one.screenshot()).startswith(b"\x89PNG")
         await settled(pool)
 
 
-async def survives(source: BrowserSource, find: Callable[[BrowserPool], Process | None], number: int) -> None:
-    """A process of the browser gets a signal: the job learns that its browser is gone, and the next has another."""
+async def survives(source: BrowserSource, find: Callable[[BrowserPool], Process | None], sent: int) -> None:
+    """Send a signal to a process of the browser: its job gets BrowserGone, and the next job gets another browser."""
     async with BrowserPool(2, warm=0, source=source) as pool:
         await running(pool)
         process = find(pool)
@@ -49,12 +49,12 @@ async def survives(source: BrowserSource, find: Callable[[BrowserPool], Process 
         assert process.pid in find_descendants()
         try:
             async with pool.page() as page:
-                os.kill(process.pid, number)
+                os.kill(process.pid, sent)
                 await page.evaluate(FOREVER)
         except BrowserGone:
             pass
         else:
-            raise AssertionError("the job did not learn that its browser is gone")
+            raise AssertionError("the job was not interrupted by the loss of its browser")
         async with pool.page() as page:
             assert await page.evaluate("6 * 7") == 42
         assert pool.stats().launches == 2
@@ -62,27 +62,27 @@ async def survives(source: BrowserSource, find: Callable[[BrowserPool], Process 
 
 
 async def survives_its_browser(source: BrowserSource, _: str) -> None:
-    """The browser is killed."""
+    """Kill the browser."""
     await survives(source, lambda pool: pool.browsers[0].process, signal.SIGKILL)
 
 
 async def survives_its_driver(source: BrowserSource, _: str) -> None:
-    """Its driver is killed."""
+    """Kill its driver."""
     await survives(source, lambda pool: pool.browsers[0].driver.process, signal.SIGKILL)
 
 
 async def survives_a_hang(source: BrowserSource, _: str) -> None:
-    """The browser stands still; it is noticed, and killed."""
-    before = instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S
-    instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S = 0.05, 3.0, 1.0
+    """Stop the browser: that is detected, and it is killed."""
+    before = instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S
+    instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S = 0.05, 3.0, 1.0
     try:
         await survives(source, lambda pool: pool.browsers[0].process, signal.SIGSTOP)
     finally:
-        instance.HEARTBEAT_S, instance.ANSWER_S, instance.CLOSE_S = before
+        instance.HEARTBEAT_INTERVAL_S, instance.RESPONSE_TIMEOUT_S, instance.CLOSE_TIMEOUT_S = before
 
 
-async def is_held_back(source: BrowserSource, site: str) -> None:
-    """No page reaches loopback past the gate, nor by way of a script."""
+async def is_restricted_by_egress(source: BrowserSource, site: str) -> None:
+    """No page reaches loopback, by navigation or by a script."""
     reached: list[bytes] = []
 
     async def inside(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,15 +106,15 @@ async def is_held_back(source: BrowserSource, site: str) -> None:
         lease = await pool.acquire_page()
         async with lease as page:
             await page.goto(site)
-            asked = "async url => { try { await fetch(url, {mode: 'no-cors'}); return true } catch { return false } }"
-            assert not await page.evaluate(asked, refused)
+            script = "async url => { try { await fetch(url, {mode: 'no-cors'}); return true } catch { return false } }"
+            assert not await page.evaluate(script, refused)
             assert lease.gate is not None
             assert [blocked.host for blocked in lease.gate.blocked] == ["127.0.0.1"]
     assert not reached
 
 
-async def is_recorded(source: BrowserSource, site: str) -> None:
-    """A trace is there, of both kinds."""
+async def is_traced(source: BrowserSource, site: str) -> None:
+    """Both kinds of trace are recorded."""
     for trace in ("on-failure", "on"):
         async with BrowserPool(1, warm=1, source=source, trace=trace) as pool:
             await until(lambda: pool.stats().warm)
@@ -127,7 +127,7 @@ async def is_recorded(source: BrowserSource, site: str) -> None:
 
 
 async def leaves_nothing(source: BrowserSource, site: str) -> None:
-    """No process and no profile folder stays behind."""
+    """No process and no folder stays behind."""
     async with BrowserPool(2, source=source) as pool:
         browser = await running(pool)
         profile, artifacts = browser.profile, browser.artifacts
@@ -147,39 +147,40 @@ CHECKS: tuple[Check, ...] = (
     survives_its_browser,
     survives_its_driver,
     survives_a_hang,
-    is_held_back,
-    is_recorded,
+    is_restricted_by_egress,
+    is_traced,
     leaves_nothing,
 )
 
 
 async def check_all(source: BrowserSource) -> int:
-    """Every check in turn, a line each; answers how many do not hold."""
+    """Run the checks one after the other and print a line each; returns how many failed."""
     failed = 0
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         site = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         for check in CHECKS:
-            began, trouble = time.monotonic(), ""
+            started, failure = time.monotonic(), ""
             try:
                 async with asyncio.timeout(CHECK_S):
                     await check(source, site)
             except (AssertionError, CplaneError, TimeoutError) as error:
                 failed += 1
-                trouble = f"  {type(error).__name__}: {error}"
+                failure = f"  {type(error).__name__}: {error}"
             name = getattr(check, "__name__", "")
-            print(f"{'FAILED' if trouble else 'ok':7}{name:24}{time.monotonic() - began:5.1f} s{trouble}")
+            print(f"{'FAILED' if failure else 'ok':7}{name:24}{time.monotonic() - started:5.1f} s{failure}")
     return failed
 
 
 def main() -> int:
-    """Parse the command line and check."""
+    """Parse the command line and run the checks."""
     parser = argparse.ArgumentParser(prog="python -m tests.browser.engines", description=__doc__)
     parser.add_argument("--engine", default="chromium", choices=[engine.value for engine in Engine])
-    parser.add_argument("--executable", type=Path, help="the browser's binary; default: looked up")
-    given = parser.parse_args()
+    parser.add_argument("--executable", type=Path, help="path of the browser's binary; default: the one that jobs use")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        return min(1, asyncio.run(check_all(BrowserSource(engine=Engine(given.engine), executable=given.executable))))
+        source = BrowserSource(engine=Engine(options.engine), executable=options.executable)
+        return min(1, asyncio.run(check_all(source)))
 
 
 if __name__ == "__main__":

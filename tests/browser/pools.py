@@ -1,4 +1,4 @@
-"""What tests of the pool ask of it."""
+"""Queries and waits that tests of the pool share."""
 
 import asyncio
 import os
@@ -9,24 +9,24 @@ from cplane.browser.engine.instance import Instance
 from cplane.browser.engine.process import Process, family
 
 PAGE = b"<!doctype html><title>Site</title><h1>Hello</h1>"
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
 FOREVER = "new Promise(() => {})"
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds, for 20 s at most."""
+    """Wait until a condition holds, for up to 20 s."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 async def settled(pool: BrowserPool) -> None:
-    """Wait until every page is given back."""
-    await until(lambda: not pool.stats().open and not pool.stats().parking)
+    """Wait until every page is closed or returned."""
+    await until(lambda: not pool.stats().open and not pool.stats().returning)
 
 
 async def running(pool: BrowserPool) -> Instance:
-    """The pool's browser, once there is one."""
+    """Wait for the pool's browser and return it."""
     await until(lambda: pool.browsers)
     return pool.browsers[0]
 
@@ -38,7 +38,7 @@ def contexts(browser: Instance) -> int:
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(ANSWER % (len(PAGE), PAGE))
+        writer.write(RESPONSE % (len(PAGE), PAGE))
         await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
@@ -47,6 +47,6 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def find_descendants() -> set[int]:
-    """The living processes that descend from this one."""
+    """Return the ids of the running descendants of this process."""
     found = (Process.find(pid) for pid in family(os.getpid()) - {os.getpid()})
     return {process.pid for process in found if process is not None and process.alive}

@@ -1,4 +1,7 @@
-"""Browser jobs under faults: `python -m tests.browser.soak --jobs 1000 --every 3`. Ends with 0 if every job became final and nothing leaked."""
+"""Browser jobs under faults: `python -m tests.browser.soak --jobs 1000 --every 3`.
+
+It exits with 0 if every job became final and nothing leaked.
+"""
 
 import argparse
 import asyncio
@@ -46,19 +49,19 @@ async def soak_visit(page: Page, ctx: Context, url: str) -> str:
 
 @job(timeout=2, retries=0)
 async def soak_spin(page: Page) -> None:
-    """A page that never lets go of its renderer."""
+    """Keep the renderer busy in an endless loop."""
     await page.evaluate("() => { while (true); }")
 
 
 @job(timeout=20, retries=0)
 async def soak_hog(page: Page) -> None:
-    """A page that takes memory until its renderer dies of it."""
+    """Allocate memory until the renderer dies."""
     await page.evaluate("() => { const all = []; while (true) all.push(new Array(1e6).fill(all.length)); }")
 
 
 @job(timeout=20, retries=0)
 async def soak_hang(browser_context: BrowserContext) -> None:
-    """A context that does not close any more."""
+    """Make the context hang when it is closed."""
 
     async def never(**_: object) -> None:
         await asyncio.Event().wait()
@@ -76,7 +79,7 @@ EXPECTED = {
 
 @dataclass
 class Verdict:
-    """What came of a run."""
+    """The result of a run."""
 
     states: Counter[str] = field(default_factory=Counter[str])
     faults: Counter[str] = field(default_factory=Counter[str])
@@ -92,16 +95,18 @@ def command(pid: int) -> bytes:
 
 
 def victims(part: str) -> list[int]:
-    """Processes of this run's browsers: its renderers, browsers, or drivers."""
-    told = {pid: command(pid) for pid in find_descendants()}
+    """Return the processes of this run's browsers that are renderers, browsers or drivers."""
+    commands = {pid: command(pid) for pid in find_descendants()}
     match part:
         case "renderer":
-            return [pid for pid, line in told.items() if b"--type=renderer" in line]
+            return [pid for pid, line in commands.items() if b"--type=renderer" in line]
         case "driver":
-            return [pid for pid, line in told.items() if b"playwright/driver/node" in line]
+            return [pid for pid, line in commands.items() if b"playwright/driver/node" in line]
         case _:
-            named = [pid for pid, line in told.items() if b"--remote-debugging-pipe" in line and b"--type=" not in line]
-            return [pid for pid in named if not told[pid].startswith(b"/bin/sh")]
+            named = [
+                pid for pid, line in commands.items() if b"--remote-debugging-pipe" in line and b"--type=" not in line
+            ]
+            return [pid for pid in named if not commands[pid].startswith(b"/bin/sh")]
 
 
 def kill(part: str) -> None:
@@ -111,23 +116,25 @@ def kill(part: str) -> None:
 
 
 async def soak(
-    settings: CplaneSettings, *, jobs: int, every_s: float, tell: Callable[[str], None] = lambda _: None
+    settings: CplaneSettings, *, jobs: int, every_s: float, report: Callable[[str], None] = lambda _: None
 ) -> Verdict:
-    """Run so many visits, with the next fault in turn every `every_s`, until all are final; look at what is left."""
-    verdict, began, before = Verdict(), time.monotonic(), Left.look()
+    """Run visits, with one fault every `every_s` seconds, until all jobs are final; then check what is left."""
+    verdict, started, before = Verdict(), time.monotonic(), Leftovers.read()
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as site, ControlPlane(settings):
         host, port = site.sockets[0].getsockname()
         async with running(settings, pages=True, deadline_s=2 * FINAL_S + jobs) as worker:
             await soak_visit.submit_many([{"url": f"http://{host}:{port}/"}] * jobs)
-            await trouble(settings, every_s, verdict, tell)
-            await given_back(worker.pages.pool(), verdict)
-    await before.judge(verdict)
-    verdict.took_s = time.monotonic() - began
+            await inject_faults(settings, every_s, verdict, report)
+            await check_pool(worker.pages.pool(), verdict)
+    await before.check(verdict)
+    verdict.took_s = time.monotonic() - started
     return verdict
 
 
-async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, tell: Callable[[str], None]) -> None:
-    """One fault after the other until every visit is final, each of them at least once; then what is left of the faults' own jobs ends."""
+async def inject_faults(
+    settings: CplaneSettings, every_s: float, verdict: Verdict, report: Callable[[str], None]
+) -> None:
+    """Inject each fault at least once until every visit is final; then wait for the faults' own jobs."""
     faults = itertools.cycle(FAULTS)
     counts = await records(settings)
     deadline = time.monotonic() + FINAL_S + counts.total()
@@ -140,9 +147,9 @@ async def trouble(settings: CplaneSettings, every_s: float, verdict: Verdict, te
         if visits or verdict.faults.total() < len(FAULTS):
             fault = next(faults)
             verdict.faults[fault] += 1
-            await commit(fault)
+            await inject(fault)
         counts = await records(settings)
-        tell(f"{verdict.faults.total():4} faults  {left:5} jobs left")
+        report(f"{verdict.faults.total():4} faults  {left:5} jobs left")
     for (name, state, error), number in counts.items():
         verdict.states[f"{name} {state} {error}".strip()] += number
         if state not in EXPECTED[name]:
@@ -153,7 +160,7 @@ def unfinished(counts: Counter[tuple[str, State, str]]) -> int:
     return sum(number for (_, state, _), number in counts.items() if state not in FINAL)
 
 
-async def commit(fault: str) -> None:
+async def inject(fault: str) -> None:
     match fault:
         case "spin":
             await soak_spin.submit()
@@ -166,7 +173,7 @@ async def commit(fault: str) -> None:
 
 
 async def records(settings: CplaneSettings) -> Counter[tuple[str, State, str]]:
-    """How many records there are, by job, state and error."""
+    """Count the records by job, state and error."""
     connect = cast("Callable[[str], Awaitable[Any]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]  untyped
     connection = await connect(settings.database_url.get_secret_value())
     try:
@@ -178,12 +185,12 @@ async def records(settings: CplaneSettings) -> Counter[tuple[str, State, str]]:
     return Counter({(row["job"], State(row["state"]), row["error"]): row["n"] for row in rows})
 
 
-async def given_back(pool: BrowserPool, verdict: Verdict) -> None:
-    """Every slot is free again, and no context is open but those of ready pages."""
-    ready = (pool.stats().max_pages + 1) // 2
+async def check_pool(pool: BrowserPool, verdict: Verdict) -> None:
+    """Check that every slot is free again, and that only the contexts of warm pages are open."""
+    warm = (pool.stats().max_pages + 1) // 2
     try:
         async with asyncio.timeout(60):
-            while pool.stats().open or sum(len(browser.browser.contexts) for browser in pool.browsers) > ready:
+            while pool.stats().open or sum(len(browser.browser.contexts) for browser in pool.browsers) > warm:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         contexts = [len(browser.browser.contexts) for browser in pool.browsers]
@@ -192,46 +199,46 @@ async def given_back(pool: BrowserPool, verdict: Verdict) -> None:
 
 
 @dataclass(frozen=True)
-class Left:
-    """What there is of processes and files."""
+class Leftovers:
+    """Processes and files that exist now."""
 
     processes: set[int]
     files: set[Path]
 
     @classmethod
-    def look(cls) -> "Left":
+    def read(cls) -> "Leftovers":
         temporary = Path(tempfile.gettempdir())
         files = {*temporary.glob(PROFILES), *temporary.glob(TRACES), *ProcessRegistry().folder.glob("*")}
         return cls(find_descendants(), files)
 
-    async def judge(self, verdict: Verdict) -> None:
-        """Nothing may have come that stays."""
+    async def check(self, verdict: Verdict) -> None:
+        """Check that nothing that was added since stays."""
         try:
             async with asyncio.timeout(20):
-                while (now := Left.look()).processes - self.processes or self.mine(now.files - self.files):
+                while (now := Leftovers.read()).processes - self.processes or self.mine(now.files - self.files):
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            now = Left.look()
+            now = Leftovers.read()
             processes = [(pid, command(pid)[:100]) for pid in now.processes - self.processes]
             verdict.violations.append(f"left behind: {processes}, {self.mine(now.files - self.files)}")
 
     def mine(self, files: set[Path]) -> set[Path]:
-        """Without those of browsers that other tests have running beside this one."""
+        """Leave out the files of browsers that other tests run concurrently."""
         mark = f"artifacts-{os.getpid()}-"
         entries = {path for path in files if path.suffix == ".json" and owner(path) != os.getpid()}
         artifacts = {path for path in files if path.name.startswith("artifacts-") and not path.name.startswith(mark)}
-        profiles = {Path(entry["profile"]) for path in entries if (entry := written(path))}
+        profiles = {Path(entry["profile"]) for path in entries if (entry := read_entry(path))}
         return files - entries - artifacts - profiles
 
 
 def owner(path: Path) -> int | None:
-    """The process whose browser is written down; None: it is written down no more."""
-    entry = written(path)
+    """Return the process that owns a registered browser; None: it is no longer registered."""
+    entry = read_entry(path)
     return int(entry["owner"][0]) if entry else None
 
 
-def written(path: Path) -> dict[str, Any]:
-    """An entry of the ledger; empty when it was struck meanwhile."""
+def read_entry(path: Path) -> dict[str, Any]:
+    """Read an entry of the registry; empty if it was removed in the meantime."""
     try:
         return cast("dict[str, Any]", json.loads(path.read_text()))
     except OSError:
@@ -248,7 +255,7 @@ async def main(options: argparse.Namespace) -> int:
                 artifacts_url=(Path(folder) / "artifacts").as_uri(),
                 egress_allow=("loopback",),
             )
-            verdict = await soak(settings, jobs=options.jobs, every_s=options.every, tell=print)
+            verdict = await soak(settings, jobs=options.jobs, every_s=options.every, report=print)
     print(f"{verdict.took_s:.0f} s, faults {dict(verdict.faults)}")
     print(f"pool {verdict.pool}")
     for state, number in sorted(verdict.states.items()):

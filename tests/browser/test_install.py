@@ -10,7 +10,7 @@ import pytest
 
 from cplane.browser import Executable, Source, install
 from cplane.browser.engine.launch import BrowserSource
-from cplane.browser.install import by_hand, run
+from cplane.browser.install import manual_commands, run
 from cplane.errors import BrowserNotFound
 
 installing = sys.modules["cplane.browser.install"]
@@ -24,7 +24,7 @@ def program(path: Path, script: str) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No browser, no network, no package manager."""
+    """A machine without browser, network or package manager."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "downloads"))
@@ -32,20 +32,20 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def test_lines_are_passed_on_as_they_come() -> None:
+async def test_lines_are_reported_as_they_come() -> None:
     lines: list[str] = []
     assert await run(("/bin/sh", "-c", "echo one; echo two >&2; printf three"), lines.append, within_s=10)
     assert lines[1:] == ["one", "two", "three"]
 
 
-async def test_a_tool_that_fails_or_is_missing_says_so() -> None:
+async def test_a_tool_that_fails_or_is_missing_is_reported() -> None:
     lines: list[str] = []
     assert not await run(("/bin/sh", "-c", "exit 3"), lines.append, within_s=10)
     assert not await run(("/missing/tool",), lines.append, within_s=10)
     assert "No such file" in lines[-1]
 
 
-async def test_a_tool_that_falls_silent_is_killed_with_all_it_started(descendants: Callable[[], set[int]]) -> None:
+async def test_a_silent_tool_is_killed_with_its_descendants(descendants: Callable[[], set[int]]) -> None:
     before, lines, began = descendants(), list[str](), time.monotonic()
     assert not await run(("/bin/sh", "-c", "sleep 60 & sleep 60"), lines.append, within_s=60, silence_s=0.2)
     assert time.monotonic() - began < 10
@@ -66,7 +66,7 @@ async def test_a_cancelled_tool_is_killed(descendants: Callable[[], set[int]]) -
     assert descendants() <= before
 
 
-async def test_where_nothing_works_the_commands_are_named(machine: Path) -> None:
+async def test_the_hint_has_the_commands_if_nothing_could_be_installed(machine: Path) -> None:
     lines: list[str] = []
     with pytest.raises(BrowserNotFound) as caught:
         await install(lines.append)
@@ -74,9 +74,7 @@ async def test_where_nothing_works_the_commands_are_named(machine: Path) -> None
     assert "getaddrinfo ENOTFOUND" in lines
 
 
-async def test_packages_are_left_alone_without_the_right_to_install(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_package_is_installed_without_permission(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     program(machine / "bin" / "apt-get", "exit 1")
     program(machine / "bin" / "sudo", "echo 'sudo: a password is required'; exit 1")
@@ -88,7 +86,7 @@ async def test_packages_are_left_alone_without_the_right_to_install(
     assert "sudo apt-get update && sudo apt-get install --yes" in caught.value.hint
 
 
-async def test_the_package_manager_is_used_with_sudo_when_that_asks_no_password(
+async def test_the_package_manager_runs_with_sudo_that_needs_no_password(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -113,7 +111,7 @@ async def test_the_package_manager_is_used_with_sudo_when_that_asks_no_password(
     ]
 
 
-async def test_a_browser_that_was_installed_but_does_not_start_is_no_success(
+async def test_an_installed_browser_that_does_not_start_counts_as_a_failure(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -128,7 +126,7 @@ async def test_a_browser_that_was_installed_but_does_not_start_is_no_success(
     assert any("libnss3.so" in line for line in lines)
 
 
-def test_root_is_not_told_to_use_sudo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_for_root_have_no_sudo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     program(machine / "bin" / "apt-get", "exit 0")
-    assert "sudo" not in by_hand()
+    assert "sudo" not in manual_commands()

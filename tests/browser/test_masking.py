@@ -1,4 +1,4 @@
-"""What looks like a secret is masked, and what does not stays."""
+"""What looks like a secret is masked; everything else is unchanged."""
 
 import json
 from typing import Any
@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cplane.browser.masking import PIECE, mask_text, mask_url, mask_value
+from cplane.browser.masking import CHUNK_CHARS, mask_text, mask_url, mask_value
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk"
 WORDS = st.text(alphabet="abcdefghijkmnopqrstuvwxyz0123456789", min_size=6, max_size=20).map(lambda text: f"q9{text}")
 
 
 @given(WORDS)
-def test_secrets_in_addresses_are_masked(secret: str) -> None:
+def test_secrets_in_urls_are_masked(secret: str) -> None:
     for url in (
         f"https://user:{secret}@site.example/a",
         f"https://site.example/?access_token={secret}&page=2",
@@ -27,7 +27,7 @@ def test_secrets_in_addresses_are_masked(secret: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://site.example/a?page=2&q=x%20y#top", "http://127.0.0.1:80/", "about:blank", "", "http://[bad"]
 )
-def test_other_addresses_stay(url: str) -> None:
+def test_urls_without_secrets_are_unchanged(url: str) -> None:
     assert mask_url(url) == url
 
 
@@ -46,12 +46,12 @@ def test_secrets_in_texts_are_masked(secret: str) -> None:
     assert "hunter2" not in mask_text('  fill("hunter2")')
 
 
-def test_other_texts_stay() -> None:
+def test_texts_without_secrets_are_unchanged() -> None:
     for text in ("page 2 of 3", "no element 'h1' became visible within 30 s", "price: 12 EUR", "a = b"):
         assert mask_text(text) == text
 
 
-def test_fields_for_passwords_and_hidden_tokens_are_masked_in_html() -> None:
+def test_password_fields_and_hidden_tokens_are_masked_in_html() -> None:
     html = "<input type=password value='hunter2'><input type=hidden name=csrf value=\"abc123\"><input name=q value='shoes'>"
     masked = mask_text(html)
     assert "hunter2" not in masked
@@ -59,7 +59,7 @@ def test_fields_for_passwords_and_hidden_tokens_are_masked_in_html() -> None:
     assert "shoes" in masked
 
 
-def test_objects_of_a_trace_are_masked_by_the_names_of_their_members() -> None:
+def test_trace_objects_are_masked_by_the_names_of_their_members() -> None:
     value: dict[str, Any] = {
         "headers": [{"name": "Authorization", "value": "Basic abc123xyz"}, {"name": "Accept", "value": "text/html"}],
         "cookies": [{"name": "a", "value": "c00kie"}],
@@ -84,7 +84,7 @@ def test_objects_of_a_trace_are_masked_by_the_names_of_their_members() -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_anything_that_is_json_stays_json(value: object) -> None:
+def test_masked_json_is_json(value: object) -> None:
     json.dumps(mask_value(value))
 
 
@@ -97,14 +97,14 @@ def test_anything_that_is_json_stays_json(value: object) -> None:
         ("keyboardInsertText", {"text": "hunter2"}),
     ],
 )
-def test_what_a_call_enters_is_masked_whatever_its_field_is_called(method: str, params: dict[str, Any]) -> None:
+def test_typed_text_is_masked_whatever_the_name_of_its_field(method: str, params: dict[str, Any]) -> None:
     masked = mask_value({"type": "before", "method": method, "params": params})
     assert "hunter2" not in json.dumps(masked)
     assert masked["params"].keys() == params.keys()
     assert masked["params"].get("selector") == params.get("selector")
 
 
-def test_keys_that_are_pressed_are_shown_by_their_names_only() -> None:
+def test_pressed_keys_are_masked_unless_they_are_named_keys() -> None:
     pressed = [{"method": "press", "params": {"selector": "input", "key": key}} for key in ("Enter", "x")]
     assert [mask_value(call)["params"]["key"] for call in pressed] == ["Enter", "***"]
 
@@ -127,16 +127,16 @@ def test_keys_that_are_pressed_are_shown_by_their_names_only() -> None:
         "password=",
     ],
 )
-def test_the_time_it_takes_grows_as_the_text_does(part: str) -> None:
-    """A quadratic expression would take hours for these: whoever waits for it is the page's victim."""
+def test_masking_takes_linear_time(part: str) -> None:
+    """A regular expression with quadratic time would take hours for these texts, which a hostile page can contain."""
     text = part * (500_000 // len(part))
     assert len(mask_text(text)) <= len(text) * 2
 
 
 @pytest.mark.parametrize("filler", ["<p>word</p>", '"name": "value", ', "words and words\n"])
-def test_secrets_of_a_long_text_are_masked_wherever_it_is_parted(filler: str) -> None:
+def test_secrets_in_a_long_text_are_masked_across_chunks(filler: str) -> None:
     secrets = ['<input type="password" value="hunter2">', '"password":"hunter2",', "token=hunter2&"]
     for shift in range(0, 200, 23):
         text = "x" * shift + "".join(filler * 37 + secrets[number % 3] for number in range(300))
-        assert len(text) > 4 * PIECE
+        assert len(text) > 4 * CHUNK_CHARS
         assert "hunter2" not in mask_text(text)

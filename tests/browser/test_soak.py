@@ -1,4 +1,4 @@
-"""A short run of the soak: every fault once or twice while jobs run; and what it has found."""
+"""A short run of the soak, with every fault once or twice; and regressions that it has found."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def soak_fails_as_its_browser_dies(page: Page, ctx: Context) -> int:
     return ctx.attempt
 
 
-async def test_a_job_that_fails_a_moment_before_its_browser_is_known_to_be_dead_is_not_left_behind(
+async def test_a_job_that_fails_just_before_the_death_of_its_browser_is_detected_runs_again(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     with capture_logs() as logs:

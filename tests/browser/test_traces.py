@@ -1,4 +1,4 @@
-"""Traces leave nothing behind: no file of theirs outlives its page, and the driver is told to stop."""
+"""Traces leave nothing behind: their files are removed with the page, and the driver stops recording."""
 
 import asyncio
 import io
@@ -18,7 +18,9 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_files_of_a_trace_are_removed_with_its_page(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     async with BrowserPool(4, warm=0) as pool:
@@ -35,9 +37,8 @@ async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, m
             lease.release()
             await lease.wait_closed()
 
-        held = (
-            await pool.acquire_page()
-        )  # the files of others go while one is traced; what they share goes with the last
+        # the files of other traces are removed while this one is recorded, those they share with the last one
+        held = await pool.acquire_page()
         await held.trace(snapshots=True)
         await held.page.goto(site)
         for _ in range(4):
@@ -52,11 +53,11 @@ async def test_no_file_of_a_trace_outlives_its_page(site: str, tmp_path: Path, m
     assert not [*tmp_path.glob("playwright-*")]
 
 
-async def test_a_page_that_is_ready_is_recorded_already(site: str) -> None:
+async def test_a_warm_page_is_traced_before_it_is_leased(site: str) -> None:
     async with BrowserPool(2, warm=1, trace="on-failure") as pool:
         await until(lambda: pool.stats().warm)
         lease = await pool.acquire_page()
-        assert pool.stats().lent_warm == 1
+        assert pool.stats().leased_warm == 1
         assert lease.traced
         await lease.page.goto(site)
         (file,) = await collect_trace(lease, 1)
@@ -71,7 +72,7 @@ async def test_a_page_that_is_ready_is_recorded_already(site: str) -> None:
         await settled(pool)
 
 
-async def test_what_traces_share_goes_though_pages_that_are_ready_are_recorded(site: str) -> None:
+async def test_files_that_traces_share_are_removed_while_warm_pages_are_traced(site: str) -> None:
     async with BrowserPool(2, warm=1, trace="on-failure") as pool:
         artifacts = (await running(pool)).artifacts
         await until(lambda: pool.stats().warm)

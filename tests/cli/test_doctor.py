@@ -47,7 +47,7 @@ async def test_without_settings_the_browser_that_is_looked_at_is_the_one_a_worke
 ) -> None:
     ended = await cplane("doctor", CPLANE_BROWSER_ENGINE="webkit", PLAYWRIGHT_BROWSERS_PATH=str(tmp_path))
     assert ended.code == 1
-    assert "✗ browser    there is no webkit of Playwright's" in ended.stdout
+    assert "✗ browser    Playwright has not downloaded webkit" in ended.stdout
     assert "run `playwright install webkit`" in ended.stdout
 
 

@@ -1,4 +1,4 @@
-"""An internet on loopback: names with made-up public addresses, each of which is a server of the test's."""
+"""A fake internet on loopback: names with invented public addresses, each served by a server of the test."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -14,15 +14,16 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @dataclass
 class Internet:
-    """Who has which addresses, and which server stands behind an address. Nothing else can be reached."""
+    """The addresses of names, and the servers behind addresses. Nothing else can be reached."""
 
     names: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    """A name that is asked for again answers its next address, as in DNS rebinding, if `rebinding` has it."""
+    """The addresses of each name."""
     rebinding: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """The addresses of names that resolve to their next address at each lookup, as in DNS rebinding."""
     servers: dict[tuple[str, int], int] = field(default_factory=dict[tuple[str, int], int])
     """Address and port → port on loopback."""
     silent: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    """Who never answers; `waiting` is set once somebody waits for one of them."""
+    """Addresses that never respond; `waiting` is set once a client waits for one of them."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     resolved: list[str] = field(default_factory=list[str])
     dialled: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
@@ -52,7 +53,7 @@ class Internet:
 
     @asynccontextmanager
     async def serve(self, name: str, address: str, port: int, handler: Handler) -> AsyncGenerator[None]:
-        """A server of that name and address."""
+        """Start a server with this name and address."""
         async with await asyncio.start_server(handler, "127.0.0.1", 0) as server:
             self.names.setdefault(name, []).append(address)
             self.servers[address, port] = server.sockets[0].getsockname()[1]
@@ -60,7 +61,7 @@ class Internet:
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say everything back until the other side has nothing more to say."""
+    """Send everything back until the other side sends its end of file."""
     try:
         while data := await reader.read(65536):
             writer.write(data)

@@ -1,4 +1,4 @@
-"""The gate, spoken to as a browser does, and as a browser never would."""
+"""The gate, with clients that behave as a browser does, and as a browser never would."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cplane.egress import EgressRules, Gate, Upstream, gate, proxy
-from cplane.egress.gate import MOST_CONNECTIONS, Reply
+from cplane.egress.gate import MAX_CONNECTIONS, Reply
 from tests.egress.internet import Handler, Internet, echo
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -32,30 +32,30 @@ async def no_writer_stays_open() -> AsyncGenerator[None]:
     opened.clear()
 
 
-async def knock(gate: Gate) -> Streams:
+async def open_client(gate: Gate) -> Streams:
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(gate.server).port)
     opened.append(writer)
     return reader, writer
 
 
 async def greet(gate: Gate) -> Streams:
-    reader, writer = await knock(gate)
+    reader, writer = await open_client(gate)
     writer.write(b"\x05\x01\x00")
     assert await reader.readexactly(2) == b"\x05\x00"
     return reader, writer
 
 
 async def ask(gate: Gate, host: str, port: int = 443) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
-    """The code of the answer, and the streams."""
+    """Request a host; returns the reply code and the streams."""
     reader, writer = await greet(gate)
     name = host.encode()
     writer.write(b"\x05\x01\x00\x03" + bytes((len(name),)) + name + port.to_bytes(2, "big"))
-    answer = await reader.readexactly(10)
-    return answer[1], reader, writer
+    reply = await reader.readexactly(10)
+    return reply[1], reader, writer
 
 
 async def request(gate: Gate, host: str, port: int = 443) -> asyncio.StreamWriter:
-    """A request without waiting for its answer."""
+    """Request a host without waiting for the reply."""
     _, writer = await greet(gate)
     writer.write(b"\x05\x01\x00\x03" + bytes((len(host),)) + host.encode() + port.to_bytes(2, "big"))
     return writer
@@ -74,7 +74,7 @@ async def until_empty(gate: Gate) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_bytes_go_both_ways_and_a_half_close_leaves_the_other_half_open(internet: Internet) -> None:
+async def test_bytes_go_both_ways_and_a_half_close_keeps_the_other_direction_open(internet: Internet) -> None:
     async with internet.proxy() as proxy, proxy.gate() as gate:
         code, reader, writer = await ask(gate, "site.example")
         assert code == Reply.SUCCEEDED
@@ -88,7 +88,7 @@ async def test_bytes_go_both_ways_and_a_half_close_leaves_the_other_half_open(in
         await until_empty(gate)
 
 
-async def test_much_goes_through_with_little_kept(internet: Internet) -> None:
+async def test_20_mb_go_through(internet: Internet) -> None:
     size = 20_000_000
     async with internet.proxy() as proxy, proxy.gate() as gate:
         _, reader, writer = await ask(gate, "site.example")
@@ -108,7 +108,7 @@ async def test_much_goes_through_with_little_kept(internet: Internet) -> None:
         writer.close()
 
 
-async def test_a_reader_that_does_not_read_stops_the_sender(internet: Internet) -> None:
+async def test_a_client_that_does_not_read_stops_the_sender(internet: Internet) -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +145,7 @@ async def test_a_reader_that_does_not_read_stops_the_sender(internet: Internet) 
         ("mapped.example", ["::ffff:7f00:1"]),
     ],
 )
-async def test_what_is_not_public_is_refused_noted_and_never_dialled(
+async def test_hosts_that_are_not_public_are_refused_recorded_and_never_dialled(
     internet: Internet, host: str, addresses: list[str]
 ) -> None:
     internet.names[host] = addresses
@@ -158,11 +158,11 @@ async def test_what_is_not_public_is_refused_noted_and_never_dialled(
         writer.close()
 
 
-async def test_addresses_in_binary_are_judged_as_well(internet: Internet) -> None:
+async def test_addresses_in_binary_form_are_judged_too(internet: Internet) -> None:
     async with internet.proxy() as proxy, proxy.gate() as gate:
-        for kind, place in ((b"\x01", bytes((127, 0, 0, 1))), (b"\x04", bytes(15) + b"\x01")):
+        for address_type, address in ((b"\x01", bytes((127, 0, 0, 1))), (b"\x04", bytes(15) + b"\x01")):
             reader, writer = await greet(gate)
-            writer.write(b"\x05\x01\x00" + kind + place + (443).to_bytes(2, "big"))
+            writer.write(b"\x05\x01\x00" + address_type + address + (443).to_bytes(2, "big"))
             assert (await reader.readexactly(10))[1] == Reply.NOT_ALLOWED
             writer.close()
         reader, writer = await greet(gate)
@@ -184,7 +184,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(internet: Internet)
         assert (await ask(gate, "rebind.example"))[0] == Reply.NOT_ALLOWED
 
 
-async def test_what_cannot_be_reached_is_told_apart_from_what_must_not_be(internet: Internet) -> None:
+async def test_unreachable_hosts_are_distinguished_from_blocked_ones(internet: Internet) -> None:
     internet.names["dead.example"] = ["1.2.3.4"]
     async with internet.proxy() as proxy, proxy.gate() as gate:
         assert (await ask(gate, "missing.example"))[0] == Reply.HOST_UNREACHABLE
@@ -194,7 +194,7 @@ async def test_what_cannot_be_reached_is_told_apart_from_what_must_not_be(intern
         assert str(gate.failed[1]).startswith("dead.example:443 was not reached: nothing listens")
 
 
-async def test_the_next_address_is_tried_when_one_does_not_answer(internet: Internet) -> None:
+async def test_the_next_address_is_tried_when_one_refuses(internet: Internet) -> None:
     internet.names["two.example"] = ["1.2.3.4", "1.1.1.1"]
     async with internet.proxy() as proxy, proxy.gate() as gate:
         assert (await ask(gate, "two.example"))[0] == Reply.SUCCEEDED
@@ -202,7 +202,7 @@ async def test_the_next_address_is_tried_when_one_does_not_answer(internet: Inte
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\x04\x01\x00\x50\x01\x01\x01\x01\x00",
@@ -213,10 +213,10 @@ async def test_the_next_address_is_tried_when_one_does_not_answer(internet: Inte
     ],
     ids=["http", "socks4", "credentials", "many methods", "zeros", "early data"],
 )
-async def test_what_is_not_socks5_is_cut(internet: Internet, said: bytes) -> None:
+async def test_connections_that_do_not_speak_socks5_are_closed(internet: Internet, sent: bytes) -> None:
     async with internet.proxy() as proxy, proxy.gate() as gate:
-        reader, writer = await knock(gate)
-        writer.write(said)
+        reader, writer = await open_client(gate)
+        writer.write(sent)
         writer.write_eof()
         with suppress(ConnectionError):
             await asyncio.wait_for(reader.read(), 10)
@@ -236,9 +236,9 @@ async def test_what_is_not_socks5_is_cut(internet: Internet, said: bytes) -> Non
         (b"\x05\x01\x00\x03\x04\xff\xfe\xfd\xfc\x01\xbb", Reply.ADDRESS_NOT_SUPPORTED),
         (b"\x05\x01\x00\x03\x07u@a.com\x01\xbb", Reply.ADDRESS_NOT_SUPPORTED),
     ],
-    ids=["bind", "udp", "kind", "version", "no name", "odd name", "no ascii", "userinfo"],
+    ids=["bind", "udp", "kind", "version", "no name", "malformed name", "no ascii", "userinfo"],
 )
-async def test_requests_that_are_not_served(internet: Internet, request_: bytes, reply: Reply) -> None:
+async def test_unsupported_requests_get_their_reply_code(internet: Internet, request_: bytes, reply: Reply) -> None:
     async with internet.proxy() as proxy, proxy.gate() as gate:
         reader, writer = await greet(gate)
         writer.write(request_)
@@ -249,7 +249,7 @@ async def test_requests_that_are_not_served(internet: Internet, request_: bytes,
 
 async def test_a_request_may_come_byte_by_byte(internet: Internet) -> None:
     async with internet.proxy() as proxy, proxy.gate() as gate:
-        reader, writer = await knock(gate)
+        reader, writer = await open_client(gate)
         for byte in b"\x05\x01\x00":
             writer.write(bytes((byte,)))
             await writer.drain()
@@ -263,21 +263,21 @@ async def test_a_request_may_come_byte_by_byte(internet: Internet) -> None:
         writer.close()
 
 
-async def test_who_says_nothing_is_cut_in_time(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "GREET_S", 0.1)
+async def test_a_client_that_sends_nothing_is_disconnected_in_time(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "HANDSHAKE_TIMEOUT_S", 0.1)
     async with internet.proxy() as proxy, proxy.gate() as open_gate:
-        reader, writer = await knock(open_gate)
+        reader, writer = await open_client(open_gate)
         assert await closed(reader)
         writer.close()
 
 
-async def test_more_connections_than_a_browser_makes_are_cut(
-    internet: Internet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate, "MOST_CONNECTIONS", 2)
+async def test_connections_over_the_limit_are_closed(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "MAX_CONNECTIONS", 2)
     async with internet.proxy() as proxy, proxy.gate() as open_gate:
         kept = [await greet(open_gate) for _ in range(2)]
-        reader, writer = await knock(open_gate)
+        reader, writer = await open_client(open_gate)
         assert await closed(reader)
         writer.close()
         for _, other in kept:
@@ -285,28 +285,28 @@ async def test_more_connections_than_a_browser_makes_are_cut(
         await until_empty(open_gate)
         _, writer = await greet(open_gate)
         writer.close()
-    assert MOST_CONNECTIONS >= 2
+    assert MAX_CONNECTIONS >= 2
 
 
-async def test_more_bytes_than_allowed_cut_everything_and_are_noted(internet: Internet) -> None:
+async def test_bytes_over_the_limit_close_all_connections_and_are_recorded(internet: Internet) -> None:
     async with internet.proxy(max_bytes=1 << 20) as proxy, proxy.gate() as gate:
         _, reader, writer = await ask(gate, "site.example")
         writer.write(b"x" * (2 << 20))
         with suppress(ConnectionError):
             assert len(await reader.read()) <= 1 << 20
         writer.close()
-        assert list(map(str, gate.blocked)) == ["the job's pages got more than 1 MiB (CPLANE_EGRESS_MAX_MB)"]
+        assert list(map(str, gate.blocked)) == ["the job's pages received more than 1 MiB (CPLANE_EGRESS_MAX_MB)"]
         dialled = len(internet.dialled)
         assert (await ask(gate, "site.example"))[0] == Reply.NOT_ALLOWED
         assert len(internet.dialled) == dialled
         assert len(gate.blocked) == 1
 
 
-async def test_a_dial_ends_when_nobody_waits_for_it_any_more(internet: Internet) -> None:
+async def test_a_dial_is_cancelled_when_its_client_disconnects(internet: Internet) -> None:
     internet.names["silent.example"] = ["1.2.3.4"]
     internet.silent.add(("1.2.3.4", 443))
     async with internet.proxy() as proxy, proxy.gate() as gate:
-        for _ in range(300):  # more than may be open at once
+        for _ in range(300):  # more than the limit of connections
             internet.waiting.clear()
             writer = await request(gate, "silent.example")
             await asyncio.wait_for(internet.waiting.wait(), 10)
@@ -318,11 +318,11 @@ async def test_a_dial_ends_when_nobody_waits_for_it_any_more(internet: Internet)
         assert gate.failed == []
 
 
-async def test_a_host_that_does_not_answer_is_told_of_however_long_the_dial_took(
+async def test_a_host_that_does_not_respond_is_recorded_even_if_dialling_exceeds_the_handshake_timeout(
     internet: Internet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "GREET_S", 0.2)
-    monkeypatch.setattr(proxy, "CONNECT_S", 0.6)
+    monkeypatch.setattr(gate, "HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(proxy, "CONNECT_TIMEOUT_S", 0.6)
     internet.names["silent.example"] = ["1.2.3.4"]
     internet.silent.add(("1.2.3.4", 443))
     async with internet.proxy() as open_proxy, open_proxy.gate() as open_gate:
@@ -330,7 +330,7 @@ async def test_a_host_that_does_not_answer_is_told_of_however_long_the_dial_took
         assert [failed.host for failed in open_gate.failed] == ["silent.example"]
 
 
-async def test_a_host_that_speaks_first_and_goes_is_heard(internet: Internet) -> None:
+async def test_data_of_a_host_that_sends_first_and_closes_is_delivered(internet: Internet) -> None:
     async def farewell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"bye" * 1000)
         writer.close()
@@ -344,7 +344,7 @@ async def test_a_host_that_speaks_first_and_goes_is_heard(internet: Internet) ->
         await until_empty(gate)
 
 
-async def test_leaving_a_gate_cuts_what_is_open_and_what_is_being_dialled(internet: Internet) -> None:
+async def test_closing_a_gate_closes_connections_and_cancels_dials(internet: Internet) -> None:
     internet.names["silent.example"] = ["1.2.3.4"]
     internet.silent.add(("1.2.3.4", 443))
     tasks = asyncio.all_tasks()
@@ -357,13 +357,13 @@ async def test_leaving_a_gate_cuts_what_is_open_and_what_is_being_dialled(intern
         assert await closed(open_reader)
         assert await closed(waiting_reader)
         await until_empty(gate)
-        with pytest.raises(OSError):  # noqa: PT011  refused, in the system's words
-            await knock(gate)
+        with pytest.raises(OSError):  # noqa: PT011  refused; the message is the system's
+            await open_client(gate)
     assert {task for task in asyncio.all_tasks() if not task.done() and "dial" in task.get_name()} <= tasks
 
 
 async def http_proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A proxy that wants credentials, connects to nobody, and speaks first."""
+    """An HTTP proxy that requires credentials, connects to nothing, and sends the target first."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     if "Proxy-Authorization: Basic bWU6c2VjcmV0" not in head:
         writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
@@ -375,7 +375,7 @@ async def http_proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 async def socks_proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The same by SOCKS5."""
+    """The same with SOCKS5."""
     methods = await reader.readexactly((await reader.readexactly(2))[1])
     if 2 not in methods:
         writer.write(b"\x05\xff")
@@ -393,9 +393,7 @@ async def socks_proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 @pytest.mark.parametrize(("server", "handler"), [("http", http_proxy), ("socks5", socks_proxy)])
-async def test_a_proxy_of_the_jobs_own_stands_behind_the_gate(
-    internet: Internet, server: str, handler: Handler
-) -> None:
+async def test_the_gate_connects_through_the_jobs_proxy(internet: Internet, server: str, handler: Handler) -> None:
     serving = internet.serve("proxy.example", "1.1.1.9", 3128, handler)
     async with serving, internet.proxy() as proxy:
         async with proxy.gate(Upstream.read(f"{server}://proxy.example:3128", "me", "secret")) as gate:
@@ -412,7 +410,7 @@ async def test_a_proxy_of_the_jobs_own_stands_behind_the_gate(
             assert "wrong" not in str(gate.failed[0])
 
 
-async def test_a_name_that_only_the_jobs_own_proxy_knows_is_asked_for_at_the_ports_of_the_web(
+async def test_a_name_that_only_the_jobs_proxy_resolves_is_allowed_at_web_ports(
     internet: Internet,
 ) -> None:
     refused = [("far.example", 25), ("localhost", 80), ("app.localhost", 443)]
@@ -439,10 +437,10 @@ async def test_a_proxy_in_the_private_network_is_refused(internet: Internet) -> 
 
 
 @pytest.mark.parametrize("server", ["ftp://a", "http://", "socks4://a:1", "//"])
-def test_what_is_no_proxy_is_refused(server: str) -> None:
+def test_invalid_proxy_addresses_are_refused(server: str) -> None:
     with pytest.raises(ValueError, match=r"a proxy is http://host:port or socks5://host:port"):
         Upstream.read(server)
 
 
-def test_credentials_are_not_shown() -> None:
+def test_credentials_are_not_in_the_repr() -> None:
     assert "secret" not in repr(Upstream.read("http://a:1", "me", "secret"))

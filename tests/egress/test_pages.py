@@ -1,4 +1,4 @@
-"""Real pages behind the gate: whatever way they take, they reach public addresses only."""
+"""Real pages behind the gate: by every kind of request, they reach public addresses only."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -26,7 +26,7 @@ async () => {
   fetch(inside('fetch'), {mode: 'no-cors'}).catch(() => 0)
   fetch('/redirect?' + inside('redirect'), {mode: 'no-cors'}).catch(() => 0)
   new XMLHttpRequest().open('GET', inside('xhr'))
-  const asked = new XMLHttpRequest(); asked.open('GET', inside('xhr')); asked.send()
+  const request = new XMLHttpRequest(); request.open('GET', inside('xhr')); request.send()
   navigator.sendBeacon(inside('beacon'), 'x')
   new EventSource(inside('events'))
   new WebSocket(inside('ws', 'ws'))
@@ -50,7 +50,7 @@ EXPECTED = {
 
 @dataclass
 class Web(Internet):
-    """A site at localhost, which is a secure context, and a server inside that nobody may reach."""
+    """A site at localhost, which is a secure context, and a server inside the network that no page may reach."""
 
     hits: list[str] = field(default_factory=list[str])
 
@@ -99,7 +99,7 @@ async def pool(web: Web) -> AsyncGenerator[BrowserPool]:
 
 
 async def blocked(lease: PageLease, expected: set[str]) -> set[str]:
-    """The hosts inside that were refused, once they are those expected."""
+    """The refused hosts of the network, once they include those expected."""
     assert lease.gate is not None
     found: set[str] = set()
     try:
@@ -111,7 +111,7 @@ async def blocked(lease: PageLease, expected: set[str]) -> set[str]:
     return found
 
 
-async def test_no_way_out_of_a_page_leads_inside(pool: BrowserPool, web: Web) -> None:
+async def test_no_kind_of_request_of_a_page_reaches_the_network_inside(pool: BrowserPool, web: Web) -> None:
     lease = await pool.acquire_page(PageOptions(accept_downloads=True))
     await lease.page.goto("http://localhost/")
     await lease.page.evaluate(WAYS)
@@ -121,9 +121,7 @@ async def test_no_way_out_of_a_page_leads_inside(pool: BrowserPool, web: Web) ->
     lease.release()
 
 
-async def test_what_is_public_is_reached_by_name_and_what_is_refused_names_host_and_rule(
-    pool: BrowserPool, web: Web
-) -> None:
+async def test_public_hosts_are_reached_and_a_refusal_names_host_and_rule(pool: BrowserPool, web: Web) -> None:
     async with pool.page() as page:
         response = await page.goto("http://public.example/")
         assert response is not None
@@ -156,7 +154,7 @@ async def test_what_is_public_is_reached_by_name_and_what_is_refused_names_host_
         "http://user:password@10.0.0.1/",
     ],
 )
-async def test_addresses_however_they_are_written_are_refused(pool: BrowserPool, web: Web, url: str) -> None:
+async def test_private_addresses_are_refused_in_every_notation(pool: BrowserPool, web: Web, url: str) -> None:
     with pytest.raises(EgressBlocked) as error:
         async with pool.page() as page:
             await page.goto(url)
@@ -164,16 +162,16 @@ async def test_addresses_however_they_are_written_are_refused(pool: BrowserPool,
     assert web.dialled == []
 
 
-async def test_requests_of_playwrights_own_go_by_the_gate_too(pool: BrowserPool, web: Web) -> None:
+async def test_requests_that_playwright_makes_itself_go_through_the_gate(pool: BrowserPool, web: Web) -> None:
     async with pool.page() as page:
-        answer = await page.request.get("http://public.example/")
-        assert answer.status == 200
+        response = await page.request.get("http://public.example/")
+        assert response.status == 200
         with pytest.raises(PlaywrightError):
             await page.request.get("http://nav.inside.example/")
     assert not [hit for hit in web.hits if not hit.startswith("/")]
 
 
-async def test_a_host_that_does_not_exist_is_no_refusal_and_says_so(pool: BrowserPool, web: Web) -> None:
+async def test_a_host_that_does_not_exist_is_unreachable_not_blocked(pool: BrowserPool, web: Web) -> None:
     web.names["dead.example"] = ["1.2.3.4"]
     with pytest.raises(HostUnreachable, match=r"missing\.example:80 was not reached: there is no such name"):
         async with pool.page() as page:
@@ -190,7 +188,7 @@ async def test_a_host_that_does_not_exist_is_no_refusal_and_says_so(pool: Browse
         lease.release()
 
 
-async def test_each_job_is_told_of_its_own_hosts_only(pool: BrowserPool) -> None:
+async def test_each_page_records_only_its_own_hosts(pool: BrowserPool) -> None:
     one, other = await pool.acquire_page(), await pool.acquire_page()
     with pytest.raises(PlaywrightError):
         await one.page.goto("http://nav.inside.example/")
@@ -204,7 +202,7 @@ async def test_each_job_is_told_of_its_own_hosts_only(pool: BrowserPool) -> None
     assert one.gate.connections == 0
 
 
-async def test_pages_with_egress_any_reach_everything(pool: BrowserPool, web: Web) -> None:
+async def test_pages_with_egress_any_reach_every_address(pool: BrowserPool, web: Web) -> None:
     async with pool.page(PageOptions(egress="any")) as page:
         port = web.servers["10.0.0.1", 80]
         with pytest.raises(PlaywrightError, match="ERR_EMPTY_RESPONSE"):
@@ -213,13 +211,13 @@ async def test_pages_with_egress_any_reach_everything(pool: BrowserPool, web: We
     assert web.hits
 
 
-async def test_a_proxy_that_cannot_be_is_the_callers_fault(pool: BrowserPool) -> None:
+async def test_an_invalid_proxy_raises_invalid_arguments(pool: BrowserPool) -> None:
     with pytest.raises(InvalidArguments, match="the proxy cannot be used: a proxy is http://host:port"):
         await pool.acquire_page(PageOptions(proxy=Proxy(server="ftp://proxy.example")))
     assert pool.stats().open == 0
 
 
-async def test_udp_that_would_go_past_the_gate_is_off(pool: BrowserPool) -> None:
+async def test_udp_that_would_bypass_the_gate_is_off(pool: BrowserPool) -> None:
     process = pool.browsers[0].process
     assert process is not None
     assert "--disable-quic" in process.command
@@ -232,7 +230,7 @@ async def egress_visit(page: Page, url: str) -> str:
     return await page.title()
 
 
-async def test_a_job_that_is_refused_fails_at_once_and_says_why(
+async def test_a_job_that_is_refused_fails_without_a_retry_and_names_the_rule(
     settings: CplaneSettings, plane: ControlPlane, web: Web
 ) -> None:
     url = f"http://127.0.0.1:{web.servers['127.0.0.1', 80]}/"

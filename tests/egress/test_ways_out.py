@@ -1,4 +1,4 @@
-"""What never was an ordinary request: none of it goes past the gate. The same page without a gate springs every trap."""
+"""Traffic other than ordinary requests does not bypass the gate. Without a gate, the same page reaches every trap."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -32,40 +32,40 @@ async ([tcp, udp]) => {
   await new Promise(resolve => { window.over = resolve })
 }
 """
-SPRUNG = {"turn", "prefetch", "speculation", "ping", "udp", "request"}
+ALL_WAYS = {"turn", "prefetch", "speculation", "ping", "udp", "request"}
 
 
 @dataclass
 class Traps(asyncio.DatagramProtocol):
-    """A TCP and a UDP port outside of every gate, and what came to them."""
+    """A TCP and a UDP port outside of every gate, and the kinds of traffic that reached them."""
 
-    sprung: set[str] = field(default_factory=set[str])
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    reached: set[str] = field(default_factory=set[str])
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def spring(self, way: str) -> None:
-        self.sprung.add(way)
-        self.news.set()
+    def record(self, way: str) -> None:
+        self.reached.add(way)
+        self.changed.set()
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        self.spring("udp")
+        self.record("udp")
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            said = await reader.read(2000)
-            if said.startswith((b"GET /", b"POST /")):
-                self.spring(said.split(b" ", 2)[1].decode().strip("/"))
-            elif said:
-                self.spring("turn")
+            data = await reader.read(2000)
+            if data.startswith((b"GET /", b"POST /")):
+                self.record(data.split(b" ", 2)[1].decode().strip("/"))
+            elif data:
+                self.record("turn")
         except ConnectionError:
             pass
         finally:
             writer.close()
 
-    async def until(self, ways: set[str]) -> None:
+    async def wait_for(self, ways: set[str]) -> None:
         async with asyncio.timeout(30):
-            while not ways <= self.sprung:
-                self.news.clear()
-                await self.news.wait()
+            while not ways <= self.reached:
+                self.changed.clear()
+                await self.changed.wait()
 
 
 @asynccontextmanager
@@ -91,7 +91,7 @@ async def site(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def request(page: Page, url: str) -> str:
-    """What becomes of a request that Playwright's driver makes itself, past the browser."""
+    """The outcome of a request that Playwright's driver makes itself, without the browser."""
     try:
         return str((await page.request.get(url)).status)
     except PlaywrightError as error:
@@ -110,7 +110,7 @@ async def opened(options: PageOptions) -> AsyncGenerator[tuple[Page, Internet]]:
         yield page, internet
 
 
-async def test_no_way_that_is_no_ordinary_request_goes_past_the_gate() -> None:
+async def test_traffic_other_than_ordinary_requests_does_not_bypass_the_gate() -> None:
     async with trapped() as (traps, tcp, udp), opened(PageOptions()) as (page, internet):
         await page.goto("http://localhost/")
         running = asyncio.create_task(page.evaluate(WAYS, [tcp, udp]))
@@ -120,18 +120,18 @@ async def test_no_way_that_is_no_ordinary_request_goes_past_the_gate() -> None:
             await free.goto(f"http://127.0.0.1:{free_internet.servers['127.0.0.1', 80]}/")
             without = asyncio.create_task(free.evaluate(WAYS, [its_tcp, its_udp]))
             await request(free, f"http://127.0.0.1:{its_tcp}/request")
-            await control.until(SPRUNG)  # as long as the control takes, the page behind the gate has had as well
+            await control.wait_for(ALL_WAYS)  # the page behind the gate had at least as much time as the control
             await free.evaluate("window.over()")
             await without
         await page.evaluate("window.over()")
         await running
-        assert traps.sprung == set()
+        assert traps.reached == set()
         assert {port for _, port in internet.dialled} == {80}
 
 
 @pytest.mark.parametrize("scheme", ["ftp", "gopher", "ws"])
-async def test_other_schemes_open_no_page(scheme: str) -> None:
+async def test_urls_with_other_schemes_open_no_page(scheme: str) -> None:
     async with trapped() as (traps, tcp, _), opened(PageOptions()) as (page, _):
         with pytest.raises(PlaywrightError):
             await page.goto(f"{scheme}://127.0.0.1:{tcp}/x")
-        assert traps.sprung == set()
+        assert traps.reached == set()

@@ -88,7 +88,7 @@ async def test_a_job_waits_for_its_session_without_a_page_and_without_spending_a
         second = await session_stays.submit(name="one")
         await until_waiting(plane, 1)
         assert (await plane.record(second.id)).state is State.QUEUED
-        assert worker.pages.pool().stats().lent == 1
+        assert worker.pages.pool().stats().leased == 1
         gate.open.set()
         assert await first.result(timeout=DEADLINE_S) == 1
         assert await second.result(timeout=DEADLINE_S) == 1

@@ -1,4 +1,4 @@
-"""Where the browser's binary is."""
+"""Finds the browser's binary."""
 
 import json
 import os
@@ -19,16 +19,19 @@ BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome
 
 
 class Source(StrEnum):
-    """Who named the binary."""
+    """Where the path of a binary comes from."""
 
     SETTING = "setting"
+    """CPLANE_BROWSER_EXECUTABLE, or an argument."""
     PLAYWRIGHT = "playwright"
+    """Playwright's downloads."""
     SYSTEM = "system"
+    """PATH."""
 
 
 @dataclass(frozen=True, slots=True)
 class Executable:
-    """A browser's binary. The headless shell starts and works about three times as fast as the full browser."""
+    """A browser's binary. The headless shell starts and runs about three times as fast as the full browser."""
 
     path: Path
     source: Source
@@ -36,23 +39,26 @@ class Executable:
 
 
 def find_executable(configured: Path | None = None) -> Executable:
-    """The browser to launch: `configured`, or CPLANE_BROWSER_EXECUTABLE, or Playwright's own, or one on PATH.
+    """Find the browser to launch: `configured`, CPLANE_BROWSER_EXECUTABLE, Playwright's download, or one on PATH.
 
-    Looks at files only; starts nothing.
+    It reads files only, and starts no process.
+
+    Args:
+        configured: path of a binary; it takes precedence over the environment.
 
     Raises:
-        BrowserNotFound: there is none, or the configured one is no program.
+        BrowserNotFound: there is none, or the configured one is not a program.
     """
     named = configured or (Path(value) if (value := os.environ.get(VARIABLE)) else None)
     if named is not None:
         return _configured(named)
-    for found in (*playwrights_own(), *on_path()):
+    for found in (*downloaded(), *on_path()):
         return found
     raise BrowserNotFound("there is no browser on this machine", hint="run `cplane browser install`")
 
 
-def playwrights_own() -> Iterator[Executable]:
-    """What `playwright install` has downloaded for the installed version, the headless shell first."""
+def downloaded() -> Iterator[Executable]:
+    """Yield what `playwright install` has downloaded for the installed version, the headless shell first."""
     package = driver_package()
     if package is None:
         return
@@ -61,19 +67,19 @@ def playwrights_own() -> Iterator[Executable]:
         ("chromium-headless-shell", ("chrome-headless-shell", "headless_shell"), True),
         ("chromium", ("chrome", "Google Chrome for Testing"), False),
     ):
-        for path in _downloaded(folder / f"{name.replace('-', '_')}-{_revision(package, name)}", programs):
+        for path in _programs(folder / f"{name.replace('-', '_')}-{_revision(package, name)}", programs):
             yield Executable(path, Source.PLAYWRIGHT, headless_shell=shell)
 
 
 def on_path() -> Iterator[Executable]:
-    """The system's browsers, the headless shell first."""
+    """Yield the browsers on PATH, the headless shell first."""
     for name in (*SHELL_NAMES, *BROWSER_NAMES):
         if path := shutil.which(name):
             yield Executable(Path(path), Source.SYSTEM, headless_shell=name in SHELL_NAMES)
 
 
 def driver_package() -> Path | None:
-    """The folder of Playwright's driver; None when the driver is not where wheels put it."""
+    """Return the folder of Playwright's driver; None if the driver is not where Playwright's wheels put it."""
     spec = find_spec("playwright")
     if spec is None or spec.origin is None:
         return None
@@ -82,7 +88,7 @@ def driver_package() -> Path | None:
 
 
 def browsers_folder(package: Path) -> Path:
-    """Where Playwright keeps what it downloads, by Playwright's own rules."""
+    """Return the folder of Playwright's downloads, by Playwright's own rules."""
     configured = os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "")
     if configured == "0":
         return package / ".local-browsers"
@@ -112,10 +118,10 @@ def _revision(package: Path, name: str) -> str:
     return next((str(browser["revision"]) for browser in listed["browsers"] if browser["name"] == name), "")
 
 
-def _downloaded(folder: Path, programs: tuple[str, ...]) -> Iterator[Path]:
-    """The program of a finished download; Playwright marks one with INSTALLATION_COMPLETE."""
+def _programs(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the program of a finished download, which Playwright marks with INSTALLATION_COMPLETE."""
     if not (folder / "INSTALLATION_COMPLETE").is_file():
         return
-    for program in programs:
-        for pattern in (f"*/{program}", f"*/{program}.exe", f"*/*.app/Contents/MacOS/{program}"):
+    for name in names:
+        for pattern in (f"*/{name}", f"*/{name}.exe", f"*/*.app/Contents/MacOS/{name}"):
             yield from (path for path in sorted(folder.glob(pattern)) if os.access(path, os.X_OK) and path.is_file())

@@ -1,34 +1,34 @@
-"""The browsers of a pool: launched ahead and one after the other, watched, and replaced whatever they end of."""
+"""The browsers of a pool: launched one after the other, watched, and replaced for whatever reason they end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 
 from cplane.browser.engine.instance import Instance, Limits
-from cplane.browser.engine.launch import LAUNCH_S, BrowserSource
+from cplane.browser.engine.launch import LAUNCH_TIMEOUT_S, BrowserSource
 from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.lease import PageLease
 from cplane.runtime.cancellation import end
 
-RELAUNCH_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+RELAUNCH_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a browser is launched again; the last one repeats."""
-STEADY_S = 5.0
-"""A browser that lived so long was a good one: the next pause starts from the beginning."""
+STABLE_AFTER_S = 5.0
+"""A browser that lived longer than this was healthy: the backoff starts from the beginning."""
 
 log = structlog.get_logger("cplane")
 
 
 class BrowserSupervisor:
-    """`size` places, each with a browser that is replaced when it ends, and before it does when it is worn out.
+    """Keeps `size` browsers running: replaces one that ends, and one that reached a limit while it still runs.
 
     Args:
-        source: how a browser is had.
-        size: browsers that run at once; while one is replaced, the old one stays until its pages are given back.
-        limits: when one is worn out.
-        changed: called when a browser came or went.
-        parted: called with a browser that takes no more pages.
+        source: where browsers come from.
+        size: number of browsers; a browser that is replaced runs in addition until its pages are released.
+        limits: when a browser is replaced.
+        on_change: called when a browser was launched or stopped taking pages.
+        on_retire: called with a browser that takes no more pages.
     """
 
     def __init__(
@@ -37,136 +37,134 @@ class BrowserSupervisor:
         size: int,
         limits: Limits,
         *,
-        changed: Callable[[], None],
-        parted: Callable[[Instance], None],
+        on_change: Callable[[], None],
+        on_retire: Callable[[Instance], None],
     ) -> None:
         self.launches = 0
         """Browsers launched so far."""
         self.lost = 0
-        """Browsers that ended by themselves."""
+        """Browsers that ended by themselves, so far."""
         self.retired = 0
-        """Browsers that were replaced: worn out, or no longer to be trusted."""
+        """Browsers that were replaced so far, because they reached a limit or could no longer be trusted."""
         self._source = source
         self._limits = limits
-        self._changed = changed
-        self._parted = parted
-        self._ledger = ProcessRegistry()
+        self._on_change = on_change
+        self._on_retire = on_retire
+        self._registry = ProcessRegistry()
         self._running: set[Instance] = set()
-        """Every browser that has not ended yet."""
-        self._places: list[Instance | None] = [None] * size
-        """The browsers that new pages come from."""
-        self._launching = asyncio.Lock()
-        """One after the other: browsers that start together take the processor from the pages that are in use."""
-        self._trouble: Exception | None = None
+        """Every browser that was not closed yet."""
+        self._current: list[Instance | None] = [None] * size
+        """The browsers that new pages come from, and those that are being replaced; None before the first launch."""
+        self._launch_lock = asyncio.Lock()
+        """One launch at a time: browsers that start concurrently take the processor from the pages in use."""
+        self._last_error: Exception | None = None
         self._closed = False
-        self._up = asyncio.Event()
-        self._keepers: set[asyncio.Task[Any]] = set()
+        self._launched = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        """Launch the first browser; the others follow. What an earlier worker left behind is removed before.
+        """Remove what an earlier worker left behind, and launch the first browser; the others follow.
 
         Raises:
-            BrowserNotFound: there is none.
-            BrowserGone: it does not start.
+            BrowserNotFound: there is no browser.
+            BrowserGone: the browser does not start.
         """
-        await self._ledger.sweep()
+        await self._registry.sweep()
         first = await self._launch(0)
-        for place in range(len(self._places)):
-            self._keep(place, first if place == 0 else None)
+        for index in range(len(self._current)):
+            self._spawn(self._keep_running(index, first if index == 0 else None), "keep a browser running")
 
     async def close(self) -> None:
-        """End every browser, and with them their pages."""
+        """End every browser, and its pages with it."""
         self._closed = True
-        self._up.set()
-        await end([*self._keepers], again_s=LAUNCH_S)
+        self._launched.set()
+        await end([*self._tasks], again_s=LAUNCH_TIMEOUT_S)
         await asyncio.gather(*(instance.close() for instance in self._running))
-        self._places = [None] * len(self._places)
+        self._current = [None] * len(self._current)
 
     @property
     def browsers(self) -> list[Instance]:
-        """The browsers that take new pages, those with the fewest first."""
-        usable = [instance for instance in self._places if instance is not None and instance.usable]
+        """The browsers that take new pages, those with the fewest pages first."""
+        usable = [instance for instance in self._current if instance is not None and instance.usable]
         return sorted(usable, key=lambda instance: instance.pages)
 
     @property
     def trouble(self) -> str:
         """Why there is no browser."""
-        return str(self._trouble or "it is being launched")
+        return str(self._last_error or "it is being launched")
 
     async def wait(self) -> Instance | None:
-        """The browser with the fewest pages, once there is one; None: the fleet is closed."""
+        """Wait for a browser; returns the one with the fewest pages, or None when the supervisor is closed."""
         while not self._closed:
             if browsers := self.browsers:
                 return browsers[0]
-            self._up.clear()
-            await self._up.wait()
+            self._launched.clear()
+            await self._launched.wait()
         return None
 
     def owner(self, lease: PageLease) -> Instance:
-        """The browser a page that is open belongs to."""
+        """Return the browser that an open page belongs to."""
         return next(instance for instance in self._running if instance.has(lease))
 
-    async def _launch(self, place: int) -> Instance:
-        async with self._launching:
-            instance = await Instance.start(self._source, self._ledger, self._limits)
+    async def _launch(self, index: int) -> Instance:
+        async with self._launch_lock:
+            instance = await Instance.start(self._source, self._registry, self._limits)
         self._running.add(instance)
-        self._places[place] = instance
-        self._trouble = None
+        self._current[index] = instance
+        self._last_error = None
         self.launches += 1
-        log.info("browser launched", version=instance.version, launches=self.launches)
-        self._up.set()
-        self._changed()
+        log.info("browser_launched", version=instance.version, launches=self.launches)
+        self._launched.set()
+        self._on_change()
         return instance
 
-    def _keep(self, place: int, instance: Instance | None) -> None:
-        self._own(asyncio.get_running_loop().create_task(self._replace(place, instance), name="keep a browser"))
-
-    async def _replace(self, place: int, instance: Instance | None) -> None:
-        """Whenever the browser of this place ends or is worn out, launch the next. The old one is closed once its pages are given back."""
+    async def _keep_running(self, index: int, instance: Instance | None) -> None:
+        """Launch the next browser when one ends or reaches a limit; close the old one once its pages are released."""
         loop = asyncio.get_running_loop()
-        instance = instance or await self._relaunch(place, 0)
+        instance = instance or await self._relaunch(index, 0)
         short_lives = 0
         while True:
             since = loop.time()
-            await asyncio.wait((instance.ended, instance.worn), return_when=asyncio.FIRST_COMPLETED)
-            old, worn = instance, not instance.ended.done()
-            if worn or loop.time() - since > STEADY_S:
+            await asyncio.wait((instance.ended, instance.limit_reached), return_when=asyncio.FIRST_COMPLETED)
+            old, reached_limit = instance, not instance.ended.done()
+            if reached_limit or loop.time() - since > STABLE_AFTER_S:
                 short_lives = 0
-            if not worn:
-                self._part(old)
-            instance = await self._relaunch(place, short_lives)
+            if not reached_limit:
+                self._retire(old)
+            instance = await self._relaunch(index, short_lives)
             short_lives += 1
-            if worn:
-                old.retire(old.worn.result())
-                self._part(old)
+            if reached_limit:
+                old.retire(old.limit_reached.result())
+                self._retire(old)
 
-    async def _relaunch(self, place: int, failures: int) -> Instance:
-        """The next browser, after as long a pause as the failures before it ask for. Nothing but cancellation ends it."""
+    async def _relaunch(self, index: int, failures: int) -> Instance:
+        """Launch the next browser, with a backoff by the number of earlier failures. Only cancellation ends this."""
         while True:
-            await asyncio.sleep(RELAUNCH_S[min(failures, len(RELAUNCH_S) - 1)])
+            await asyncio.sleep(RELAUNCH_BACKOFF_S[min(failures, len(RELAUNCH_BACKOFF_S) - 1)])
             try:
-                return await self._launch(place)
+                return await self._launch(index)
             except Exception as error:
                 failures += 1
-                self._trouble = error
-                log.error("browser not launched", error=str(error), failures=failures)
+                self._last_error = error
+                log.error("browser_not_launched", error=str(error), failures=failures)
 
-    def _part(self, old: Instance) -> None:
-        """A browser takes no more pages."""
+    def _retire(self, old: Instance) -> None:
+        """Count a browser that takes no more pages, and close it once its pages are released."""
         if old.gone.done():
             self.lost += 1
-            log.warning("browser lost", reason=old.gone.result(), pages=old.pages)
+            log.warning("browser_lost", reason=old.gone.result(), pages=old.pages)
         else:
             self.retired += 1
-        self._parted(old)
-        self._own(asyncio.get_running_loop().create_task(self._discard(old), name="discard browser"))
-        self._changed()
+        self._on_retire(old)
+        self._spawn(self._close_when_idle(old), "close browser when idle")
+        self._on_change()
 
-    async def _discard(self, old: Instance) -> None:
+    async def _close_when_idle(self, old: Instance) -> None:
         await old.wait_idle()
         await old.close()
         self._running.discard(old)
 
-    def _own(self, task: asyncio.Task[None]) -> None:
-        self._keepers.add(task)
-        task.add_done_callback(self._keepers.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,10 +1,10 @@
-"""Where browsers come from: launched here, or connected to somewhere else."""
+"""Where browsers come from: launched on this machine, or remote ones that a pool connects to."""
 
 import asyncio
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -20,29 +20,29 @@ from cplane.browser.engine.executable import Executable, browsers_folder, driver
 from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.engine.process import Process
 from cplane.egress.rules import literal
-from cplane.errors import BrowserError, BrowserGone, BrowserNotFound
+from cplane.errors import BrowserError, BrowserGone, BrowserNotFound, UsageError
 
-LAUNCH_S = 15.0
+LAUNCH_TIMEOUT_S = 15.0
 LOG_PREFIX = re.compile(r"^\[[^\]]*\] *")
-"""Process, time and place in the source that Chromium writes before each sentence."""
+"""Process, time and source location, which Chromium writes before each message."""
 
 DISABLE_FEATURES = "--disable-features="
-MARK = "CPLANE_BROWSER_ID"
-"""In the environment of a browser, to find its process; Chromium is asked for it."""
+ID_VARIABLE = "CPLANE_BROWSER_ID"
+"""Set in the environment of a browser, to find its process; Chromium is asked for its process id instead."""
 STOCK_FIREFOX = "moz-firefox"
-"""Playwright's channel for a Firefox that is not its own; it is driven over WebDriver BiDi."""
-NO_UDP = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
-PROXIED: dict[str, str | float | bool] = {
+"""Playwright's channel for a Firefox that it did not download; it is driven over WebDriver BiDi."""
+NO_UDP_ARGS = ("--disable-quic", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
+FIREFOX_PROXY_PREFS: dict[str, str | float | bool] = {
     "network.proxy.allow_hijacking_localhost": True,
     "network.http.http3.enable": False,
     "media.peerconnection.ice.proxy_only": True,
     "network.dns.disablePrefetch": True,
 }
-"""Firefox's preferences for the same: loopback goes by the proxy, too, and nothing past it."""
+"""Firefox's preferences with the same effect: loopback goes through the proxy too, and nothing goes past it."""
 
 
 class Engine(StrEnum):
-    """The kind of browser."""
+    """A browser engine."""
 
     CHROMIUM = "chromium"
     FIREFOX = "firefox"
@@ -51,32 +51,36 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A browser that runs, and everything to steer, watch and end it with."""
+    """A running browser, with everything needed to drive, watch and end it."""
 
     driver: Driver
     browser: Browser
     session: CDPSession | None
-    """To ask Chromium; other engines and remote servers of other kinds have none."""
+    """A DevTools session with Chromium; other engines and Playwright servers with other engines have none."""
     process: Process | None
-    """None where the system does not tell, and for a browser that runs elsewhere."""
+    """None where the system does not tell, and for a remote browser."""
     profile: Path | None
-    """The folder to remove when the browser did not do so itself."""
+    """The temporary profile folder, to be removed if the browser does not remove it; None: Playwright made none."""
     artifacts: Path
     """The folder of its downloads and traces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserSource:
-    """How browsers are had.
+    """Where browsers come from: launched on this machine, or remote.
 
     Args:
-        engine: chromium, firefox or webkit; the latter only as Playwright downloads it.
-        executable: the binary; default: looked up. A Firefox that is not of Playwright's is driven over WebDriver BiDi.
-        sandbox: Chromium's sandbox; default: on unless root.
-        args: more arguments for the binary. `--disable-features` adds to Playwright's own list, of which it would else take the place.
-        cdp_url: connect to a Chromium that runs elsewhere (http://host:9222, ws://…/devtools/browser/…) instead of launching one.
-        server_url: connect to a server of Playwright's (`playwright run-server`, ws://…) of this engine instead of launching one.
-        proxied: everything goes by the proxy of its context or not at all: no QUIC, no UDP of WebRTC, no way around it for loopback.
+        engine: chromium, firefox or webkit; webkit only as Playwright downloads it.
+        executable: path of the binary; default: the one that `find_executable` finds. A Firefox that Playwright did not
+            download is driven over WebDriver BiDi.
+        sandbox: whether Chromium's sandbox is on; default: on, unless the process runs as root.
+        args: further arguments for the binary. `--disable-features` is added to Playwright's own list, which it would
+            otherwise replace.
+        cdp_url: connect to a running Chromium (http://host:9222, ws://…/devtools/browser/…) instead of launching one.
+        server_url: connect to a Playwright server of this engine (`playwright run-server`, ws://…) instead of launching
+            one.
+        proxied: all traffic goes through the proxy of its context or not at all: no QUIC, no UDP of WebRTC, no direct
+            connections to loopback.
     """
 
     engine: Engine = Engine.CHROMIUM
@@ -89,113 +93,144 @@ class BrowserSource:
 
     @property
     def remote(self) -> bool:
-        """Whether the browser runs elsewhere."""
+        """Whether pools connect to a running browser instead of launching one."""
         return bool(self.cdp_url or self.server_url)
 
     @property
+    def keeps_trace_files(self) -> bool:
+        """Whether trace files cannot be removed: a Playwright server keeps them as long as it runs."""
+        return self.server_url is not None
+
+    @property
     def local(self) -> bool:
-        """Whether a browser that runs elsewhere does so on this machine."""
+        """Whether a remote browser runs on this machine."""
         host = urlsplit(self.cdp_url or self.server_url or "").hostname or ""
         address = literal(host)
         return host == "localhost" or (address is not None and address.is_loopback)
 
     @property
     def place(self) -> str:
-        """Where the browser is, without what could be a secret: the binary's path, or the host it is connected to."""
+        """The binary's path, or the address of the remote browser, without what could be a secret."""
         if url := self.cdp_url or self.server_url:
             address = urlsplit(url)
             return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
         return str(self.executable or self.engine.value)
 
-    async def start(self, ledger: ProcessRegistry) -> Launched:
+    def with_egress(self) -> "BrowserSource":
+        """Return the source for use with an egress proxy: QUIC and UDP of WebRTC, which would bypass it, are off.
+
+        Raises:
+            UsageError: the browser is on another machine, from which it cannot use a proxy of this one.
+        """
+        if self.remote and not self.local:
+            hint = "set CPLANE_EGRESS=off if that machine's own network restricts pages"
+            raise UsageError(f"the browser at {self.place} cannot use the egress proxy of this machine", hint=hint)
+        return replace(self, proxied=True)
+
+    async def start(self, registry: ProcessRegistry) -> Launched:
         """Start a driver and a browser, within 15 s.
+
+        Args:
+            registry: the browser is added to it.
 
         Raises:
             BrowserNotFound: there is no browser.
             BrowserGone: it did not start, or cannot be reached; the message says why.
         """
-        async with ledger.artifacts() as artifacts:
+        async with registry.artifacts() as artifacts:
             launched = await self._start(artifacts)
-            await ledger.enter(launched.process, launched.profile)
+            await registry.add(launched.process, launched.profile)
             return launched
 
     async def _start(self, artifacts: Path) -> Launched:
         found = self._find()
-        driver, mark = Driver(), uuid4().hex
+        driver, browser_id = Driver(), uuid4().hex
         try:
-            async with asyncio.timeout(LAUNCH_S):
+            async with asyncio.timeout(LAUNCH_TIMEOUT_S):
                 playwright = await driver.start()
-                browser = await self._browser(playwright, found, artifacts, mark)
+                browser = await self._browser(playwright, found, artifacts, browser_id)
                 session = await _session(browser) if self.engine is Engine.CHROMIUM else None
-                process = None if self.remote else await _find_process(session, mark)
+                process = None if self.remote else await _find_process(session, browser_id)
                 if self._is_stock(found):
-                    await self._check_age(browser)
+                    await self._check_version(browser)
         except BaseException as error:
             await driver.stop()
             if isinstance(error, TimeoutError):
-                raise BrowserGone(f"{self._name(found)} did not start within {LAUNCH_S:g} s") from error
-            if isinstance(error, Exception):  # a driver that dies while it starts raises a bare one
-                raise self._trouble(found, error) from None
+                raise BrowserGone(f"{self._name(found)} did not start within {LAUNCH_TIMEOUT_S:g} s") from error
+            if isinstance(error, Exception):  # a driver that dies while it starts raises a bare Exception
+                raise self._start_error(found, error) from None
             raise
         driver.process = process.child_of(os.getpid()) if process else None
         return Launched(driver, browser, session, process, profile_of(process) if process else None, artifacts)
 
-    async def _browser(self, playwright: Playwright, found: Executable | None, artifacts: Path, mark: str) -> Browser:
-        kinds = {
+    async def _browser(
+        self, playwright: Playwright, found: Executable | None, artifacts: Path, browser_id: str
+    ) -> Browser:
+        types = {
             Engine.CHROMIUM: playwright.chromium,
             Engine.FIREFOX: playwright.firefox,
             Engine.WEBKIT: playwright.webkit,
         }
-        kind = kinds[self.engine]
+        browser_type = types[self.engine]
         if self.cdp_url:
-            return await kind.connect_over_cdp(self.cdp_url, artifacts_dir=artifacts, timeout=LAUNCH_S * 1000)
+            timeout_ms = LAUNCH_TIMEOUT_S * 1000
+            return await browser_type.connect_over_cdp(self.cdp_url, artifacts_dir=artifacts, timeout=timeout_ms)
         if self.server_url:
-            return await kind.connect(self.server_url, timeout=LAUNCH_S * 1000)
-        if found is None and not await asyncio.to_thread(Path(kind.executable_path).exists):
-            raise self._missing()  # Playwright would say so too, and leave a profile folder
+            return await browser_type.connect(self.server_url, timeout=LAUNCH_TIMEOUT_S * 1000)
+        if found is None and not await asyncio.to_thread(Path(browser_type.executable_path).exists):
+            raise self._missing()  # Playwright would raise too, but leave a profile folder behind
         if self.engine is not Engine.CHROMIUM or not any(arg.startswith(DISABLE_FEATURES) for arg in self.args):
-            return await self._launch(kind, found, self.args, artifacts, mark)
-        plain = await self._launch(kind, found, (), artifacts, mark)
-        theirs = await _disabled_features(plain)
+            return await self._launch(browser_type, found, self.args, artifacts, browser_id)
+        plain = await self._launch(browser_type, found, (), artifacts, browser_id)
+        playwrights = await _disabled_features(plain)
         await plain.close()
-        return await self._launch(kind, found, merge_features(self.args, theirs), artifacts, mark)
+        args = merge_features(self.args, playwrights)
+        return await self._launch(browser_type, found, args, artifacts, browser_id)
 
     async def _launch(
-        self, kind: BrowserType, found: Executable | None, args: tuple[str, ...], artifacts: Path, mark: str
+        self,
+        browser_type: BrowserType,
+        found: Executable | None,
+        args: tuple[str, ...],
+        artifacts: Path,
+        browser_id: str,
     ) -> Browser:
         proxied = self.proxied and self.engine
-        return await kind.launch(
+        return await browser_type.launch(
             executable_path=found.path if found else None,
             channel=STOCK_FIREFOX if self._is_stock(found) else None,
             headless=True,
             chromium_sandbox=sandboxed(self.sandbox) if self.engine is Engine.CHROMIUM else None,
-            args=[*(NO_UDP if proxied is Engine.CHROMIUM else ()), *args],
-            firefox_user_prefs=PROXIED if proxied is Engine.FIREFOX else None,
-            env={**os.environ, MARK: mark},
+            args=[*(NO_UDP_ARGS if proxied is Engine.CHROMIUM else ()), *args],
+            firefox_user_prefs=FIREFOX_PROXY_PREFS if proxied is Engine.FIREFOX else None,
+            env={**os.environ, ID_VARIABLE: browser_id},
             artifacts_dir=artifacts,
-            traces_dir=artifacts,  # else the client makes folders of its own
-            timeout=LAUNCH_S * 1000,
-            # Ctrl-C reaches the driver too: the browser must outlive it until the worker has drained
+            traces_dir=artifacts,  # otherwise Playwright's client makes its own folders
+            timeout=LAUNCH_TIMEOUT_S * 1000,
+            # Ctrl-C reaches the driver too, and the browser must live until the worker has drained
             handle_sigint=False,
             handle_sigterm=False,
             handle_sighup=False,
         )
 
     def _find(self) -> Executable | None:
-        """The binary; None: it runs elsewhere, or is the one of this engine that Playwright has downloaded."""
+        """The binary; None: the browser is remote, or Playwright's download of this engine is used."""
         if self.remote or (self.engine is not Engine.CHROMIUM and self.executable is None):
             return None
         return find_executable(self.executable)
 
     def _is_stock(self, found: Executable | None) -> bool:
-        """Whether it is a Firefox that Playwright has not downloaded."""
+        """Whether it is a Firefox that Playwright did not download."""
         if self.engine is not Engine.FIREFOX or found is None:
             return False
         package = driver_package()
         return package is None or not found.path.absolute().is_relative_to(browsers_folder(package))
 
-    async def _check_age(self, browser: Browser) -> None:
-        """Playwright needs commands of WebDriver BiDi that an older Firefox does not know; it learns that from the first context."""
+    async def _check_version(self, browser: Browser) -> None:
+        """Reject an older Firefox: Playwright needs commands of WebDriver BiDi that it does not know.
+
+        The first context shows that.
+        """
         try:
             await (await browser.new_context()).close()
         except PlaywrightError as error:
@@ -207,19 +242,18 @@ class BrowserSource:
 
     def _missing(self) -> BrowserNotFound:
         hint = f"run `playwright install {self.engine}`"
-        return BrowserNotFound(f"there is no {self.engine} of Playwright's", hint=hint)
+        return BrowserNotFound(f"Playwright has not downloaded {self.engine}", hint=hint)
 
     def _name(self, found: Executable | None) -> str:
         return str(found.path) if found else self.place
 
-    def _trouble(self, found: Executable | None, error: Exception) -> BrowserError:
+    def _start_error(self, found: Executable | None, error: Exception) -> BrowserError:
         if self.remote:
             secret = urlsplit(self.cdp_url or self.server_url or "")
             text = first_line(error).replace(secret.geturl(), self.place)
-            hidden = "" if secret.query and secret.query in text else f": {text}"
-            return BrowserGone(
-                f"{self.place} cannot be used as a browser{hidden}", hint="is it running, and of the same version?"
-            )
+            reason = "" if secret.query and secret.query in text else f": {text}"
+            hint = "is it running, and does its version match Playwright's?"
+            return BrowserGone(f"{self.place} cannot be used as a browser{reason}", hint=hint)
         if found is not None and self.engine is Engine.CHROMIUM:
             return _launch_error(found, error)
         if isinstance(error, BrowserError):
@@ -229,21 +263,21 @@ class BrowserSource:
         return BrowserGone(f"{self.place} did not start: {_complaint(str(error))}")
 
 
-def merge_features(args: tuple[str, ...], theirs: str) -> tuple[str, ...]:
-    """One `--disable-features` of all that are given and Playwright's own list: Chromium takes the last one only."""
+def merge_features(args: tuple[str, ...], playwrights: str) -> tuple[str, ...]:
+    """Merge every `--disable-features` and Playwright's own list into one argument: Chromium uses only the last one."""
     rest = [arg for arg in args if not arg.startswith(DISABLE_FEATURES)]
-    named = [theirs, *(arg.removeprefix(DISABLE_FEATURES) for arg in args if arg.startswith(DISABLE_FEATURES))]
+    named = [playwrights, *(arg.removeprefix(DISABLE_FEATURES) for arg in args if arg.startswith(DISABLE_FEATURES))]
     features = dict.fromkeys(name for names in named for name in names.split(",") if name)
     return (*rest, DISABLE_FEATURES + ",".join(features))
 
 
 def sandboxed(choice: bool | None) -> bool:
-    """Whether Chromium's sandbox is on: as told; by default unless root, for whom Chromium refuses it."""
+    """Return whether Chromium's sandbox is on. By default it is, except for root, for whom Chromium refuses it."""
     return os.geteuid() != 0 if choice is None else choice
 
 
 def profile_of(process: Process) -> Path | None:
-    """The temporary profile folder that Playwright made for a browser it launched; None when the user named one."""
+    """Return the temporary profile folder that Playwright made for a browser; None when the user chose one."""
     args = process.command
     folders = [arg.partition("=")[2] for arg in args if arg.startswith("--user-data-dir=")]
     folders += [folder for arg, folder in pairwise(args) if arg.lstrip("-") == "profile"]  # Firefox
@@ -251,7 +285,7 @@ def profile_of(process: Process) -> Path | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The sentence of an error of Playwright, without its call and browser logs."""
+    """Return the first line of a Playwright error, without its call and browser logs."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
 
 
@@ -265,9 +299,9 @@ class _ProcessInfo(TypedDict):
 
 
 async def running_pids(session: CDPSession) -> dict[int, str]:
-    """The processes of a Chromium: their numbers and kinds (browser, renderer, GPU, …). Raises playwright's Error."""
-    answer = cast("_ProcessInfo", await session.send("SystemInfo.getProcessInfo"))  # pyright: ignore[reportUnknownMemberType]
-    return {process["id"]: process["type"] for process in answer["processInfo"]}
+    """Return the processes of a Chromium by id: browser, renderer, GPU, …; raises Playwright's Error."""
+    reply = cast("_ProcessInfo", await session.send("SystemInfo.getProcessInfo"))  # pyright: ignore[reportUnknownMemberType]
+    return {process["id"]: process["type"] for process in reply["processInfo"]}
 
 
 async def _session(browser: Browser) -> CDPSession | None:
@@ -276,11 +310,12 @@ async def _session(browser: Browser) -> CDPSession | None:
     return None
 
 
-async def _find_process(session: CDPSession | None, mark: str = "") -> Process | None:
+async def _find_process(session: CDPSession | None, browser_id: str = "") -> Process | None:
     if session is None:
-        return await asyncio.to_thread(Process.marked, f"{MARK}={mark}") if mark else None
+        variable = f"{ID_VARIABLE}={browser_id}"
+        return await asyncio.to_thread(Process.find_by_variable, variable) if browser_id else None
     try:
-        pids = [pid for pid, kind in (await running_pids(session)).items() if kind == "browser"]
+        pids = [pid for pid, process_type in (await running_pids(session)).items() if process_type == "browser"]
     except PlaywrightError:
         return None
     return Process.find(pids[0]) if pids else None
@@ -295,19 +330,19 @@ async def _disabled_features(browser: Browser) -> str:
 
 def _launch_error(executable: Executable, error: Exception) -> BrowserError:
     if not executable.path.exists():
-        return BrowserNotFound(f"{executable.path} is not there any more", hint="run `cplane browser install`")
+        return BrowserNotFound(f"{executable.path} no longer exists", hint="run `cplane browser install`")
     complaint = _complaint(str(error))
     hint = None
     if "sandbox" in complaint.lower():
-        hint = "the sandbox wants another user than root, and user namespaces; CPLANE_BROWSER_SANDBOX=0 turns it off"
+        hint = "the sandbox needs user namespaces and a user other than root; CPLANE_BROWSER_SANDBOX=0 turns it off"
     elif "error while loading shared libraries" in complaint:
         hint = "libraries are missing: run `cplane browser install`"
     return BrowserGone(f"{executable.path} did not start: {complaint}", hint=hint)
 
 
 def _complaint(text: str) -> str:
-    """The browser's last words, or Playwright's first ones."""
-    words = [line.partition("[err]")[2].strip() for line in text.splitlines() if "[err]" in line]
-    telling = [line for line in words if "FATAL" in line or "error while loading" in line] or words[-1:]
-    complaint = (telling or text.strip().splitlines() or [""])[0]
+    """The browser's fatal or last error line, otherwise Playwright's first line."""
+    errors = [line.partition("[err]")[2].strip() for line in text.splitlines() if "[err]" in line]
+    relevant = [line for line in errors if "FATAL" in line or "error while loading" in line] or errors[-1:]
+    complaint = (relevant or text.strip().splitlines() or [""])[0]
     return LOG_PREFIX.sub("", complaint)[:300]

@@ -1,4 +1,4 @@
-"""What this process started and must not leave behind: browsers and their profile folders, written down where the next worker looks."""
+"""A registry on disk of the browsers that run, so that the next worker removes what a killed one left behind."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,14 @@ log = structlog.get_logger("cplane")
 
 
 class ProcessRegistry:
-    """One file for each browser, in a folder of this user's, and a folder for its artifacts; a browser that ended in good order takes both along.
+    """One file for each browser, and a folder for its artifacts, in a folder of this user.
 
-    A worker that is killed leaves its files. Whoever opens a pool next ends the browsers in them that still run and
-    removes their folders (`sweep`): Playwright does neither when its driver is killed. Nothing that is not in a file is touched.
+    Both are removed when a browser ends gracefully. The files of a killed worker stay. The next pool that is opened
+    ends the browsers they name that still run, and removes their folders (`sweep`): Playwright does neither when its
+    driver is killed. Nothing that no file names is touched.
+
+    Args:
+        folder: where the files are; default: a folder for this user among the temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -31,7 +35,7 @@ class ProcessRegistry:
 
     @asynccontextmanager
     async def artifacts(self) -> AsyncGenerator[Path]:
-        """A folder for what a browser that is being launched puts down; it stays unless that fails."""
+        """Make a folder for the artifacts of a browser that is launched in the block; remove it if that fails."""
         folder = await asyncio.to_thread(self._make_artifacts)
         try:
             yield folder
@@ -39,48 +43,48 @@ class ProcessRegistry:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
-    async def enter(self, browser: Process | None, profile: Path | None) -> None:
-        """Write a browser down."""
+    async def add(self, browser: Process | None, profile: Path | None) -> None:
+        """Register a browser and its profile folder."""
         if browser is not None:
-            await asyncio.to_thread(self._enter, browser, profile)
+            await asyncio.to_thread(self._add, browser, profile)
 
-    async def strike(self, browser: Process | None, profile: Path | None, artifacts: Path | None = None) -> None:
-        """A browser has ended: remove its folders, if it left them, and its file."""
-        await asyncio.to_thread(self._strike, browser, profile, artifacts)
+    async def remove(self, browser: Process | None, profile: Path | None, artifacts: Path | None = None) -> None:
+        """Remove a browser that has ended, with its folders if they still exist."""
+        await asyncio.to_thread(self._remove, browser, profile, artifacts)
 
     async def sweep(self) -> int:
-        """End and remove what processes that are gone left behind; answers of how many browsers."""
+        """Remove what processes that are gone left behind, and kill their browsers; returns how many there were."""
         return await asyncio.to_thread(self._sweep)
 
     def _file(self, browser: Process) -> Path:
         return self.folder / f"{browser.pid}-{browser.started}.json"
 
-    def _enter(self, browser: Process, profile: Path | None) -> None:
+    def _add(self, browser: Process, profile: Path | None) -> None:
         owner = Process.find(os.getpid())
-        if owner is None or not self._own():
+        if owner is None or not self._make_folder():
             return
         entry = {"owner": [owner.pid, owner.started], "profile": str(profile) if profile else None}
-        half = self._file(browser).with_suffix(".new")
-        half.write_text(json.dumps(entry))
-        half.rename(self._file(browser))
+        unfinished = self._file(browser).with_suffix(".new")
+        unfinished.write_text(json.dumps(entry))
+        unfinished.rename(self._file(browser))
 
     def _make_artifacts(self) -> Path:
-        """Its name says whose it is; where the ledger cannot be kept, it is a temporary folder like any other."""
+        """Make a folder whose name tells its owner; if the registry has no folder, an ordinary temporary one."""
         owner = Process.find(os.getpid())
-        if owner is None or not self._own():
+        if owner is None or not self._make_folder():
             return Path(tempfile.mkdtemp(prefix="cplane-artifacts-"))
         return Path(tempfile.mkdtemp(prefix=f"artifacts-{owner.pid}-{owner.started}-", dir=self.folder))
 
-    def _own(self) -> bool:
-        """Make the folder. One that belongs to somebody else is not trusted: what stands in it would be removed."""
+    def _make_folder(self) -> bool:
+        """Make the registry's folder. One of another user is not trusted: what its files name would be removed."""
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             return self.folder.stat().st_uid == os.getuid() and not self.folder.is_symlink()
         except OSError as error:
-            log.warning("browsers are not written down; after a kill they may stay", reason=str(error))
+            log.warning("browsers_not_registered", reason=str(error), effect="those of a killed worker may stay")
             return False
 
-    def _strike(self, browser: Process | None, profile: Path | None, artifacts: Path | None) -> None:
+    def _remove(self, browser: Process | None, profile: Path | None, artifacts: Path | None) -> None:
         for folder in (profile, artifacts):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -88,16 +92,16 @@ class ProcessRegistry:
             self._file(browser).unlink(missing_ok=True)
 
     def _sweep(self) -> int:
-        if not self.folder.is_dir() or not self._own():
+        if not self.folder.is_dir() or not self._make_folder():
             return 0
         for folder in self.folder.glob("artifacts-*"):
             _, pid, started, *_ = folder.name.split("-")
             if not Process(int(pid), started).alive:
                 shutil.rmtree(folder, ignore_errors=True)
-        return sum(self._settle(path) for path in self.folder.glob("*.json"))
+        return sum(self._sweep_file(path) for path in self.folder.glob("*.json"))
 
-    def _settle(self, path: Path) -> bool:
-        """End and remove what one file names, if its owner is gone."""
+    def _sweep_file(self, path: Path) -> bool:
+        """Kill and remove what one file names, if its owner is gone; returns whether it was."""
         pid, _, started = path.stem.partition("-")
         try:
             entry = cast("dict[str, object]", json.loads(path.read_text()))
@@ -111,6 +115,6 @@ class ProcessRegistry:
             return False
         browser.kill()
         profile = entry.get("profile")
-        self._strike(browser, Path(profile) if isinstance(profile, str) and "dev_profile-" in profile else None, None)
-        log.info("a browser that its worker left behind was removed", pid=browser.pid)
+        self._remove(browser, Path(profile) if isinstance(profile, str) and "dev_profile-" in profile else None, None)
+        log.info("orphaned_browser_removed", pid=browser.pid)
         return True

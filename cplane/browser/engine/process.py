@@ -1,4 +1,4 @@
-"""A process of the operating system, to kill when asking nicely was no use. Known on Linux only."""
+"""A process of the operating system, to be killed when it does not end by itself. Known on Linux only."""
 
 import contextlib
 import mmap
@@ -15,26 +15,30 @@ log = structlog.get_logger("cplane")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that cannot be mistaken for a later one of the same number."""
+    """A process, identified by its id and start time: a later process of the same id is another one."""
 
     pid: int
     started: str
+    """Its start time, in clock ticks since boot."""
 
     @classmethod
     def find(cls, pid: int) -> "Process | None":
-        """The process as it is now; None where the system does not tell."""
+        """Return the process that has this id now; None if there is none, or the system does not tell."""
         stat = _stat(pid)
         return None if stat is None else cls(pid, stat.started)
 
     @classmethod
-    def marked(cls, mark: str) -> "Process | None":
-        """The descendant of ours that was started with `mark` (NAME=value) in its environment, not one that it started in turn. Blocks."""
-        found = {pid for pid in family(os.getpid()) if mark.encode() in _environment(pid)}
+    def find_by_variable(cls, variable: str) -> "Process | None":
+        """Return our descendant that was started with a variable (NAME=value) in its environment. Blocks.
+
+        Its own descendants inherit the variable; they are not returned.
+        """
+        found = {pid for pid in family(os.getpid()) if variable.encode() in _environment(pid)}
         first = next((pid for pid in found if (stat := _stat(pid)) is not None and stat.parent not in found), None)
         return None if first is None else cls.find(first)
 
     def child_of(self, ancestor: int) -> "Process | None":
-        """The child of `ancestor` that this process descends from, if it does."""
+        """Return the child of `ancestor` that this process descends from or is; None if it does not descend from it."""
         process: Process | None = self
         while process is not None and (stat := _stat(process.pid)) is not None:
             if stat.parent == ancestor:
@@ -44,7 +48,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs (a zombie does not)."""
+        """Whether it still runs; a zombie does not."""
         stat = _stat(self.pid)
         return stat is not None and stat.started == self.started and stat.state not in {"Z", "X"}
 
@@ -57,10 +61,10 @@ class Process:
             return []
 
     def kill(self) -> None:
-        """Kill it, if it still runs; with its whole group, if that is not our own."""
+        """Kill the process if it still runs, with its whole process group unless that is ours."""
         if not self.alive:
             return
-        log.warning("process killed", pid=self.pid)
+        log.warning("process_killed", pid=self.pid)
         with contextlib.suppress(ProcessLookupError):
             group = os.getpgid(self.pid)
             if group == os.getpgrp():
@@ -70,7 +74,7 @@ class Process:
 
 
 def resident_bytes(pids: Iterable[int]) -> int:
-    """Memory of processes that is theirs alone, as far as the system tells: what is resident without what is shared."""
+    """Return the memory that processes do not share, in bytes: resident minus shared; 0 where the system hides it."""
     total = 0
     for pid in pids:
         try:
@@ -82,7 +86,7 @@ def resident_bytes(pids: Iterable[int]) -> int:
 
 
 def family(ancestor: int) -> set[int]:
-    """A process and all that descend from it. Blocks."""
+    """Return the ids of a process and all its descendants. Blocks."""
     parents = {pid: stat.parent for pid in _pids() if (stat := _stat(pid)) is not None}
     found, grown = {ancestor}, True
     while grown:
@@ -98,7 +102,7 @@ def _pids() -> list[int]:
 
 
 def _environment(pid: int) -> list[bytes]:
-    with contextlib.suppress(OSError):  # of others nothing is told
+    with contextlib.suppress(OSError):  # the system does not tell it of processes of other users
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return []
 

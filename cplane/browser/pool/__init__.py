@@ -1,1 +1,1 @@
-"""Pages of those browsers: lent to one job at a time, warmed ahead, shared where a job says so."""
+"""Pages of those browsers: leased to one job at a time, opened ahead of use, and shared where a job asks for it."""

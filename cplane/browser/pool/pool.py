@@ -1,87 +1,89 @@
-"""The pool: a fixed number of isolated pages from a few watched browsers, ready before they are asked for."""
+"""The browser pool: a fixed number of isolated pages of a few supervised browsers, opened ahead of use."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import structlog
 from playwright.async_api import Page
 
 from cplane.browser.engine.fleet import BrowserSupervisor
-from cplane.browser.engine.instance import CLOSE_S, Instance, Limits
+from cplane.browser.engine.instance import Instance, Limits
 from cplane.browser.engine.launch import BrowserSource
 from cplane.browser.lease import PageLease
-from cplane.browser.pool.shared import SharedContext
+from cplane.browser.pool.opener import PageOpener, pool_closed, release_unclaimed
+from cplane.browser.pool.page_slots import PageSlots
 from cplane.browser.pool.sharing import SharedContexts
-from cplane.browser.pool.slots import FairSemaphore
-from cplane.browser.pool.stock import Ready, WarmPages
-from cplane.egress import EgressProxy, Gate, Upstream
-from cplane.errors import BrowserGone, CplaneError, InvalidArguments, PoolTimeout, UsageError
+from cplane.browser.pool.stats import PoolStats
+from cplane.browser.pool.tasks import PoolTasks
+from cplane.browser.pool.warmer import PageWarmer
+from cplane.egress import EgressProxy
+from cplane.errors import BrowserGone, PoolTimeout, UsageError
 from cplane.jobs.page_options import PageOptions, Trace
-from cplane.runtime.cancellation import end
 
-T = TypeVar("T")
-
-OPEN_TRIES = 3
-"""Browsers that may die one after the other while one page is opened."""
-REST_S = 0.2
-"""For so long the processor is left to who has just got a page, before the next one is prepared."""
-
-log = structlog.get_logger("cplane")
+OPEN_ATTEMPTS = 3
+"""Attempts to open one page; a further one is made only if the browser ended during the one before."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """The pool at one moment."""
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """What one caller of `acquire_page` asks for."""
 
-    max_pages: int
-    free: int
-    """Pages that can be acquired now."""
-    open: int
-    """FairSemaphore in use: pages that are lent, being opened or being closed."""
-    parking: int
-    """Shared pages that were given back and are being seen to; most of them hold no slot."""
-    warm: int
-    """Pages that are ready for who asks next."""
-    waiting: int
-    browsers: int
-    """Browsers that take new pages."""
-    launches: int
-    """Browsers launched so far."""
-    lost: int
-    """Browsers that ended by themselves."""
-    retired: int
-    """Browsers that were replaced: worn out, or no longer to be trusted."""
-    lent: int
-    """Pages lent so far."""
-    lent_warm: int
-    """Those of them that were ready when they were asked for."""
-    browser_version: str | None
-    """None while there is no browser."""
+    options: PageOptions
+    scope: str
+    storage_state: Mapping[str, Any] | None
+    deadline: float
+    """When to stop waiting for a slot and for a browser, in the event loop's time."""
+
+    @property
+    def can_be_warm(self) -> bool:
+        """Whether a page that was opened ahead of use fits."""
+        return self.options.mode == "fresh" and self.storage_state is None
 
 
 class BrowserPool:
-    """At most `max_pages` pages at once, each in a fresh context of its own; who waits is served in order.
+    """Up to `max_pages` pages concurrently, each in its own fresh context; callers that wait are served in order.
 
-    `async with BrowserPool() as pool:` launches the browsers. One that dies is replaced by the pool itself; the pages it
-    took along are lost (`BrowserGone`). One that is worn out is replaced before it takes no more pages.
+    `async with BrowserPool() as pool:` launches the browsers. The pool replaces a browser that dies; its pages are lost
+    (`BrowserGone`). A browser that reached a limit is replaced before it stops taking pages.
 
     Args:
-        max_pages: pages at once.
-        browsers: browsers that share them.
-        warm: pages kept ready beyond those in use, of the options that are asked for most; default: half of `max_pages`.
-        executable: the browser's binary; default: looked up.
-        sandbox: Chromium's sandbox; default: on unless root.
-        source: how browsers are had, when there is more to say than their binary.
+        max_pages: maximum number of pages that are leased concurrently, 1 or more.
+        browsers: number of browsers that the pages are spread over, from 1 to `max_pages`.
+        warm: number of warm pages, in addition to those in use, with the options that are requested most;
+            default: half of `max_pages`, rounded up.
+        executable: path of the browser's binary; default: the one that `find_executable` finds.
+        sandbox: whether Chromium's sandbox is on; default: on, unless the process runs as root.
+        source: where browsers come from, if `executable` and `sandbox` do not say enough; it takes their place.
         limits: when a browser is replaced.
-        egress: what holds pages to the addresses they may reach; default: nothing does. It is open as long as the pool is.
-        trace: what is recorded of pages whose options do not say: on, with snapshots of the page; on-failure, without; off, nothing.
-        wait_s: seconds `acquire_page` waits for a page at most.
+        egress: restricts which addresses pages can reach; default: nothing does. The caller keeps it open as long as
+            the pool is.
+        trace: what is recorded of pages whose options do not say: `on` with snapshots of the page, `on-failure`
+            without, `off` nothing.
+        wait_s: maximum number of seconds that `acquire_page` waits for a slot and a browser, more than 0.
+
+    Raises:
+        UsageError: a number is out of its bounds, or `source` is on another machine and cannot use `egress`.
+
+    Example:
+        ```python
+        import asyncio
+
+        from cplane import BrowserPool
+
+
+        async def main() -> None:
+            async with BrowserPool(max_pages=1) as pool:
+                async with pool.page() as page:
+                    await page.set_content("<title>Hello</title>")
+                    print(await page.title())  # Hello
+
+
+        asyncio.run(main())
+        ```
     """
 
     def __init__(
@@ -102,123 +104,155 @@ class BrowserPool:
             raise UsageError(f"a pool has 1 or more pages and waits more than 0 s, not {max_pages} and {wait_s}")
         if not 1 <= browsers <= max_pages or (warm is not None and warm < 0):
             raise UsageError(f"{max_pages} pages need 1 to {max_pages} browsers and 0 or more warm pages")
-        self.wait_s = wait_s
-        self._limits = limits or Limits()
         source = source or BrowserSource(executable=executable, sandbox=sandbox)
-        self._on_server = source.server_url is not None
-        self._fleet = BrowserSupervisor(
-            _source(source, egress),
-            browsers,
-            self._limits,
-            changed=self._changed,
-            parted=self._part,
-        )
-        self._egress = egress
+        source = source if egress is None else source.with_egress()
+        limits = limits or Limits()
+        warm = (max_pages + 1) // 2 if warm is None else warm
+        changed = self._changed
+
+        self.wait_s = wait_s
         self._trace: Trace = trace
-        self._slots = FairSemaphore(max_pages)
-        self._stock = WarmPages((max_pages + 1) // 2 if warm is None else warm)
-        self._stock.expect(self._decided(PageOptions()))
-        self._sharing = SharedContexts(
-            partial(self._open_page, shared=True),
-            owner=self._fleet.owner,
-            most_uses=self._limits.pages,
-            park=self._park,
-            free_slot=self._free_slot,
-            tend=self._tend,
+        self._keeps_trace_files = source.keeps_trace_files
+        self._entered = False
+        self._leased = self._leased_warm = 0
+        self._tasks = tasks = PoolTasks()
+        self._supervisor = BrowserSupervisor(source, browsers, limits, on_change=changed, on_retire=self._retire)
+        self._slots = slots = PageSlots(max_pages, self._supervisor)
+        self._opener = opener = PageOpener(
+            self._supervisor,
+            slots,
+            tasks,
+            egress=egress,
+            wait_s=wait_s,
+            on_change=changed,
+            on_close=self._page_closed,
         )
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._staying: set[PageLease] = set()
-        """Pages that gave up their slots and are not released yet."""
-        self._parking = 0
-        """Shared pages that were given back and are being seen to."""
-        self._resting: asyncio.TimerHandle | None = None
-        """A page was lent a moment ago."""
-        self._has_free = asyncio.Event()
-        self._entered = self._open = False
-        self._lent = self._lent_warm = 0
+        self._warmer = PageWarmer(warm, opener, slots, tasks, wait_s=wait_s, on_change=changed)
+        self._warmer.expect(self._with_trace(PageOptions()))
+        self._shared = SharedContexts(opener, slots, tasks, max_uses=limits.pages, on_change=changed)
 
     async def __aenter__(self) -> Self:
-        """Launch the first browser; the others follow.
+        """Launch the first browser and return once it runs; the others follow.
 
         Raises:
-            BrowserNotFound: there is none.
-            BrowserGone: it does not start.
+            BrowserNotFound: there is no browser.
+            BrowserGone: the browser does not start.
+            UsageError: the pool was opened before.
         """
         if self._entered:
             raise UsageError("a pool is opened once", hint="make another BrowserPool")
         self._entered = True
         try:
-            await self._fleet.start()
+            await self._supervisor.start()
         except BaseException:
-            await self._fleet.close()
+            await self._supervisor.close()
             raise
-        self._open = True
+        self._slots.is_open = True
         self._changed()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close everything; pages that are still lent are lost. It is finished even if it is cancelled."""
-        self._open = False
+        """Close everything; pages that are still leased are lost. A cancellation does not interrupt it."""
+        self._slots.close(pool_closed)
         closing = asyncio.get_running_loop().create_task(self._close(), name="close browser pool")
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
-            await asyncio.wait([closing])  # every step of it has its deadline
+            await asyncio.wait([closing])  # each of its steps has a deadline
             raise
+
+    async def _close(self) -> None:
+        self._warmer.resume()
+        self._warmer.clear()
+        self._shared.clear()
+        await self._supervisor.close()
+        await self._tasks.close()
 
     @property
     def browsers(self) -> list[Instance]:
-        """The browsers that new pages come from, those with the fewest pages first."""
-        return self._fleet.browsers
+        """The browsers that take new pages, those with the fewest pages first."""
+        return self._supervisor.browsers
 
     @property
     def free(self) -> int:
-        """Pages that could be acquired right now; 0 while there is no browser."""
-        return self._slots.free if self._open and self.browsers else 0
+        """Pages that can be acquired now; 0 while there is no browser."""
+        return self._slots.free
 
     async def wait_free(self) -> None:
-        """Wait until `free` is at least 1; also answers when the pool is closed."""
-        await self._has_free.wait()
+        """Wait until `free` is at least 1, or the pool is closed."""
+        await self._slots.wait_free()
 
     def expect(self, options: PageOptions) -> None:
-        """Pages with these options will be asked for: keep some ready."""
+        """Keep pages with these options warm, as if they had been requested. Isolation other than "fresh" has none."""
         if options.mode == "fresh":
-            self._stock.expect(self._decided(options))
+            self._warmer.expect(self._with_trace(options))
             self._changed()
 
     def stats(self) -> PoolStats:
-        """The pool as it is now."""
+        """Return the state of the pool as it is now."""
         browsers = self.browsers
         return PoolStats(
             max_pages=self._slots.size,
             free=self.free,
             open=self._slots.used,
-            parking=self._parking,
-            warm=self._stock.open,
+            returning=self._shared.returning,
+            warm=self._warmer.ready,
             waiting=self._slots.waiting,
             browsers=len(browsers),
-            launches=self._fleet.launches,
-            lost=self._fleet.lost,
-            retired=self._fleet.retired,
-            lent=self._lent,
-            lent_warm=self._lent_warm,
+            launches=self._supervisor.launches,
+            lost=self._supervisor.lost,
+            retired=self._supervisor.retired,
+            leased=self._leased,
+            leased_warm=self._leased_warm,
             browser_version=browsers[0].version if browsers else None,
         )
-
-    # lending
 
     @asynccontextmanager
     async def page(
         self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Page]:
-        """A page for the length of a block; its loss interrupts the block with `PageCrashed` or `BrowserGone`.
+        """Lease a page for the length of a block.
+
+        If the page is lost, the block is interrupted.
+
+        Args:
+            options: how the page is set up; default: Chromium's defaults, in a fresh context.
+            scope: for isolation "shared": callers with the same scope and the same options share a context.
+            storage_state: cookies and storage the context begins with, in the format of Playwright's
+                `context.storage_state()`.
+
+        Yields:
+            Playwright's `Page`.
 
         Raises:
-            PoolTimeout: none became free, or none could be opened, in time.
-            BrowserGone: the pool is closed.
+            PoolTimeout: no page became free, or none could be opened, within `wait_s`.
+            BrowserGone: the pool is closed, or the browser ended during the block.
+            PageCrashed: the page's renderer died during the block.
             InvalidArguments: the browser refuses the options.
+
+        Example:
+            ```python
+            import asyncio
+            import threading
+            from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+            from cplane import BrowserPool
+
+
+            async def main() -> None:
+                with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+                    threading.Thread(target=server.serve_forever, daemon=True).start()
+                    async with BrowserPool(max_pages=1) as pool:
+                        async with pool.page() as page:
+                            await page.goto(f"http://127.0.0.1:{server.server_port}/")
+                            print(await page.title())  # Directory listing for /
+                    server.shutdown()
+
+
+            asyncio.run(main())
+            ```
         """
         async with await self.acquire_page(options, scope=scope, storage_state=storage_state) as page:
             yield page
@@ -226,333 +260,104 @@ class BrowserPool:
     async def acquire_page(
         self, options: PageOptions | None = None, *, scope: str = "", storage_state: Mapping[str, Any] | None = None
     ) -> PageLease:
-        """A page until it is released; errors as of `page`. Cancelled at any moment, it leaves nothing behind.
+        """Acquire a page; the caller releases it. If the call is cancelled, no slot or page stays behind.
 
         Args:
-            options: how the page is set up.
-            scope: with isolation "shared": those who name the same scope, and the same options, share a context.
-            storage_state: cookies and storage the context begins with, as Playwright's `context.storage_state()` answers them.
+            options: how the page is set up; default: Chromium's defaults, in a fresh context.
+            scope: for isolation "shared": callers with the same scope and the same options share a context.
+            storage_state: cookies and storage the context begins with, in the format of Playwright's
+                `context.storage_state()`.
+
+        Returns:
+            The lease of the page, to be released once with `release()` or `async with`.
+
+        Raises:
+            PoolTimeout: no page became free, or none could be opened, within `wait_s`.
+            BrowserGone: the pool is closed, or three browsers in a row ended while they opened the page.
+            InvalidArguments: the browser refuses the options.
         """
-        self._check_open()
-        options = self._decided(options or PageOptions())
+        if not self._slots.is_open:
+            raise pool_closed()
+        options = self._with_trace(options or PageOptions())
         deadline = asyncio.get_running_loop().time() + self.wait_s
+        request = PageRequest(options, scope, storage_state, deadline)
+        await self._acquire_slot(request)
+        return self._take_warm(request) or await self._wait_for_page(request)
+
+    async def _acquire_slot(self, request: PageRequest) -> None:
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._take_slot()
+            async with asyncio.timeout_at(request.deadline):
+                await self._slots.acquire()
         except TimeoutError:
             message = f"none of {self._slots.size} pages became free within {self.wait_s:g} s"
             raise PoolTimeout(message, hint="CPLANE_BROWSER_PAGES and CPLANE_BROWSER_WAIT_S set both") from None
-        if options.mode == "fresh" and storage_state is None and (lease := self._take_ready(options)) is not None:
-            return lease
-        opening = self._spawn(self._provide(options, deadline, scope, storage_state), "provide page")
+
+    def _take_warm(self, request: PageRequest) -> PageLease | None:
+        lease = self._warmer.take(request.options) if request.can_be_warm else None
+        return None if lease is None else self._lease(lease, warm=True)
+
+    async def _wait_for_page(self, request: PageRequest) -> PageLease:
+        """Open a page in a task of the pool: a caller that is cancelled does not interrupt the browser."""
+        opening = self._tasks.spawn(self._provide(request), "provide page")
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if opening.cancelled() and not (task and task.cancelling()):
                 raise BrowserGone("the pool was closed while it opened a page") from None
-            opening.add_done_callback(_release_unclaimed)
+            opening.add_done_callback(release_unclaimed)
             raise
 
-    def _take_ready(self, options: PageOptions) -> PageLease | None:
-        """A page that is ready, at once; None: there is none."""
-        key = options.key
-        ready = self._stock.take(key)
-        if ready is None:
-            return None
-        if not ready.open:  # on its way: whoever provides a page waits for it
-            self._stock.put(ready)
-            return None
-        self._stock.ask(options)
-        lease = ready.opening.result()
-        self._lend(lease, warm=True)
-        return lease
-
-    async def _provide(
-        self, options: PageOptions, deadline: float, scope: str, storage_state: Mapping[str, Any] | None
-    ) -> PageLease:
-        """With a slot in hand: a page, from the next browser if one dies meanwhile."""
+    async def _provide(self, request: PageRequest) -> PageLease:
+        """Open a page for a caller that holds a slot; use the next browser if one ends while it opens the page."""
         try:
-            for tries_left in reversed(range(OPEN_TRIES)):
+            for attempts_left in reversed(range(OPEN_ATTEMPTS)):
                 try:
-                    if options.mode == "shared":
-                        lease = await self._sharing.lend(options, deadline, scope)
-                    elif options.mode == "fresh" and storage_state is None:
-                        lease = await self._await_ready(options) or await self._open_page(options, deadline)
-                    else:
-                        lease = await self._open_page(options, deadline, storage_state)
+                    return self._lease(await self._open(request))
                 except BrowserGone:
-                    if not tries_left:
+                    if not attempts_left:
                         raise
-                else:
-                    self._lend(lease)
-                    return lease
             raise AssertionError
         except BaseException:
-            self._return_slot()
+            self._slots.release()
             self._changed()
             raise
 
-    async def _await_ready(self, options: PageOptions) -> PageLease | None:
-        """A page that is on its way already."""
-        self._stock.ask(options)
-        ready = self._stock.take(options.key)
-        self._changed()
-        if ready is None:
-            return None
-        await asyncio.wait([ready.opening])
-        return None if ready.spoiled else ready.opening.result()
+    async def _open(self, request: PageRequest) -> PageLease:
+        if request.options.mode == "shared":
+            return await self._shared.acquire(request.options, request.deadline, request.scope)
+        if request.can_be_warm and (lease := await self._warmer.take_opening(request.options)) is not None:
+            return lease
+        return await self._opener.open(request.options, request.deadline, request.storage_state)
 
-    def _lend(self, lease: PageLease, *, warm: bool = False) -> None:
-        lease.lent = True
-        self._lent += 1
-        self._lent_warm += warm
-        self._rest()
+    def _lease(self, lease: PageLease, *, warm: bool = False) -> PageLease:
+        """Hand the caller's slot to the lease."""
+        lease.holds_slot = True
+        self._leased += 1
+        self._leased_warm += warm
+        self._warmer.pause()
         self._changed()
-
-    async def _open_page(
-        self,
-        options: PageOptions,
-        deadline: float,
-        storage_state: Mapping[str, Any] | None = None,
-        *,
-        shared: bool = False,
-    ) -> PageLease:
-        """A page in a new context of the browser that has the fewest."""
-        instance = await self._instance(deadline)
-        resources = AsyncExitStack()
-        arguments: dict[str, Any] = {} if storage_state is None else {"storage_state": storage_state}
-        gate = await self._gate(options, resources)
-        if gate is not None:
-            arguments["proxy"] = {"server": gate.server, "bypass": "<-loopback>"}  # loopback goes by the gate too
-        give_back = partial(self._take_back, instance)
-        try:
-            lease = await instance.open(
-                options,
-                give_back,
-                resources=resources,
-                arguments=arguments,
-                gate=gate,
-                free_slot=self._free_slot,
-                shared=shared,
-            )
-            await _record(lease, options)
-        finally:
-            self._changed()
         return lease
 
-    async def _gate(self, options: PageOptions, resources: AsyncExitStack) -> Gate | None:
-        """The way out for one context; a proxy that the options name stands behind it."""
-        if self._egress is None or options.egress == "any":
-            return None
-        upstream = None
-        if (proxy := options.proxy) is not None:
-            try:
-                upstream = Upstream.read(proxy.server, proxy.username, proxy.password)
-            except ValueError as error:
-                raise InvalidArguments(f"the proxy cannot be used: {error}") from None
-        return await resources.enter_async_context(self._egress.gate(upstream))
+    def _retire(self, browser: Instance) -> None:
+        """Close what a browser that takes no more pages has warm or shared."""
+        self._shared.retire(browser)
+        self._warmer.retire(browser)
 
-    # taking back
-
-    async def _take_slot(self) -> None:
-        try:
-            await self._slots.acquire()
-        finally:
-            self._tell()
-
-    def _free_slot(self, lease: PageLease) -> bool:
-        """The slot of a page that stays open a little longer goes to the next; of at most as many pages as there are slots."""
-        self._staying = {staying for staying in self._staying if not staying.released}
-        if not lease.lent or len(self._staying) >= self._slots.size:
-            return False
-        self._staying.add(lease)
-        self._return_slot(lease)
-        return True
-
-    def _return_slot(self, lease: PageLease | None = None) -> None:
-        """A slot is free again: of a lease, once; of one that got no page."""
-        if lease is not None:
-            if not lease.lent:
-                return
-            lease.lent = False
-        self._slots.release()
-        self._tell()
-
-    def _take_back(self, instance: Instance, lease: PageLease) -> asyncio.Task[None]:
-        return self._spawn(self._close_page(instance, lease), "close page")
-
-    async def _close_page(self, instance: Instance, lease: PageLease) -> None:
-        """The slot is free again once the page is closed or was given up."""
-        try:
-            await instance.close_page(lease)
-        finally:
-            self._return_slot(lease)
-            self._rested()
-
-    def _park(self, context: SharedContext, lease: PageLease) -> asyncio.Task[None]:
-        return self._spawn(self._park_page(context, lease), "park page")
-
-    async def _park_page(self, context: SharedContext, lease: PageLease) -> None:
-        """The slot is free at once, and whoever is next gets another page of the context; of at most as many pages as there are slots."""
-        self._parking += 1
-        try:
-            if self._parking <= self._slots.size:
-                self._return_slot(lease)
-            await context.take_back(lease)
-        finally:
-            self._parking -= 1
-            self._return_slot(lease)
-            self._sharing.settle(context)
-            self._changed()
-
-    def _tend(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._spawn(work, "tend shared pages")
-
-    # pages that are ready
-
-    def _restock(self) -> None:
-        """Close the pages nobody will ask for, and open those that will be asked for; both off the path of any job.
-
-        What a page is opened with is the same processor that a job's page is visited with. So no more is opened than could be lent now, and one
-        for whoever is next; and while one was lent a moment ago, nothing but what the next who asks needs.
-        """
-        for ready in self._stock.surplus():
-            _discard_ready(ready)
-        if not self._open or not self.browsers:
-            return
-        missing, stocked = self._stock.missing(), len([*self._stock])
-        if self._resting is None:
-            missing = missing[: max(0, max(1, self._slots.free) - stocked)]
-        else:
-            missing = missing[:1] if self._slots.free and not stocked else []
-        for options in missing:
-            opening = self._spawn(self._prepare(options), "prepare page")
-            self._stock.put(Ready(options.key, opening))
-
-    def _rest(self) -> None:
-        if self._resting is not None:
-            self._resting.cancel()
-        self._resting = asyncio.get_running_loop().call_later(REST_S, self._rested)
-
-    def _rested(self) -> None:
-        """A page was given back, or had its start: see to the next ones."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        self._changed()
-
-    async def _prepare(self, options: PageOptions) -> PageLease:
-        try:
-            return await self._open_page(options, asyncio.get_running_loop().time() + self.wait_s)
-        except InvalidArguments:
-            self._stock.forget(options.key)
-            self._changed()
-            raise
-
-    # browsers
-
-    async def _instance(self, deadline: float) -> Instance:
-        try:
-            async with asyncio.timeout_at(deadline):
-                instance = await self._fleet.wait()
-        except TimeoutError:
-            message = f"there is no browser after {self.wait_s:g} s: {self._fleet.trouble}"
-            raise PoolTimeout(message) from None
-        if instance is None:
-            raise _closed()
-        return instance
-
-    def _part(self, old: Instance) -> None:
-        """A browser takes no more pages: what it has ready, or shares, is given up."""
-        self._sharing.part_with(old)
-        for ready in self._stock:
-            if ready.open and old.has(ready.opening.result()):
-                self._stock.remove(ready)
-                _discard_ready(ready)
-
-    # the end, and helpers
-
-    async def _close(self) -> None:
-        """Send the waiters away, end the browsers and with them the pages, and see every task end."""
-        self._slots.dismiss(_closed)
-        self._rested()
-        self._stock.clear()
-        self._sharing.clear()
-        await self._fleet.close()
-        rest = list(self._tasks)
-        if rest:
-            await asyncio.wait(rest, timeout=CLOSE_S)
-        await end(rest)
-
-    def _decided(self, options: PageOptions) -> PageOptions:
-        """Options with what is recorded. A server of Playwright's keeps the files of all traces: there it is only what is likely to be needed."""
-        trace = options.trace or self._trace
-        if trace == "on-failure" and self._on_server:
-            trace = "off"
-        return options if trace == (options.trace or "off") else options.model_copy(update={"trace": trace})
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise _closed()
+    def _page_closed(self) -> None:
+        self._warmer.resume()
 
     def _changed(self) -> None:
-        """A browser came or went, or a page did: tell whoever waits, and see to the pages that are to be ready."""
-        self._restock()
-        self._tell()
+        """Open or close warm pages, and wake callers that wait, after a browser or a page was opened or closed."""
+        self._warmer.restock()
+        self._slots.notify()
 
-    def _tell(self) -> None:
-        """Let `wait_free` know."""
-        if self.free or not self._open:
-            self._has_free.set()
-        else:
-            self._has_free.clear()
+    def _with_trace(self, options: PageOptions) -> PageOptions:
+        """Decide what is recorded of a page.
 
-    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._settle)
-        return task
-
-    def _settle(self, task: asyncio.Task[Any]) -> None:
-        """A task has ended. What fails belongs to who waits for it, if anybody still does; a fault of ours is told."""
-        self._tasks.discard(task)
-        if task.cancelled() or not (error := task.exception()) or isinstance(error, CplaneError):
-            return
-        log.error("the browser pool failed", step=task.get_name(), exc_info=error)
-
-
-def _source(source: BrowserSource, egress: EgressProxy | None) -> BrowserSource:
-    """With egress, nothing may go past the proxy: no QUIC, and no UDP of WebRTC."""
-    if egress is None:
-        return source
-    if source.remote and not source.local:
-        hint = "set CPLANE_EGRESS=off when that machine's own network holds pages back"
-        raise UsageError(f"the browser at {source.place} cannot use the egress proxy of this machine", hint=hint)
-    return replace(source, proxied=True)
-
-
-async def _record(lease: PageLease, options: PageOptions) -> None:
-    """A trace begins before anybody has the page: whoever gets it waits for nothing."""
-    if options.trace in {None, "off"}:
-        return
-    try:
-        await lease.trace(snapshots=options.trace == "on")
-    except BaseException:
-        lease.release()
-        raise
-
-
-def _closed() -> BrowserGone:
-    return BrowserGone("the browser pool is closed", hint="use it inside `async with BrowserPool() as pool:`")
-
-
-def _discard_ready(ready: Ready) -> None:
-    """Close a page nobody has asked for."""
-    ready.opening.add_done_callback(_release_unclaimed)
-
-
-def _release_unclaimed(opening: asyncio.Task[PageLease]) -> None:
-    """Nobody wants the page any more: take it back."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().release()
+        A Playwright server keeps the files of all traces. There, only what is likely to be needed is recorded.
+        """
+        trace = options.trace or self._trace
+        if trace == "on-failure" and self._keeps_trace_files:
+            trace = "off"
+        return options if trace == (options.trace or "off") else options.model_copy(update={"trace": trace})

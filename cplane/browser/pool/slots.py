@@ -1,4 +1,4 @@
-"""A fixed number of slots and an orderly line of those who wait for one."""
+"""A semaphore with a first-in, first-out wait queue."""
 
 import asyncio
 from collections import deque
@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 
 class FairSemaphore:
-    """First come, first served. A slot is handed straight from who releases it to who waits longest."""
+    """A fixed number of slots, granted first come, first served.
+
+    A released slot goes straight to the waiter that has waited longest, so a later caller cannot overtake it.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -15,22 +18,22 @@ class FairSemaphore:
 
     @property
     def free(self) -> int:
-        """FairSemaphore that can be taken without waiting."""
+        """Slots that can be acquired without waiting."""
         return self.size - self._used
 
     @property
     def used(self) -> int:
-        """FairSemaphore that are taken."""
+        """Slots in use."""
         return self._used
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Callers in the wait queue."""
         return sum(not waiter.done() for waiter in self._waiters)
 
     async def acquire(self) -> None:
-        """Take a slot, in turn."""
-        if self.free:  # then nobody waits: a released slot goes to a waiter before it is free
+        """Acquire a slot; wait in the queue if none is free."""
+        if self.free:  # then the queue is empty: a released slot goes to a waiter before it counts as free
             self._used += 1
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -39,13 +42,13 @@ class FairSemaphore:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.release()  # it was handed over while its taker was being cancelled
+                self.release()  # the slot was granted while the caller was being cancelled
             elif waiter in self._waiters:
                 self._waiters.remove(waiter)
             raise
 
     def release(self) -> None:
-        """Give a slot back."""
+        """Release a slot: grant it to the first waiter, if there is one."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -54,7 +57,7 @@ class FairSemaphore:
         self._used -= 1
 
     def dismiss(self, error: Callable[[], Exception]) -> None:
-        """Send everybody who waits away, each with an error of his own."""
+        """Fail every waiter, each with its own error."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""Pages that are ready before anyone asks for them: which to open, and which to hand out. Decides only; the pool opens and closes."""
+"""Warm pages: which ones to open, and which one to lease. It decides only; `warmer` opens and closes them."""
 
 import asyncio
 from collections import Counter, deque
@@ -8,110 +8,114 @@ from dataclasses import dataclass
 from cplane.browser.lease import PageLease
 from cplane.jobs.page_options import PageOptions
 
-REMEMBERED = 16
-"""The last so many pages that were asked for decide which are kept ready."""
+REQUEST_WINDOW = 16
+"""The last 16 requests decide which options have warm pages."""
 
-OFTEN = 2
-"""So often must equal options be among them: options that come once, such as somebody's credentials, are not prepared for."""
+MIN_REQUESTS = 2
+"""How often options must be among them. Options that come once, such as somebody's credentials, get no warm page."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ready:
-    """A page that is ready, or on its way."""
+class WarmPage:
+    """A page that is open, or still opening, and not leased yet."""
 
     key: str
+    """The key of its options."""
     opening: "asyncio.Task[PageLease]"
 
     @property
-    def open(self) -> bool:
-        """Whether it can be handed out at once."""
-        return self.opening.done() and not self.spoiled
+    def ready(self) -> bool:
+        """Whether it can be leased without waiting."""
+        return self.opening.done() and not self.broken
 
     @property
-    def spoiled(self) -> bool:
-        """Whether it did not open, or was lost since."""
+    def broken(self) -> bool:
+        """Whether it failed to open, or was lost since."""
         if not self.opening.done():
             return False
         return self.opening.cancelled() or self.opening.exception() is not None or self.opening.result().lost
 
 
 class WarmPages:
-    """At most `size` pages, of the options that are asked for most."""
+    """Up to `size` warm pages, of the options that are requested most."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._ready: list[Ready] = []
-        self._asked: deque[str] = deque(maxlen=REMEMBERED)
+        self._pages: list[WarmPage] = []
+        self._requests: deque[str] = deque(maxlen=REQUEST_WINDOW)
         self._options: dict[str, PageOptions] = {}
 
-    def __iter__(self) -> Iterator[Ready]:
-        return iter([*self._ready])
+    def __iter__(self) -> Iterator[WarmPage]:
+        return iter([*self._pages])
+
+    def __len__(self) -> int:
+        return len(self._pages)
 
     @property
-    def open(self) -> int:
-        """Pages that can be handed out at once."""
-        return sum(ready.open for ready in self._ready)
+    def ready(self) -> int:
+        """Pages that can be leased without waiting."""
+        return sum(page.ready for page in self._pages)
 
     def expect(self, options: PageOptions) -> None:
-        """Pages with these options will be asked for."""
-        for _ in range(OFTEN):
-            self.ask(options)
+        """Treat options as if they had been requested often enough to get warm pages."""
+        for _ in range(MIN_REQUESTS):
+            self.record_request(options)
 
-    def ask(self, options: PageOptions) -> None:
-        """Remember that a page with these options was asked for."""
+    def record_request(self, options: PageOptions) -> None:
+        """Record that a page with these options was requested."""
         key = options.key
-        self._asked.append(key)
+        self._requests.append(key)
         self._options[key] = options
-        for forgotten in self._options.keys() - set(self._asked):
-            del self._options[forgotten]
+        for expired in self._options.keys() - set(self._requests):
+            del self._options[expired]
 
     def forget(self, key: str) -> None:
-        """Prepare no pages with these options any more: the browser refuses them."""
-        self._asked = deque((asked for asked in self._asked if asked != key), maxlen=REMEMBERED)
+        """Open no more warm pages with these options, which the browser refuses."""
+        self._requests = deque((request for request in self._requests if request != key), maxlen=REQUEST_WINDOW)
         self._options.pop(key, None)
 
-    def take(self, key: str) -> Ready | None:
-        """A page with these options, one that is open if there is one; it leaves the stock."""
-        fitting = [ready for ready in self._ready if ready.key == key and not ready.spoiled]
-        best = next((ready for ready in fitting if ready.open), None) or next(iter(fitting), None)
+    def take(self, key: str) -> WarmPage | None:
+        """Remove and return a page with these options, preferably one that is ready; None if there is none."""
+        candidates = [page for page in self._pages if page.key == key and not page.broken]
+        best = next((page for page in candidates if page.ready), None) or next(iter(candidates), None)
         if best is not None:
-            self._ready.remove(best)
+            self._pages.remove(best)
         return best
 
-    def put(self, ready: Ready) -> None:
-        """Keep a page that is ready, or on its way."""
-        self._ready.append(ready)
+    def add(self, page: WarmPage) -> None:
+        """Add a page that is open or opening."""
+        self._pages.append(page)
 
-    def remove(self, ready: Ready) -> None:
-        """Take one out, whatever its state."""
-        self._ready.remove(ready)
+    def remove(self, page: WarmPage) -> None:
+        """Remove a page, whatever its state."""
+        self._pages.remove(page)
 
     def missing(self) -> list[PageOptions]:
-        """The options of the pages to open now."""
-        had = Counter(ready.key for ready in self._ready)
-        return [self._options[key] for key, number in (self._plan() - had).items() for _ in range(number)]
+        """The options of the pages to open now, one item a page."""
+        present = Counter(page.key for page in self._pages)
+        return [self._options[key] for key, number in (self._plan() - present).items() for _ in range(number)]
 
-    def surplus(self) -> list[Ready]:
-        """What is spoiled, or not wanted any more; it leaves the stock."""
-        room = self._plan()
-        leaving: list[Ready] = []
-        for ready in self:
-            if ready.spoiled or not room[ready.key]:
-                self._ready.remove(ready)
-                leaving.append(ready)
+    def surplus(self) -> list[WarmPage]:
+        """Remove and return the pages that are broken or no longer needed."""
+        wanted = self._plan()
+        removed: list[WarmPage] = []
+        for page in self:
+            if page.broken or not wanted[page.key]:
+                self._pages.remove(page)
+                removed.append(page)
             else:
-                room[ready.key] -= 1
-        return leaving
+                wanted[page.key] -= 1
+        return removed
 
-    def clear(self) -> list[Ready]:
-        """Everything leaves the stock."""
-        leaving, self._ready = self._ready, []
-        return leaving
+    def clear(self) -> list[WarmPage]:
+        """Remove and return all pages."""
+        removed, self._pages = self._pages, []
+        return removed
 
     def _plan(self) -> Counter[str]:
-        """How many pages of each options: in proportion to how often they were asked for (D'Hondt's method)."""
-        often = Counter({key: count for key, count in Counter(self._asked).items() if count >= OFTEN})
+        """How many pages each options should have: in proportion to their requests (D'Hondt's method)."""
+        frequent = Counter({key: count for key, count in Counter(self._requests).items() if count >= MIN_REQUESTS})
         plan: Counter[str] = Counter()
-        for _ in range(self.size if often else 0):
-            plan[max(often, key=lambda key: often[key] / (plan[key] + 1))] += 1
+        for _ in range(self.size if frequent else 0):
+            plan[max(frequent, key=lambda key: frequent[key] / (plan[key] + 1))] += 1
         return plan

@@ -1,3 +1,5 @@
+"""Which browser binary is found."""
+
 import json
 import os
 from pathlib import Path
@@ -18,7 +20,7 @@ def program(path: Path) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without any browser: an empty PATH and an empty folder of downloads."""
+    """A machine without a browser: an empty PATH and an empty folder of downloads."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "downloads"))
@@ -37,13 +39,13 @@ def download(machine: Path, name: str, file: str) -> Path:
     return path
 
 
-def test_a_machine_without_a_browser_is_told_what_to_type(machine: Path) -> None:
+def test_the_hint_has_the_command_if_there_is_no_browser(machine: Path) -> None:
     with pytest.raises(BrowserNotFound) as caught:
         find_executable()
     assert caught.value.hint == "run `cplane browser install`"
 
 
-def test_on_path_the_headless_shell_comes_before_chromium_before_chrome(machine: Path) -> None:
+def test_on_path_the_headless_shell_precedes_chromium_and_chromium_precedes_chrome(machine: Path) -> None:
     chrome = program(machine / "bin" / "google-chrome")
     assert find_executable() == Executable(chrome, Source.SYSTEM, headless_shell=False)
     chromium = program(machine / "bin" / "chromium")
@@ -52,7 +54,7 @@ def test_on_path_the_headless_shell_comes_before_chromium_before_chrome(machine:
     assert find_executable() == Executable(shell, Source.SYSTEM, headless_shell=True)
 
 
-def test_playwrights_own_comes_before_the_path_and_its_headless_shell_first(machine: Path) -> None:
+def test_playwrights_download_precedes_the_path_and_its_headless_shell_the_full_browser(machine: Path) -> None:
     program(machine / "bin" / "chromium-headless-shell")
     full = download(machine, "chromium", "chrome-linux64/chrome")
     assert find_executable() == Executable(full, Source.PLAYWRIGHT, headless_shell=False)
@@ -60,21 +62,21 @@ def test_playwrights_own_comes_before_the_path_and_its_headless_shell_first(mach
     assert find_executable() == Executable(shell, Source.PLAYWRIGHT, headless_shell=True)
 
 
-def test_a_download_that_was_not_finished_does_not_count(machine: Path) -> None:
+def test_an_unfinished_download_is_ignored(machine: Path) -> None:
     path = download(machine, "chromium", "chrome-linux64/chrome")
     (path.parent.parent / "INSTALLATION_COMPLETE").unlink()
     with pytest.raises(BrowserNotFound):
         find_executable()
 
 
-def test_a_download_for_another_playwright_does_not_count(machine: Path) -> None:
+def test_a_download_for_another_version_of_playwright_is_ignored(machine: Path) -> None:
     path = download(machine, "chromium", "chrome-linux64/chrome")
     path.parent.parent.rename(machine / "downloads" / "chromium-1")
     with pytest.raises(BrowserNotFound):
         find_executable()
 
 
-def test_the_setting_comes_first_and_the_argument_before_the_variable(
+def test_the_argument_precedes_the_variable_and_the_variable_precedes_downloads(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download(machine, "chromium", "chrome-linux64/chrome")
@@ -84,7 +86,7 @@ def test_the_setting_comes_first_and_the_argument_before_the_variable(
     assert find_executable(argument) == Executable(argument, Source.SETTING, headless_shell=True)
 
 
-def test_a_setting_that_is_no_program_is_an_error_not_a_reason_to_look_elsewhere(machine: Path) -> None:
+def test_a_setting_that_is_not_a_program_is_an_error_without_a_fallback(machine: Path) -> None:
     program(machine / "bin" / "chromium")
     plain = machine / "plain"
     plain.touch()

@@ -1,4 +1,4 @@
-"""Several browsers in one pool, and how they are replaced."""
+"""Supervision: several browsers in one pool, and how they are replaced."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ async def test_pages_are_spread_over_the_browsers() -> None:
         await settled(pool)
 
 
-async def test_a_browser_that_dies_takes_only_its_own_pages_along() -> None:
+async def test_only_the_pages_of_a_browser_are_lost_with_it() -> None:
     async with BrowserPool(2, browsers=2, warm=0) as pool:
         await until(lambda: len(pool.browsers) == 2)
         leases = [await pool.acquire_page() for _ in range(2)]
@@ -41,7 +41,7 @@ async def test_a_browser_that_dies_takes_only_its_own_pages_along() -> None:
         assert pool.free == 2
 
 
-async def test_a_browser_is_replaced_after_its_pages_and_there_is_always_one() -> None:
+async def test_a_browser_is_replaced_after_its_maximum_number_of_pages_without_a_gap() -> None:
     async with BrowserPool(2, warm=0, limits=Limits(pages=3)) as pool:
         first = await running(pool)
         counts: set[int] = set()
@@ -56,7 +56,7 @@ async def test_a_browser_is_replaced_after_its_pages_and_there_is_always_one() -
         await until(lambda: not gone.alive)
 
 
-async def test_a_worn_browser_stays_until_its_last_page_is_given_back() -> None:
+async def test_a_browser_that_reached_its_limit_runs_until_its_last_page_is_released() -> None:
     async with BrowserPool(2, warm=0, limits=Limits(pages=2)) as pool:
         first = await running(pool)
         kept, other = await pool.acquire_page(), await pool.acquire_page()
@@ -71,12 +71,12 @@ async def test_a_worn_browser_stays_until_its_last_page_is_given_back() -> None:
 
 
 async def test_a_browser_is_not_idle_while_it_opens_a_page() -> None:
-    def keep(_: PageLease) -> asyncio.Task[None]:
+    def not_released(_: PageLease) -> asyncio.Task[None]:
         raise NotImplementedError
 
     async with BrowserPool(1, warm=0) as pool:
         browser = await running(pool)
-        opening = asyncio.create_task(browser.open(PageOptions(), keep))
+        opening = asyncio.create_task(browser.open(PageOptions(), not_released))
         await asyncio.sleep(0)
         idle = asyncio.create_task(browser.wait_idle())
         lease = await opening
@@ -93,7 +93,7 @@ async def test_a_browser_is_not_idle_while_it_opens_a_page() -> None:
 async def test_a_browser_that_is_too_old_or_too_large_is_replaced(
     limits: Limits, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(instance, "HEARTBEAT_INTERVAL_S", 0.05)
     async with BrowserPool(1, warm=0, limits=limits) as pool:
         first = await running(pool)
         await until(lambda: pool.stats().retired)
@@ -102,7 +102,7 @@ async def test_a_browser_that_is_too_old_or_too_large_is_replaced(
             assert await page.evaluate("6 * 7") == 42
 
 
-async def test_a_worn_browser_that_dies_before_its_successor_is_there_is_counted_once(
+async def test_a_browser_at_its_limit_that_dies_before_its_successor_runs_is_counted_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with BrowserPool(1, warm=0, limits=Limits(pages=1)) as pool:
@@ -119,7 +119,7 @@ async def test_a_worn_browser_that_dies_before_its_successor_is_there_is_counted
         assert stats.lost + stats.retired == stats.launches - 1
 
 
-def test_there_are_not_more_browsers_than_pages() -> None:
+def test_a_pool_cannot_have_more_browsers_than_pages() -> None:
     with pytest.raises(UsageError, match="2 pages need 1 to 2 browsers"):
         BrowserPool(2, browsers=3)
     with pytest.raises(UsageError, match="0 or more warm pages"):

@@ -1,4 +1,4 @@
-"""Where browsers come from: other arguments, other engines, and browsers that run elsewhere."""
+"""Where browsers come from: further arguments, other engines, and remote browsers."""
 
 import asyncio
 import json
@@ -19,8 +19,8 @@ from tests.browser.pools import FOREVER, contexts, running, settled
 
 
 @asynccontextmanager
-async def program(*command: str, said: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
-    """A program that runs, and the first line in which it says so."""
+async def program(*command: str, expected: str) -> AsyncGenerator[tuple[asyncio.subprocess.Process, str]]:
+    """Start a program; yields it with the first line that contains `expected`."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True
     )
@@ -28,10 +28,10 @@ async def program(*command: str, said: str) -> AsyncGenerator[tuple[asyncio.subp
     try:
         async with asyncio.timeout(30):
             async for line in process.stdout:
-                if said in line.decode():
+                if expected in line.decode():
                     break
             else:
-                raise AssertionError(f"{command[0]} did not say '{said}'")
+                raise AssertionError(f"{command[0]} did not print '{expected}'")
         yield process, line.decode().strip()
     finally:
         if process.returncode is None:
@@ -40,7 +40,7 @@ async def program(*command: str, said: str) -> AsyncGenerator[tuple[asyncio.subp
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class Remote:
     """A browser that the pool did not launch."""
 
     process: asyncio.subprocess.Process
@@ -48,38 +48,38 @@ class Elsewhere:
 
 
 @asynccontextmanager
-async def chromium(folder: Path) -> AsyncGenerator[Elsewhere]:
-    """A Chromium with an address for DevTools."""
+async def chromium(folder: Path) -> AsyncGenerator[Remote]:
+    """Start a Chromium with a DevTools address."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     options = ["--headless", *sandbox, "--remote-debugging-port=0", f"--user-data-dir={folder}"]
-    async with program(str(find_executable().path), *options, said="DevTools listening on") as (process, line):
-        yield Elsewhere(process, BrowserSource(cdp_url=line.rpartition(" ")[2]))
+    async with program(str(find_executable().path), *options, expected="DevTools listening on") as (process, line):
+        yield Remote(process, BrowserSource(cdp_url=line.rpartition(" ")[2]))
 
 
 @asynccontextmanager
-async def server(folder: Path) -> AsyncGenerator[Elsewhere]:
-    """A server of Playwright's with a Chromium."""
+async def server(folder: Path) -> AsyncGenerator[Remote]:
+    """Start a Playwright server with a Chromium."""
     options = {"executablePath": str(find_executable().path), "host": "127.0.0.1", "chromiumSandbox": os.geteuid() != 0}
     config = folder / "server.json"
     config.write_text(json.dumps(options))
     node, script = compute_driver_executable()
     command = [node, script, "launch-server", "--browser=chromium", f"--config={config}"]
-    async with program(*command, said="ws://") as (process, line):
-        yield Elsewhere(process, BrowserSource(server_url=line))
+    async with program(*command, expected="ws://") as (process, line):
+        yield Remote(process, BrowserSource(server_url=line))
 
 
 @pytest.fixture(params=[chromium, server], ids=["cdp", "server"])
-async def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Elsewhere]:
-    async with request.param(tmp_path) as elsewhere:
-        yield elsewhere
+async def remote(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Remote]:
+    async with request.param(tmp_path) as remote:
+        yield remote
 
 
-def test_one_list_of_disabled_features_is_made_of_all() -> None:
+def test_all_lists_of_disabled_features_are_merged() -> None:
     args = ("--mute-audio", "--disable-features=A,B", "--disable-features=C,A")
     assert merge_features(args, "X,B") == ("--mute-audio", "--disable-features=X,B,A,C")
 
 
-async def test_features_that_are_disabled_add_to_playwrights_own() -> None:
+async def test_disabled_features_are_added_to_playwrights_list() -> None:
     source = BrowserSource(args=("--disable-features=MediaRouter2,Foo", "--user-agent=me/1"))
     async with BrowserPool(1, warm=0, source=source) as pool:
         process = (await running(pool)).process
@@ -91,8 +91,8 @@ async def test_features_that_are_disabled_add_to_playwrights_own() -> None:
             assert await page.evaluate("navigator.userAgent") == "me/1"
 
 
-async def test_pages_of_a_browser_that_runs_elsewhere_are_isolated(elsewhere: Elsewhere, site: str) -> None:
-    async with BrowserPool(2, warm=1, source=elsewhere.source) as pool:
+async def test_pages_of_a_remote_browser_are_isolated(remote: Remote, site: str) -> None:
+    async with BrowserPool(2, warm=1, source=remote.source) as pool:
         async with pool.page() as one, pool.page() as other:
             await one.goto(site)
             await other.goto(site)
@@ -101,13 +101,13 @@ async def test_pages_of_a_browser_that_runs_elsewhere_are_isolated(elsewhere: El
         await settled(pool)
 
 
-async def test_where_the_files_of_traces_cannot_be_removed_only_what_is_likely_to_be_needed_is_recorded(
-    elsewhere: Elsewhere,
+async def test_a_playwright_server_records_only_traces_that_are_requested_for_every_run(
+    remote: Remote,
 ) -> None:
-    async with BrowserPool(1, warm=0, source=elsewhere.source, trace="on-failure") as pool:
+    async with BrowserPool(1, warm=0, source=remote.source, trace="on-failure") as pool:
         for options, expected in (
-            (PageOptions(), elsewhere.source.server_url is None),
-            (PageOptions(trace="on-failure"), elsewhere.source.server_url is None),
+            (PageOptions(), remote.source.server_url is None),
+            (PageOptions(trace="on-failure"), remote.source.server_url is None),
             (PageOptions(trace="on"), True),
         ):
             lease = await pool.acquire_page(options)
@@ -116,10 +116,10 @@ async def test_where_the_files_of_traces_cannot_be_removed_only_what_is_likely_t
             await lease.wait_closed()
 
 
-async def test_a_browser_elsewhere_that_dies_is_gone(elsewhere: Elsewhere) -> None:
+async def test_a_remote_browser_that_dies_is_gone(remote: Remote) -> None:
     async def wait_forever(pool: BrowserPool) -> None:
         async with pool.page() as page:
-            os.killpg(elsewhere.process.pid, signal.SIGKILL)
+            os.killpg(remote.process.pid, signal.SIGKILL)
             await page.evaluate(FOREVER)
 
     async def complaint(pool: BrowserPool) -> str:
@@ -127,7 +127,7 @@ async def test_a_browser_elsewhere_that_dies_is_gone(elsewhere: Elsewhere) -> No
             await pool.acquire_page()
         return str(error.value)
 
-    async with BrowserPool(1, warm=0, source=elsewhere.source, wait_s=0.5) as pool:
+    async with BrowserPool(1, warm=0, source=remote.source, wait_s=0.5) as pool:
         with pytest.raises(BrowserGone):
             await wait_forever(pool)
         async with asyncio.timeout(30):
@@ -135,15 +135,15 @@ async def test_a_browser_elsewhere_that_dies_is_gone(elsewhere: Elsewhere) -> No
                 pass
 
 
-async def test_leaving_a_pool_leaves_the_browser_elsewhere_running_and_no_context_in_it(elsewhere: Elsewhere) -> None:
+async def test_closing_the_pool_leaves_a_remote_browser_running_without_its_contexts(remote: Remote) -> None:
     counts: list[int] = []
     for _ in range(3):
-        async with BrowserPool(2, warm=0, source=elsewhere.source) as pool:
+        async with BrowserPool(2, warm=0, source=remote.source) as pool:
             [browser] = pool.browsers
             counts.append(contexts(browser))
             await pool.acquire_page()
             assert contexts(browser) == counts[0] + 1
-    assert elsewhere.process.returncode is None
+    assert remote.process.returncode is None
     assert len(set(counts)) == 1
 
 
@@ -155,14 +155,14 @@ async def test_leaving_a_pool_leaves_the_browser_elsewhere_running_and_no_contex
     ],
     ids=["cdp", "server"],
 )
-async def test_an_address_where_nothing_listens_is_named_without_its_secrets(source: BrowserSource) -> None:
+async def test_the_error_names_an_unreachable_address_without_its_secrets(source: BrowserSource) -> None:
     with pytest.raises(BrowserGone, match=r"127\.0\.0\.1:9 cannot be used as a browser") as error:
         await BrowserPool(source=source).__aenter__()
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("engine", [Engine.FIREFOX, Engine.WEBKIT])
-async def test_an_engine_that_playwright_has_not_downloaded_says_how_to_get_it(
+async def test_the_hint_for_an_engine_that_is_not_downloaded_has_the_command(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))

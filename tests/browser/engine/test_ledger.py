@@ -1,4 +1,4 @@
-"""What killed workers leave behind is removed by the next."""
+"""What killed workers leave behind is removed by the next worker."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from tests.browser.pools import until
 
 @pytest.fixture
 def sleeper() -> Generator[Process]:
-    """A process in a group of its own, in the part of a browser."""
+    """A process in its own process group, which stands for a browser."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True) as child:
         process = Process.find(child.pid)
         assert process is not None
@@ -35,87 +35,87 @@ def profile(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> ProcessRegistry:
-    return ProcessRegistry(tmp_path / "ledger")
+def registry(tmp_path: Path) -> ProcessRegistry:
+    return ProcessRegistry(tmp_path / "registry")
 
 
-def orphan(ledger: ProcessRegistry, browser: Process) -> None:
-    """Let the browser's file name an owner that is gone."""
-    path = ledger.folder / f"{browser.pid}-{browser.started}.json"
+def orphan(registry: ProcessRegistry, browser: Process) -> None:
+    """Change the browser's file to name an owner that is gone."""
+    path = registry.folder / f"{browser.pid}-{browser.started}.json"
     entry = json.loads(path.read_text())
-    entry["owner"] = [entry["owner"][0], "1"]  # a process of that number, but not that one
+    entry["owner"] = [entry["owner"][0], "1"]  # the same id with another start time
     path.write_text(json.dumps(entry))
 
 
-async def test_a_browser_whose_worker_is_gone_is_ended_and_its_folder_removed(
-    ledger: ProcessRegistry, sleeper: Process, profile: Path
+async def test_a_browser_whose_worker_is_gone_is_killed_and_its_folder_removed(
+    registry: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
-    await ledger.enter(sleeper, profile)
-    orphan(ledger, sleeper)
-    assert await ledger.sweep() == 1
+    await registry.add(sleeper, profile)
+    orphan(registry, sleeper)
+    assert await registry.sweep() == 1
     await until(lambda: not sleeper.alive)
     assert not profile.exists()
-    assert list(ledger.folder.iterdir()) == []
+    assert list(registry.folder.iterdir()) == []
 
 
 async def test_a_browser_whose_worker_lives_is_not_touched(
-    ledger: ProcessRegistry, sleeper: Process, profile: Path
+    registry: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
-    await ledger.enter(sleeper, profile)
-    assert await ledger.sweep() == 0
+    await registry.add(sleeper, profile)
+    assert await registry.sweep() == 0
     assert sleeper.alive
     assert profile.exists()
-    await ledger.strike(sleeper, profile)
+    await registry.remove(sleeper, profile)
     assert not profile.exists()
-    assert list(ledger.folder.iterdir()) == []
+    assert list(registry.folder.iterdir()) == []
 
 
-async def test_a_later_process_of_the_same_number_is_not_killed(
-    ledger: ProcessRegistry, sleeper: Process, profile: Path
+async def test_a_later_process_with_the_same_id_is_not_killed(
+    registry: ProcessRegistry, sleeper: Process, profile: Path
 ) -> None:
     earlier = Process(sleeper.pid, "1")
-    await ledger.enter(earlier, profile)
-    orphan(ledger, earlier)
-    assert await ledger.sweep() == 1
+    await registry.add(earlier, profile)
+    orphan(registry, earlier)
+    assert await registry.sweep() == 1
     assert sleeper.alive
     assert not profile.exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"owner": 1}', '{"owner": ["a"]}', "\0"])
-async def test_a_file_that_is_none_of_ours_is_removed_and_nothing_else(
-    ledger: ProcessRegistry, text: str, sleeper: Process
+async def test_a_malformed_file_is_removed_and_nothing_else(
+    registry: ProcessRegistry, text: str, sleeper: Process
 ) -> None:
-    ledger.folder.mkdir(mode=0o700)
-    (ledger.folder / f"{sleeper.pid}-{sleeper.started}.json").write_text(text)
-    assert await ledger.sweep() == 0
+    registry.folder.mkdir(mode=0o700)
+    (registry.folder / f"{sleeper.pid}-{sleeper.started}.json").write_text(text)
+    assert await registry.sweep() == 0
     assert sleeper.alive
-    assert list(ledger.folder.iterdir()) == []
+    assert list(registry.folder.iterdir()) == []
 
 
-async def test_only_folders_of_playwrights_are_removed(
-    ledger: ProcessRegistry, sleeper: Process, tmp_path: Path
+async def test_only_profile_folders_of_playwright_are_removed(
+    registry: ProcessRegistry, sleeper: Process, tmp_path: Path
 ) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
-    await ledger.enter(sleeper, precious)
-    orphan(ledger, sleeper)
-    assert await ledger.sweep() == 1
+    await registry.add(sleeper, precious)
+    orphan(registry, sleeper)
+    assert await registry.sweep() == 1
     await until(lambda: not sleeper.alive)
     assert precious.exists()
 
 
-async def test_a_folder_that_is_a_link_is_not_trusted(
-    ledger: ProcessRegistry, sleeper: Process, tmp_path: Path
+async def test_a_registry_folder_that_is_a_symlink_is_not_trusted(
+    registry: ProcessRegistry, sleeper: Process, tmp_path: Path
 ) -> None:
     elsewhere = ProcessRegistry(tmp_path / "elsewhere")
-    await elsewhere.enter(sleeper, None)
+    await elsewhere.add(sleeper, None)
     orphan(elsewhere, sleeper)
-    ledger.folder.symlink_to(elsewhere.folder)
-    assert await ledger.sweep() == 0
+    registry.folder.symlink_to(elsewhere.folder)
+    assert await registry.sweep() == 0
     assert sleeper.alive
 
 
-async def test_a_pool_that_is_left_strikes_its_browsers_and_their_folders() -> None:
+async def test_closing_a_pool_removes_its_browsers_from_the_registry_and_their_folders() -> None:
     async with BrowserPool(1) as pool:
         [browser] = pool.browsers
         assert browser.process is not None
@@ -142,9 +142,9 @@ async def test_the_next_pool_removes_what_a_killed_worker_left(tmp_path: Path) -
         "asyncio.run(main())\n"
     )
     worker = await asyncio.create_subprocess_exec(sys.executable, str(program), stdout=asyncio.subprocess.PIPE)
-    told, _ = await asyncio.wait_for(worker.communicate(), 60)
+    printed, _ = await asyncio.wait_for(worker.communicate(), 60)
     assert worker.returncode == -signal.SIGKILL
-    found = next(line for line in told.decode().splitlines() if line.startswith("found"))
+    found = next(line for line in printed.decode().splitlines() if line.startswith("found"))
     _, pid, profile = found.split()
     assert Path(profile).exists()
     async with BrowserPool(1):

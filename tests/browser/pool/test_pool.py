@@ -1,49 +1,24 @@
+"""The pool: opening and closing it, and leasing pages."""
+
 import asyncio
-import contextlib
+import inspect
 import os
-import signal
+import sys
+import textwrap
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
-from playwright.async_api import BrowserContext, CDPSession
-from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import BrowserContext
 
 from cplane.browser import BrowserPool, PageOptions, probe
-from cplane.browser import lease as lease_module
-from cplane.browser.engine import instance
-from cplane.errors import BrowserGone, BrowserNotFound, InvalidArguments, PageCrashed, PoolTimeout, UsageError
-from tests.browser.pools import FOREVER, contexts, running, settled
+from cplane.egress import EgressProxy
+from cplane.errors import BrowserGone, BrowserNotFound, InvalidArguments, PoolTimeout, UsageError
+from tests.browser.pools import contexts, running, settled
 
 
-async def crash(page_url: str, pool: BrowserPool) -> None:
-    """Crash the renderer of the one page at this address."""
-    browser = await running(pool)
-    for context in browser.browser.contexts:
-        for page in context.pages:
-            if page.url == page_url:
-                with pytest.raises(PlaywrightError):
-                    await page.goto("chrome://crash")
-
-
-async def visit_and_crash(pool: BrowserPool, page_url: str) -> None:
-    async with pool.page() as page:
-        await page.goto(page_url)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(crash(page_url, pool))
-            await page.evaluate(FOREVER)
-
-
-async def wait_forever(pool: BrowserPool, disturb: Callable[[], None]) -> None:
-    """A job that would never end, disturbed once it has its page."""
-    async with pool.page() as page:
-        disturb()
-        await page.evaluate(FOREVER)
-
-
-async def test_two_pages_do_not_see_each_others_cookies_and_storage(pool: BrowserPool, site: str) -> None:
+async def test_pages_do_not_share_cookies_and_storage(pool: BrowserPool, site: str) -> None:
     async with pool.page() as one, pool.page() as other:
         await one.goto(site)
         await other.goto(site)
@@ -66,7 +41,7 @@ async def test_page_options_reach_the_page(pool: BrowserPool) -> None:
     assert seen == [400, 300, "de-DE", "Asia/Tokyo", "me/1"]
 
 
-async def test_options_that_the_browser_refuses_are_the_callers_fault(pool: BrowserPool) -> None:
+async def test_options_that_the_browser_refuses_raise_invalid_arguments(pool: BrowserPool) -> None:
     with pytest.raises(InvalidArguments, match="Mars/Olympus"):
         await pool.acquire_page(PageOptions(timezone="Mars/Olympus"))
     assert pool.stats().open == 0
@@ -93,16 +68,16 @@ async def test_waiters_are_served_in_order(pool: BrowserPool) -> None:
     assert pool.free == 2
 
 
-async def test_nobody_waits_longer_than_told() -> None:
+async def test_a_waiter_times_out_after_wait_s() -> None:
     async with BrowserPool(1, wait_s=0.1) as pool, pool.page():
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(PoolTimeout, match=r"none of 1 pages became free within 0\.1 s"):
             await pool.acquire_page()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - started < 2
         assert pool.stats().waiting == 0
 
 
-async def test_a_release_frees_the_slot_only_once(pool: BrowserPool) -> None:
+async def test_releasing_a_lease_twice_releases_one_slot(pool: BrowserPool) -> None:
     lease = await pool.acquire_page()
     lease.release()
     lease.release()
@@ -111,7 +86,7 @@ async def test_a_release_frees_the_slot_only_once(pool: BrowserPool) -> None:
     assert lease.page.is_closed()
 
 
-async def test_wait_free_answers_when_a_page_is_given_back() -> None:
+async def test_wait_free_returns_when_a_page_is_released() -> None:
     async with BrowserPool(1) as pool:
         await pool.wait_free()
         lease = await pool.acquire_page()
@@ -135,7 +110,7 @@ async def test_popups_close_with_their_page(pool: BrowserPool, site: str) -> Non
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
-async def test_an_acquire_that_is_cancelled_leaves_no_slot_and_no_context(pool: BrowserPool, turns: int) -> None:
+async def test_a_cancelled_acquire_leaves_no_slot_in_use_and_no_context(pool: BrowserPool, turns: int) -> None:
     browser = await running(pool)
     for _ in range(3):
         acquiring = asyncio.create_task(pool.acquire_page())
@@ -149,7 +124,7 @@ async def test_an_acquire_that_is_cancelled_leaves_no_slot_and_no_context(pool: 
 
 
 @pytest.mark.parametrize("step", ["new_context", "new_page", "done"])
-async def test_an_acquire_that_is_cancelled_while_the_browser_works_leaves_nothing(
+async def test_an_acquire_cancelled_during_a_browser_call_leaves_nothing(
     pool: BrowserPool, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser = await running(pool)
@@ -184,212 +159,7 @@ async def test_an_acquire_that_is_cancelled_while_the_browser_works_leaves_nothi
     assert contexts(browser) == 0
 
 
-async def test_a_renderer_that_crashes_interrupts_its_job_and_no_other(pool: BrowserPool, site: str) -> None:
-    async with pool.page() as neighbour:
-        began = time.monotonic()
-        with pytest.raises(PageCrashed):
-            await visit_and_crash(pool, site)
-        assert time.monotonic() - began < 10
-        assert await neighbour.evaluate("6 * 7") == 42
-    assert pool.stats().launches == 1
-    await settled(pool)
-    assert pool.free == 2
-
-
-async def test_a_block_that_swallows_its_interruption_is_not_left_cancelled(pool: BrowserPool) -> None:
-    browser = await running(pool)
-    assert browser.process is not None
-    async with pool.page() as page:
-        os.kill(browser.process.pid, signal.SIGKILL)
-        with contextlib.suppress(asyncio.CancelledError, PlaywrightError):
-            await page.evaluate(FOREVER)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([browser.gone], timeout=10)
-            await asyncio.sleep(0)
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
-
-
-async def test_broken_tells_of_a_crash(pool: BrowserPool, site: str) -> None:
-    lease = await pool.acquire_page()
-    await lease.page.goto(site)
-    await crash(site, pool)
-    await asyncio.wait([lease.broken], timeout=10)
-    assert isinstance(lease.broken.exception(), PageCrashed)
-    lease.release()
-    await settled(pool)
-
-
-async def test_a_browser_that_is_killed_is_replaced_and_its_pages_are_told(
-    pool: BrowserPool, descendants: Callable[[], set[int]]
-) -> None:
-    leases = [await pool.acquire_page() for _ in range(2)]
-    browser = await running(pool)
-    assert browser.process is not None
-    assert browser.process.pid in descendants()
-    os.kill(browser.process.pid, signal.SIGKILL)
-    await asyncio.wait([lease.broken for lease in leases], timeout=10)
-    assert all(isinstance(lease.broken.exception(), BrowserGone) for lease in leases)
-    for lease in leases:
-        lease.release()
-    async with pool.page() as page:
-        assert await page.evaluate("6 * 7") == 42
-    assert (pool.stats().launches, pool.stats().lost) == (2, 1)
-    await settled(pool)
-    assert pool.free == 2
-
-
-async def test_a_call_that_was_under_way_when_the_browser_died_ends_as_browser_gone(pool: BrowserPool) -> None:
-    lease = await pool.acquire_page()
-    browser = await running(pool)
-    calling = asyncio.create_task(lease.page.evaluate(FOREVER))
-    assert browser.process is not None
-    os.kill(browser.process.pid, signal.SIGKILL)
-    await asyncio.wait([calling], timeout=10)
-    error = calling.exception()
-    assert isinstance(error, PlaywrightError)
-    assert isinstance(await lease.cause(RuntimeError("wrapped").with_traceback(None)), RuntimeError | BrowserGone)
-    assert isinstance(await lease.cause(error), BrowserGone)
-    lease.release()
-
-
-async def crash_renderer(session: CDPSession) -> None:
-    with contextlib.suppress(PlaywrightError):
-        await session.send("Page.crash")  # pyright: ignore[reportUnknownMemberType]
-
-
-async def test_a_navigation_that_was_aborted_because_its_renderer_died_is_a_crash(
-    pool: BrowserPool, site: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    aborted = PlaywrightError("Page.goto: net::ERR_ABORTED; maybe frame was detached?")
-    lease = await pool.acquire_page()
-    await lease.page.goto(site)
-    monkeypatch.setattr(lease_module, "ABORT_S", 0.01)
-    assert await lease.cause(aborted) is aborted
-    monkeypatch.setattr(lease_module, "ABORT_S", 10)
-    asking = asyncio.create_task(lease.cause(aborted))
-    session = await lease.context.new_cdp_session(lease.page)
-    crashing = asyncio.create_task(crash_renderer(session))
-    assert isinstance(await asking, PageCrashed)
-    crashing.cancel()
-    await asyncio.wait([crashing])
-    lease.release()
-
-
-async def test_a_driver_that_dies_is_replaced_with_its_browser(
-    pool: BrowserPool, descendants: Callable[[], set[int]]
-) -> None:
-    browser = await running(pool)
-    driver = browser.driver.process
-    assert driver is not None
-    assert driver.pid in descendants()
-    with pytest.raises(BrowserGone):
-        await wait_forever(pool, partial(os.kill, driver.pid, signal.SIGKILL))
-    async with pool.page() as page:
-        assert await page.evaluate("6 * 7") == 42
-    assert pool.stats().launches == 2
-
-
-async def test_a_driver_that_dies_while_nobody_uses_it_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
-    async with BrowserPool(1) as pool:
-        first = await running(pool)
-        assert first.driver.process is not None
-        os.kill(first.driver.process.pid, signal.SIGKILL)
-        await asyncio.wait([first.gone], timeout=10)
-        async with pool.page() as page:
-            assert await page.evaluate("6 * 7") == 42
-
-
-async def test_an_error_of_the_job_itself_stays_as_it_is(pool: BrowserPool) -> None:
-    with pytest.raises(PlaywrightError, match="ReferenceError"):
-        async with pool.page() as page:
-            await page.evaluate("missing")
-    with pytest.raises(ZeroDivisionError):
-        async with pool.page():
-            _ = 1 / 0
-    lease = await pool.acquire_page()
-    await lease.page.close()
-    with pytest.raises(PlaywrightError, match="has been closed") as closed:
-        await lease.page.title()
-    assert await lease.cause(closed.value) is closed.value
-    lease.release()
-
-
-async def test_a_close_that_hangs_frees_the_slot_in_time_and_retires_the_browser(
-    pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(instance, "CLOSE_S", 0.2)
-    first = await running(pool)
-    neighbour = await pool.acquire_page()
-    lease = await pool.acquire_page()
-
-    async def hang() -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(lease.context, "close", hang)
-    lease.release()
-    assert pool.free == 0
-    await asyncio.wait_for(lease.wait_closed(), 10)
-    assert first.ended.done()
-    async with pool.page() as page:
-        assert await page.evaluate("6 * 7") == 42
-    assert await running(pool) is not first
-    assert await neighbour.page.evaluate("6 * 7") == 42
-    neighbour.release()
-    await asyncio.wait([first.gone], timeout=10)
-    await settled(pool)
-    assert pool.free == 2
-    assert pool.stats().lost == 0
-
-
-async def test_a_page_that_does_not_open_in_time_is_given_up(
-    pool: BrowserPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(instance, "OPEN_S", 0.2)
-    first = await running(pool)
-
-    async def hang(**options: object) -> BrowserContext:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(first.browser, "new_context", hang)
-    with pytest.raises(PoolTimeout, match="did not open a page"):
-        await pool.acquire_page()
-    monkeypatch.undo()
-    async with pool.page() as page:
-        assert await page.evaluate("6 * 7") == 42
-    assert await running(pool) is not first
-
-
-async def test_a_browser_that_stops_answering_is_lost_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
-    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
-    async with BrowserPool(1) as pool:
-        first = await running(pool)
-        assert first.process is not None
-        with pytest.raises(BrowserGone, match="did not answer"):
-            await wait_forever(pool, partial(os.kill, first.process.pid, signal.SIGSTOP))
-        await settled(pool)
-    assert not first.process.alive
-
-
-async def test_who_acquires_from_a_browser_that_hangs_gets_a_page_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instance, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(instance, "ANSWER_S", 1.0)
-    monkeypatch.setattr(instance, "CLOSE_S", 0.5)
-    async with BrowserPool(1) as pool:
-        first = await running(pool)
-        assert first.process is not None
-        os.kill(first.process.pid, signal.SIGSTOP)
-        async with pool.page() as page:
-            assert await page.evaluate("6 * 7") == 42
-        assert pool.stats().launches == 2
-
-
-async def test_leaving_the_pool_leaves_no_process_and_no_task(descendants: Callable[[], set[int]]) -> None:
+async def test_closing_the_pool_leaves_no_process_and_no_task(descendants: Callable[[], set[int]]) -> None:
     before, tasks = descendants(), asyncio.all_tasks()
     async with BrowserPool(2) as pool:
         lease = await pool.acquire_page()
@@ -401,7 +171,7 @@ async def test_leaving_the_pool_leaves_no_process_and_no_task(descendants: Calla
     assert {task for task in asyncio.all_tasks() if not task.done()} <= tasks
 
 
-async def test_leaving_the_pool_sends_waiters_away() -> None:
+async def test_closing_the_pool_fails_its_waiters() -> None:
     async with BrowserPool(1) as pool:
         await pool.acquire_page()
         waiting = asyncio.create_task(pool.acquire_page())
@@ -414,7 +184,7 @@ async def test_leaving_the_pool_sends_waiters_away() -> None:
     assert pool.free == 0
 
 
-async def test_leaving_the_pool_while_a_page_opens_is_no_cancellation_of_who_wants_it() -> None:
+async def test_closing_the_pool_while_a_page_opens_does_not_cancel_the_caller() -> None:
     async with BrowserPool(1) as pool:
         opening = asyncio.create_task(pool.acquire_page())
         await asyncio.sleep(0)
@@ -423,7 +193,7 @@ async def test_leaving_the_pool_while_a_page_opens_is_no_cancellation_of_who_wan
         await opening
 
 
-async def test_entering_that_is_cancelled_leaves_no_process(descendants: Callable[[], set[int]]) -> None:
+async def test_a_cancelled_start_of_the_pool_leaves_no_process(descendants: Callable[[], set[int]]) -> None:
     before = descendants()
     for delay_s in (0.0, 0.02, 0.1, 0.3):
         entering = asyncio.create_task(BrowserPool(1).__aenter__())
@@ -436,7 +206,7 @@ async def test_entering_that_is_cancelled_leaves_no_process(descendants: Callabl
         assert descendants() <= before
 
 
-async def test_leaving_that_is_cancelled_is_finished_all_the_same(descendants: Callable[[], set[int]]) -> None:
+async def test_a_cancelled_close_of_the_pool_is_still_completed(descendants: Callable[[], set[int]]) -> None:
     before = descendants()
     pool = await BrowserPool(1).__aenter__()
     leaving = asyncio.create_task(pool.__aexit__(None, None, None))
@@ -447,12 +217,14 @@ async def test_leaving_that_is_cancelled_is_finished_all_the_same(descendants: C
     assert descendants() <= before
 
 
-async def test_a_pool_without_a_browser_says_so(tmp_path: Path) -> None:
+async def test_a_pool_without_a_browser_raises_browser_not_found(tmp_path: Path) -> None:
     with pytest.raises(BrowserNotFound, match="not a program"):
         await BrowserPool(executable=tmp_path / "missing").__aenter__()
 
 
-async def test_a_browser_that_does_not_start_says_why(tmp_path: Path, descendants: Callable[[], set[int]]) -> None:
+async def test_the_error_of_a_browser_that_does_not_start_has_the_reason(
+    tmp_path: Path, descendants: Callable[[], set[int]]
+) -> None:
     before = descendants()
     broken = tmp_path / "chromium"
     broken.write_text("#!/bin/sh\necho 'error while loading shared libraries: libnss3.so' >&2\nexit 127\n")
@@ -462,30 +234,37 @@ async def test_a_browser_that_does_not_start_says_why(tmp_path: Path, descendant
     assert descendants() <= before
 
 
-async def test_a_browser_that_cannot_be_replaced_makes_waiters_time_out_with_the_reason(tmp_path: Path) -> None:
-    link = tmp_path / "chromium-headless-shell"
-    link.symlink_to("/usr/bin/chromium-headless-shell")
-    async with BrowserPool(1, executable=link, wait_s=2) as pool:
-        browser = await running(pool)
-        link.unlink()
-        assert browser.process is not None
-        os.kill(browser.process.pid, signal.SIGKILL)
-        await asyncio.wait([browser.gone], timeout=10)
-        with pytest.raises(PoolTimeout, match=r"there is no browser after 2 s: .*not a program"):
-            await pool.acquire_page()
-        assert pool.free == 0
-        link.symlink_to("/usr/bin/chromium-headless-shell")
-        await asyncio.wait_for(pool.wait_free(), 20)
-        async with pool.page() as page:
-            assert await page.evaluate("6 * 7") == 42
-
-
-async def test_a_pool_is_opened_once(pool: BrowserPool) -> None:
+async def test_a_pool_cannot_be_opened_twice(pool: BrowserPool) -> None:
     with pytest.raises(UsageError):
         await pool.__aenter__()
     with pytest.raises(UsageError):
         BrowserPool(0)
 
 
-async def test_probe_answers_the_version() -> None:
+async def test_probe_returns_the_version() -> None:
     assert (await probe()).split(".")[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("documented", "output"),
+    [
+        (BrowserPool, "Hello"),
+        (BrowserPool.page, "Directory listing for /"),
+        (EgressProxy, "127.0.0.1 is a loopback address"),
+    ],
+    ids=["BrowserPool", "BrowserPool.page", "EgressProxy"],
+)
+async def test_the_examples_in_docstrings_run(documented: object, output: str, tmp_path: Path) -> None:
+    code = textwrap.dedent((inspect.getdoc(documented) or "").partition("```python\n")[2].partition("```")[0])
+    program = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        textwrap.dedent(code),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    printed, errors = await asyncio.wait_for(program.communicate(), 60)
+    assert program.returncode == 0, errors.decode()
+    assert output in printed.decode()

@@ -1,4 +1,4 @@
-"""Isolation "shared": pages that jobs of one name use one after the other."""
+"""Isolation "shared": jobs of one name reuse pages."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page, Route
 
 from cplane.browser import BrowserPool, Limits, PageOptions
-from cplane.browser.pool.shared import ANSWER_S, SharedContext
-from cplane.browser.pool.sharing import MOST_SHARED
+from cplane.browser.pool.shared import RESPONSE_TIMEOUT_S, SharedContext
+from cplane.browser.pool.sharing import MAX_SHARED_CONTEXTS
 from cplane.errors import BrowserGone, PageCrashed
 from tests.browser.pools import FOREVER, contexts, running, settled, until
 
@@ -21,9 +21,9 @@ SHARED = PageOptions(isolation="shared")
 
 
 @pytest.fixture(autouse=True)
-def idle_pages_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, no page is emptied, and another opened meanwhile, between two jobs of a test."""
-    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 3600.0)
+def idle_pages_are_not_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine too, no page is reset, and no other opened in that time, between two jobs of a test."""
+    monkeypatch.setattr("cplane.browser.pool.shared.RESET_IDLE_S", 3600.0)
 
 
 async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: BrowserPool, site: str) -> None:
@@ -41,7 +41,7 @@ async def test_jobs_of_one_scope_share_cookies_and_jobs_of_another_do_not(pool: 
         assert await page.evaluate("document.cookie") == ""
 
 
-async def test_one_page_serves_one_job_after_the_other(pool: BrowserPool) -> None:
+async def test_one_page_is_reused_by_one_job_after_the_other(pool: BrowserPool) -> None:
     pages: set[Page] = set()
     for _ in range(4):
         async with pool.page(SHARED, scope="a") as page:
@@ -52,7 +52,7 @@ async def test_one_page_serves_one_job_after_the_other(pool: BrowserPool) -> Non
 
 
 async def spun(pool: BrowserPool, site: str, *, fails: bool = False) -> Page:
-    """The page of a job that left it spinning, and ended well or not."""
+    """Leave a page in an endless loop, with a job that ends well or fails; returns the page."""
     lease = await pool.acquire_page(SHARED, scope="a")
     with suppress(LookupError):
         async with lease as page:
@@ -63,23 +63,23 @@ async def spun(pool: BrowserPool, site: str, *, fails: bool = False) -> Page:
     return lease.page
 
 
-async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answers(
+async def test_after_a_failed_job_its_page_is_not_leased_before_it_responds(
     site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = SharedContext._answers  # pyright: ignore[reportPrivateUsage]  its time is the test's to say
-    lent = asyncio.Event()
+    responds = SharedContext._responds  # pyright: ignore[reportPrivateUsage]  the test decides when it returns
+    leased = asyncio.Event()
 
-    async def answers_later(context: SharedContext, page: Page, within_s: float = ANSWER_S) -> bool:
-        await lent.wait()
-        return await answers(context, page, within_s)
+    async def responds_later(context: SharedContext, page: Page, within_s: float = RESPONSE_TIMEOUT_S) -> bool:
+        await leased.wait()
+        return await responds(context, page, within_s)
 
-    monkeypatch.setattr(SharedContext, "_answers", answers_later)
+    monkeypatch.setattr(SharedContext, "_responds", responds_later)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site, fails=True)
-        async with pool.page(SHARED, scope="a") as page:  # at once: the page that is asked holds no slot
+        async with pool.page(SHARED, scope="a") as page:  # without waiting: the page that is checked holds no slot
             assert page is not spinning
             assert not spinning.is_closed()
-            lent.set()
+            leased.set()
             await page.goto("data:text/html,hello")
         await settled(pool)
         assert spinning.is_closed()
@@ -87,11 +87,11 @@ async def test_after_a_job_that_failed_its_page_is_lent_to_nobody_before_it_answ
             assert again is page
 
 
-async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> None:
+async def test_a_job_that_gets_a_page_left_busy_loses_it_soon(site: str) -> None:
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         again = await pool.acquire_page(SHARED, scope="a")
-        with pytest.raises(BrowserGone, match="left busy by the job that had it before"):
+        with pytest.raises(BrowserGone, match="left busy by the previous job"):
             async with again as page:
                 await page.goto(site + "?again")
         assert again.page is spinning
@@ -103,10 +103,8 @@ async def test_who_gets_a_page_that_was_left_busy_loses_it_soon(site: str) -> No
         assert pool.stats().launches == 1
 
 
-async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(
-    site: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cplane.browser.pool.shared.IDLE_S", 0.1)
+async def test_a_page_left_busy_that_is_not_requested_is_closed(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cplane.browser.pool.shared.RESET_IDLE_S", 0.1)
     async with BrowserPool(1) as pool:
         spinning = await spun(pool, site)
         await settled(pool)
@@ -115,7 +113,7 @@ async def test_a_page_that_was_left_busy_and_that_nobody_asks_for_is_closed(
             assert await page.evaluate("6 * 7") == 42
 
 
-async def test_a_page_whose_own_document_is_slow_is_not_taken_for_one_that_was_left_busy(site: str) -> None:
+async def test_a_page_with_a_slow_document_is_not_mistaken_for_one_left_busy(site: str) -> None:
     slow = "data:text/html,<script>const end = Date.now() + 3500; while (Date.now() < end);</script><title>slow</title>"
     async with BrowserPool(1) as pool:
         async with pool.page(SHARED, scope="a") as first:
@@ -128,7 +126,7 @@ async def test_a_page_whose_own_document_is_slow_is_not_taken_for_one_that_was_l
             assert page is first
 
 
-async def test_jobs_at_the_same_time_have_a_page_each_in_one_context(pool: BrowserPool) -> None:
+async def test_concurrent_jobs_have_separate_pages_in_one_context(pool: BrowserPool) -> None:
     async with pool.page(SHARED, scope="a") as one, pool.page(SHARED, scope="a") as other:
         assert one is not other
         assert one.context is other.context
@@ -136,7 +134,7 @@ async def test_jobs_at_the_same_time_have_a_page_each_in_one_context(pool: Brows
     assert pool.free == 2
 
 
-async def test_what_a_job_opened_and_routed_goes_with_it(pool: BrowserPool, site: str) -> None:
+async def test_popups_and_routes_of_a_job_are_removed_with_its_lease(pool: BrowserPool, site: str) -> None:
     async def refuse(route: Route) -> None:
         await route.abort()
 
@@ -153,7 +151,7 @@ async def test_what_a_job_opened_and_routed_goes_with_it(pool: BrowserPool, site
         assert await again.goto(site) is not None
 
 
-async def test_a_page_that_crashed_or_was_closed_is_lent_to_nobody(pool: BrowserPool, site: str) -> None:
+async def test_a_page_that_crashed_or_was_closed_is_not_leased_again(pool: BrowserPool, site: str) -> None:
     async def crash(page: Page) -> None:
         async with pool.page(SHARED, scope="a") as crashing:
             await crashing.goto(site)
@@ -173,7 +171,7 @@ async def test_a_page_that_crashed_or_was_closed_is_lent_to_nobody(pool: Browser
     assert pool.stats().launches == 1
 
 
-async def test_a_browser_that_dies_takes_the_context_along_and_the_next_job_gets_another(pool: BrowserPool) -> None:
+async def test_a_context_is_lost_with_its_browser_and_the_next_job_gets_another(pool: BrowserPool) -> None:
     async def wait_forever(disturb: Callable[[], None]) -> None:
         async with pool.page(SHARED, scope="a") as page:
             disturb()
@@ -187,7 +185,7 @@ async def test_a_browser_that_dies_takes_the_context_along_and_the_next_job_gets
         assert await page.evaluate("6 * 7") == 42
 
 
-async def test_a_context_is_replaced_after_its_uses_and_leaves_nothing() -> None:
+async def test_a_context_is_replaced_after_its_maximum_number_of_uses() -> None:
     async with BrowserPool(2, warm=0, limits=Limits(pages=3)) as pool:
         seen: set[Page] = set()
         for _ in range(7):
@@ -197,17 +195,17 @@ async def test_a_context_is_replaced_after_its_uses_and_leaves_nothing() -> None
         assert len(seen) == 3
 
 
-async def test_contexts_that_nobody_uses_any_more_are_closed(pool: BrowserPool) -> None:
+async def test_surplus_contexts_that_are_idle_are_closed(pool: BrowserPool) -> None:
     browser = await running(pool)
-    for number in range(MOST_SHARED + 3):
+    for number in range(MAX_SHARED_CONTEXTS + 3):
         async with pool.page(SHARED, scope=str(number)):
             pass
         await settled(pool)
-    await until(lambda: contexts(browser) == MOST_SHARED)
+    await until(lambda: contexts(browser) == MAX_SHARED_CONTEXTS)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])
-async def test_an_acquire_that_is_cancelled_leaves_no_slot_and_one_context(pool: BrowserPool, turns: int) -> None:
+async def test_a_cancelled_acquire_leaves_no_slot_in_use_and_one_context(pool: BrowserPool, turns: int) -> None:
     browser = await running(pool)
     for _ in range(4):
         acquiring = asyncio.create_task(pool.acquire_page(SHARED, scope="a"))
@@ -222,7 +220,7 @@ async def test_an_acquire_that_is_cancelled_leaves_no_slot_and_one_context(pool:
     assert contexts(browser) <= 1
 
 
-async def test_many_that_ask_at_once_share_one_context() -> None:
+async def test_concurrent_acquires_share_one_context() -> None:
     async with BrowserPool(4, warm=0) as pool:
         leases = await asyncio.gather(*(pool.acquire_page(SHARED, scope="a") for _ in range(4)))
         assert len({lease.context for lease in leases}) == 1

@@ -6,7 +6,7 @@ from cplane.browser.pool.slots import FairSemaphore
 from cplane.errors import BrowserGone
 
 
-async def test_a_slot_is_handed_to_who_waits_longest() -> None:
+async def test_a_slot_is_granted_to_the_waiter_that_waited_longest() -> None:
     slots = FairSemaphore(1)
     order: list[int] = []
 
@@ -26,7 +26,7 @@ async def test_a_slot_is_handed_to_who_waits_longest() -> None:
     assert (slots.used, slots.free, slots.waiting) == (1, 0, 0)
 
 
-async def test_who_comes_later_does_not_overtake_who_was_handed_a_slot() -> None:
+async def test_a_later_caller_does_not_overtake_a_waiter_that_was_granted_a_slot() -> None:
     slots = FairSemaphore(1)
     await slots.acquire()
     waiting = asyncio.create_task(slots.acquire())
@@ -39,7 +39,7 @@ async def test_who_comes_later_does_not_overtake_who_was_handed_a_slot() -> None
     await late
 
 
-async def test_a_cancelled_waiter_leaves_the_line() -> None:
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     slots = FairSemaphore(1)
     await slots.acquire()
     cancelled, patient = asyncio.create_task(slots.acquire()), asyncio.create_task(slots.acquire())
@@ -52,7 +52,7 @@ async def test_a_cancelled_waiter_leaves_the_line() -> None:
     assert (slots.used, slots.waiting) == (0, 0)
 
 
-async def test_a_slot_handed_to_a_waiter_that_is_being_cancelled_goes_to_the_next() -> None:
+async def test_a_slot_granted_to_a_waiter_that_is_being_cancelled_goes_to_the_next() -> None:
     slots = FairSemaphore(1)
     await slots.acquire()
     cancelled, patient = asyncio.create_task(slots.acquire()), asyncio.create_task(slots.acquire())
@@ -66,7 +66,7 @@ async def test_a_slot_handed_to_a_waiter_that_is_being_cancelled_goes_to_the_nex
     assert slots.used == 0
 
 
-async def test_dismissed_waiters_learn_why_and_hold_nothing() -> None:
+async def test_dismissed_waiters_get_the_error_and_hold_no_slot() -> None:
     slots = FairSemaphore(1)
     await slots.acquire()
     waiters = [asyncio.create_task(slots.acquire()) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Pages that are ready before anyone asks for them."""
+"""Warm pages: which are opened, and which are leased."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser import BrowserPool, PageOptions
 from cplane.browser.engine.instance import Instance
-from cplane.browser.pool.stock import REMEMBERED, WarmPages
+from cplane.browser.pool.stock import REQUEST_WINDOW, WarmPages
 from cplane.errors import InvalidArguments
 from tests.browser.pools import contexts, running, settled, until
 
@@ -27,18 +27,18 @@ def widths(browser: Instance) -> list[int]:
     return [size["width"] for size in sizes if size]
 
 
-async def test_the_first_page_is_there_before_it_is_asked_for() -> None:
+async def test_the_first_page_is_open_before_it_is_requested() -> None:
     async with BrowserPool(2, warm=1) as pool:
         await warmed(pool, 1)
         assert (pool.free, pool.stats().open) == (2, 0)
         async with pool.page() as page:
-            assert (pool.stats().lent, pool.stats().lent_warm) == (1, 1)
+            assert (pool.stats().leased, pool.stats().leased_warm) == (1, 1)
             assert await page.evaluate("6 * 7") == 42
         await warmed(pool, 1)
         await settled(pool)
 
 
-async def test_a_ready_page_is_handed_out_without_a_word_to_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_warm_page_is_leased_without_a_call_to_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     async with BrowserPool(1, warm=1) as pool:
         await warmed(pool, 1)
         acquiring = asyncio.create_task(pool.acquire_page())
@@ -47,39 +47,39 @@ async def test_a_ready_page_is_handed_out_without_a_word_to_the_browser(monkeypa
         acquiring.result().release()
 
 
-async def test_pages_are_kept_ready_for_the_options_that_are_asked_for_often() -> None:
+async def test_options_that_are_requested_often_get_warm_pages() -> None:
     async with BrowserPool(2, warm=1) as pool:
-        for _ in range(REMEMBERED):
+        for _ in range(REQUEST_WINDOW):
             async with pool.page(WIDE) as page:
                 assert await page.evaluate("innerWidth") == 1000
             await settled(pool)
             await warmed(pool, 1)
-        assert pool.stats().lent_warm >= REMEMBERED // 2
-        before = pool.stats().lent_warm
+        assert pool.stats().leased_warm >= REQUEST_WINDOW // 2
+        before = pool.stats().leased_warm
         async with pool.page(WIDE):
-            assert pool.stats().lent_warm == before + 1
+            assert pool.stats().leased_warm == before + 1
 
 
-async def test_options_that_are_asked_for_once_are_not_prepared_for() -> None:
+async def test_options_that_are_requested_once_get_no_warm_page() -> None:
     async with BrowserPool(2, warm=2) as pool:
         await warmed(pool, 2)
         async with pool.page(WIDE) as page:
             assert await page.evaluate("innerWidth") == 1000
-        assert pool.stats().lent_warm == 0
+        assert pool.stats().leased_warm == 0
 
 
-async def test_expected_options_are_prepared_for_at_once() -> None:
+async def test_expected_options_get_warm_pages_immediately() -> None:
     async with BrowserPool(1, warm=1) as pool:
         browser = await running(pool)
         pool.expect(WIDE)
         pool.expect(WIDE)
         await until(lambda: pool.stats().warm and widths(browser) == [1000])
         async with pool.page(WIDE) as page:
-            assert pool.stats().lent_warm == 1
+            assert pool.stats().leased_warm == 1
             assert await page.evaluate("innerWidth") == 1000
 
 
-async def test_a_ready_page_whose_renderer_died_is_handed_to_nobody() -> None:
+async def test_a_warm_page_whose_renderer_died_is_not_leased() -> None:
     async with BrowserPool(1, warm=1) as pool:
         await warmed(pool, 1)
         browser = await running(pool)
@@ -92,7 +92,7 @@ async def test_a_ready_page_whose_renderer_died_is_handed_to_nobody() -> None:
         await warmed(pool, 1)
 
 
-async def test_ready_pages_die_with_their_browser_and_are_made_anew() -> None:
+async def test_warm_pages_die_with_their_browser_and_are_opened_again() -> None:
     async with BrowserPool(2, warm=2) as pool:
         await warmed(pool, 2)
         first = await running(pool)
@@ -106,7 +106,7 @@ async def test_ready_pages_die_with_their_browser_and_are_made_anew() -> None:
         await until(lambda: contexts(second) == 2)
 
 
-async def test_options_that_the_browser_refuses_are_not_tried_again_and_again() -> None:
+async def test_options_that_the_browser_refuses_are_not_warmed_repeatedly() -> None:
     mars = PageOptions(timezone="Mars/Olympus")
     async with BrowserPool(2, warm=2) as pool:
         await warmed(pool, 2)
@@ -116,11 +116,11 @@ async def test_options_that_the_browser_refuses_are_not_tried_again_and_again() 
                 await pool.acquire_page(mars)
         await warmed(pool, 2)
         async with pool.page(), pool.page():
-            assert pool.stats().lent_warm == 2
+            assert pool.stats().leased_warm == 2
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
-async def test_an_acquire_that_is_cancelled_leaves_just_the_ready_pages(turns: int) -> None:
+async def test_a_cancelled_acquire_leaves_only_the_warm_pages(turns: int) -> None:
     async with BrowserPool(2, warm=1) as pool:
         for _ in range(4):
             acquiring = asyncio.create_task(pool.acquire_page())
@@ -137,7 +137,9 @@ async def test_an_acquire_that_is_cancelled_leaves_just_the_ready_pages(turns: i
         await until(lambda: contexts(browser) == 1)
 
 
-async def test_leaving_the_pool_while_pages_are_prepared_leaves_nothing(descendants: Callable[[], set[int]]) -> None:
+async def test_closing_the_pool_while_pages_are_being_warmed_leaves_nothing(
+    descendants: Callable[[], set[int]],
+) -> None:
     before, tasks = descendants(), asyncio.all_tasks()
     for turns in range(0, 60, 12):
         async with BrowserPool(4, warm=4) as pool:
@@ -148,23 +150,23 @@ async def test_leaving_the_pool_while_pages_are_prepared_leaves_nothing(descenda
         assert {task for task in asyncio.all_tasks() if not task.done()} <= tasks
 
 
-def test_the_stock_is_shared_out_by_how_often_options_are_asked_for() -> None:
-    stock = WarmPages(4)
+def test_warm_pages_are_divided_in_proportion_to_the_requests() -> None:
+    warm_pages = WarmPages(4)
     for options in [WIDE] * 9 + [SMALL] * 3:
-        stock.ask(options)
-    assert [options.key for options in stock.missing()] == [WIDE.key] * 3 + [SMALL.key]
+        warm_pages.record_request(options)
+    assert [options.key for options in warm_pages.missing()] == [WIDE.key] * 3 + [SMALL.key]
 
 
-def test_options_that_nobody_asked_for_lately_are_forgotten() -> None:
-    stock = WarmPages(2)
-    stock.expect(WIDE)
-    for _ in range(REMEMBERED):
-        stock.ask(SMALL)
-    assert [options.key for options in stock.missing()] == [SMALL.key] * 2
+def test_options_without_recent_requests_are_forgotten() -> None:
+    warm_pages = WarmPages(2)
+    warm_pages.expect(WIDE)
+    for _ in range(REQUEST_WINDOW):
+        warm_pages.record_request(SMALL)
+    assert [options.key for options in warm_pages.missing()] == [SMALL.key] * 2
 
 
-def test_options_that_are_refused_are_not_prepared_for() -> None:
-    stock = WarmPages(2)
-    stock.expect(WIDE)
-    stock.forget(WIDE.key)
-    assert stock.missing() == []
+def test_forgotten_options_get_no_warm_page() -> None:
+    warm_pages = WarmPages(2)
+    warm_pages.expect(WIDE)
+    warm_pages.forget(WIDE.key)
+    assert warm_pages.missing() == []
