@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cplane.cli.console import console, notes, typed
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.web import Port
 from cplane.errors import BrowserNotFound, InvalidSettings

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cplane.cli.console import notes, typed
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.target import module_of
 from cplane.cli.web import Host, Port

@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from cplane.cli.console import console
-from cplane.cli.loop import run
-from cplane.cli.masked import masked
+from cplane.cli.event_loop import run
+from cplane.cli.masking import masked
 from cplane.errors import CplaneError, InvalidSettings
 
 if TYPE_CHECKING:

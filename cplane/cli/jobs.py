@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cplane.cli.console import console, notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.plane import open_plane, read_id
 from cplane.jobs.states import State
 

@@ -58,7 +58,7 @@ class LocalPlane:
     @property
     def data(self) -> str:
         """Where the data is, for people."""
-        from cplane.cli.masked import masked
+        from cplane.cli.masking import masked
 
         if self._stack is not None:
             return str(self._root / ".cplane")

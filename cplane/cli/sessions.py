@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cplane.cli.console import console, notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import AsJson, print_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from uuid import UUID
 import typer
 
 from cplane.cli.console import notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import print_json, record_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 from cplane.errors import CplaneError, InvalidTransition, JobCancelled, JobFailed
 from cplane.jobs.states import Priority, State

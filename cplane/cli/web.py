@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cplane.cli.console import notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 
 Host = Annotated[str, typer.Option("--host", "-H", help="The address to listen on; 0.0.0.0 for all.")]

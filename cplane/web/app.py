@@ -11,11 +11,11 @@ from starlette.types import ASGIApp
 
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings, load_settings
-from cplane.web.api import OPERATIONS
-from cplane.web.docs import pages
+from cplane.web.handlers.docs import pages
 from cplane.web.middleware import Authentication, RequestLog
+from cplane.web.operations import OPERATIONS
 from cplane.web.problems import EXPECTED, handle
-from cplane.web.resource import ExactPathDispatch, resources, routes
+from cplane.web.routing import ExactPathDispatch, resources, routes
 
 
 def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | None = None) -> Starlette:

@@ -10,11 +10,11 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from cplane import __version__
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.names import SESSION_NAME
-from cplane.web.api import OPERATIONS
-from cplane.web.catalog import describe
+from cplane.web.handlers.catalog import describe
 from cplane.web.inputs import SubmitBody
+from cplane.web.operations import OPERATIONS
 from cplane.web.problems import MEDIA_TYPE, TOO_SLOW, UNAUTHORIZED, ProblemType, ProblemView
-from cplane.web.resource import Answer, Operation
+from cplane.web.routing import Answer, Operation
 
 if TYPE_CHECKING:
     from pydantic._internal._dataclasses import PydanticDataclass  # models_json_schema takes these too

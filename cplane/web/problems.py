@@ -29,7 +29,7 @@ from cplane.errors import (
     SessionTooLarge,
     UnknownJob,
 )
-from cplane.web.linger import LingeringResponse
+from cplane.web.lingering_close import LingeringResponse
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5

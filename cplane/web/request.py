@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
-from cplane.web.deadline import Deadline
+from cplane.web.deadlines import Deadline
 from cplane.web.problems import INVALID_REQUEST, FieldError, RequestProblem
 
 ANSWER_S = 5.5

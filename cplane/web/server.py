@@ -10,7 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cplane.errors import InvalidSettings
-from cplane.web.protocol import Protocol
+from cplane.web.uvicorn import Protocol
 
 GRACE_S = 10.0
 """How long answers under way may take once the server stops; waits for jobs end at once."""

@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from cplane.web import body, jobs, resource
+from cplane.web import body, routing
+from cplane.web.handlers import jobs
 from cplane.web.inputs import SubmitBody
 from cplane.web.problems import BY_SLUG
 
@@ -226,7 +227,7 @@ class TestSize:
         assert pointers(found) == ["/args"]
 
     async def test_a_body_that_does_not_come_answers_408(self, api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(resource, "BODY_S", 0.05)
+        monkeypatch.setattr(routing, "BODY_S", 0.05)
         reader, writer = await connect(api, "Content-Type: application/json", "Content-Length: 100", "", '{"job":')
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 408")

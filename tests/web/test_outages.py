@@ -99,7 +99,7 @@ async def test_a_database_without_our_tables_answers_503(settings: CplaneSetting
 
 
 async def test_what_takes_too_long_is_answered_all_the_same(api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cplane.web.resource.ANSWER_S", 0.001)
+    monkeypatch.setattr("cplane.web.routing.ANSWER_S", 0.001)
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/no-answer-in-time")
 

@@ -16,7 +16,7 @@ from cplane import ControlPlane, CplaneSettings
 from cplane.errors import InvalidSettings
 from cplane.postgres.models import JobRecord
 from cplane.web import create_app, open_server, serve
-from cplane.web.protocol import TOGETHER_BYTES, CoalescingTransport, IdleTimer
+from cplane.web.uvicorn import TOGETHER_BYTES, CoalescingTransport, IdleTimer
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api, Hand

@@ -12,13 +12,13 @@ from cplane.jobs.states import State
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import JobRecord
 from cplane.postgres.rows import RecordFilter
-from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
+from cplane.web.handlers.artifacts import FILE_NAME, ArtifactResponse
 from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor
+from cplane.web.long_poll import record_after
 from cplane.web.request import ApiRequest, not_for_transient, not_to_be_waited_for
 from cplane.web.responses import JsonAt, json_response
 from cplane.web.views import JobList, Retried, job_summary, job_view, queued_json
-from cplane.web.waiting import record_after
 
 JOBS = "/api/v1/jobs"
 

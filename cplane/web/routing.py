@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cplane.web.deadline import Deadlines
+from cplane.web.deadlines import Deadlines
 from cplane.web.problems import EXPECTED, METHOD, ProblemType, RequestProblem, handle
 from cplane.web.request import ANSWER_S, BODY_S, ApiRequest
 

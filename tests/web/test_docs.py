@@ -8,7 +8,7 @@ from pydantic import PlainValidator
 
 from cplane import job
 from cplane.jobs.registry import registry
-from cplane.web.api import OPERATIONS
+from cplane.web.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api

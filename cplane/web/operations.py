@@ -2,14 +2,14 @@
 
 from cplane.sessions.storage_state import SessionState
 from cplane.web import problems
-from cplane.web.catalog import catalog
-from cplane.web.health import livez, readyz
-from cplane.web.hosts import list_hosts
+from cplane.web.handlers.catalog import catalog
+from cplane.web.handlers.health import livez, readyz
+from cplane.web.handlers.hosts import list_hosts
+from cplane.web.handlers.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
+from cplane.web.handlers.queues import list_queues
+from cplane.web.handlers.sessions import SESSIONS, delete_session, import_session, list_sessions, show_session
 from cplane.web.inputs import ListQuery, RetryBody, SessionQuery, SubmitBody, WaitQuery
-from cplane.web.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
-from cplane.web.queues import list_queues
-from cplane.web.resource import Answer, Operation
-from cplane.web.sessions import SESSIONS, delete_session, import_session, list_sessions, show_session
+from cplane.web.routing import Answer, Operation
 from cplane.web.views import (
     Catalog,
     HostList,

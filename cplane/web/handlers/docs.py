@@ -12,9 +12,9 @@ from starlette.staticfiles import StaticFiles
 from cplane.web.openapi import document
 from cplane.web.problems import BY_SLUG, NOT_FOUND, RequestProblem
 from cplane.web.request import ApiRequest
-from cplane.web.resource import Handler, Resource
+from cplane.web.routing import Handler, Resource
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 
 PAGE_HEADERS = {
     "content-security-policy": (

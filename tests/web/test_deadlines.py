@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cplane.web.deadline import Deadline, Deadlines
+from cplane.web.deadlines import Deadline, Deadlines
 
 LONG_S = 60.0
 
