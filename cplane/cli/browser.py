@@ -23,7 +23,7 @@ def install() -> None:
 
     [cyan]$ cplane browser install[/]
 
-    One that is there and works is kept.
+    An existing browser that works is kept.
     """
     run(_install())
 

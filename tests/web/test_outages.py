@@ -65,7 +65,7 @@ def assert_unavailable(response: httpx2.Response) -> None:
     assert response.status_code == 503, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["retry-after"] == "5"
-    assert response.json()["type"] in {"/problems/database-unavailable", "/problems/no-response-in-time"}
+    assert response.json()["type"] in {"/problems/database-unavailable", "/problems/no-answer-in-time"}
 
 
 async def test_without_postgres_every_route_returns_503(settings: CplaneSettings, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_a_database_without_tables_returns_503(settings: CplaneSettings) -
 async def test_a_request_that_takes_too_long_returns_503(api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cplane.web.routing.RESPONSE_TIMEOUT_S", 0.001)
     response = await api.client.get("/readyz")
-    assert (response.status_code, response.json()["type"]) == (503, "/problems/no-response-in-time")
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/no-answer-in-time")
 
 
 @pytest.mark.parametrize("silent", [False, True])
