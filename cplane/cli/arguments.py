@@ -52,14 +52,14 @@ def _read(text: str, types: frozenset[str]) -> object:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
-    return text if isinstance(value, str) or not _json_allowed_types(value) & types else value
+    return text if isinstance(value, str) or not _json_types(value) & types else value
 
 
 def _refuse_constant(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
-def _json_allowed_types(value: object) -> frozenset[str]:
+def _json_types(value: object) -> frozenset[str]:
     """Return the JSON Schema types of a value that is not a string."""
     match value:
         case None:
@@ -88,7 +88,7 @@ def _allowed_types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[st
     if "const" in schema or "enum" in schema:
         values: list[object] = schema.get("enum", [schema.get("const")])
         return frozenset[str]().union(
-            *(frozenset({"string"}) if isinstance(value, str) else _json_allowed_types(value) for value in values)
+            *(frozenset({"string"}) if isinstance(value, str) else _json_types(value) for value in values)
         )
     named = schema.get("type", ANY_TYPE)
     return frozenset({named}) if isinstance(named, str) else frozenset(named)

@@ -70,7 +70,7 @@ def _egress(local: "LocalPlane") -> str:
     """Describe which addresses pages may reach."""
     settings = local.settings
     if settings.egress == "off":
-        return "reach every address: CPLANE_EGRESS is off"
+        return "reach every address that this machine reaches: CPLANE_EGRESS is off"
     also = f" and {', '.join(settings.egress_allow)}" if settings.egress_allow else ""
     return f"reach public addresses{also}; `cplane worker` refuses loopback unless CPLANE_EGRESS_ALLOW has it"
 

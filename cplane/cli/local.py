@@ -29,8 +29,8 @@ SERVER_VARIABLES = ("CPLANE_DATABASE_URL", "CPLANE_REDIS_URL")
 class LocalPlane:
     """Postgres, Redis, the HTTP API and a worker, as one async context manager.
 
-    Servers of CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used. One that is not set is started, with its data in
-    `root`/.cplane.
+    Servers of CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used. Unless both are set, embedded servers are started,
+    with their data in `root`/.cplane.
 
     Args:
         root: the folder whose `.cplane` keeps the data.
@@ -75,7 +75,8 @@ class LocalPlane:
 
         if self._stack is not None:
             return str(self._root / ".cplane")
-        return f"{masked(self.settings.database_url.get_secret_value())} and {masked(self.settings.redis_url.get_secret_value())}"
+        urls = (self.settings.database_url, self.settings.redis_url)
+        return " and ".join(masked(url.get_secret_value()) for url in urls)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
