@@ -1,4 +1,4 @@
-"""The `cplane` command. A command's own imports stand inside it, so that `cplane --help` answers at once."""
+"""The `cplane` command. Commands import what they need inside their functions, so that `cplane --help` is fast."""
 
 from cplane.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The commands and how the program ends: 0 done, 1 failed, 2 called wrongly, 130 stopped with Ctrl-C."""
+"""The commands, and the exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted with Ctrl-C."""
 
 import sys
 from typing import Annotated, Any
@@ -41,9 +41,9 @@ EXAMPLES = (
 
 
 class Commands(TyperGroup):
-    """The commands; what is wrong with a call is said without pydantic's prefix."""
+    """The commands. Removes pydantic's prefix from the messages of usage errors."""
 
-    def invoke(self, ctx: Any) -> Any:  # typer keeps the type of its contexts to itself
+    def invoke(self, ctx: Any) -> Any:  # the type of typer's contexts is private
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -95,7 +95,7 @@ def cplane(
 
 
 def main() -> None:
-    """Run the command line. An error of ours is one sentence on stderr, never a traceback."""
+    """Run the command line. A CplaneError is printed as one sentence on stderr, never as a traceback."""
     try:
         app()
     except CplaneError as error:

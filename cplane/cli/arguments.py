@@ -1,4 +1,4 @@
-"""A job's arguments as they are typed: `url=https://example.com n=3 flag=true viewport={"width":800}`."""
+"""Parses arguments of a job as they are typed: `url=https://example.com n=3 flag=true viewport={"width":800}`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,21 @@ from typing import Any, cast
 from cplane.errors import InvalidArguments
 
 Schema = Mapping[str, Any]
-ANYTHING = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+ANY_TYPE = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 
 
 def read_arguments(pairs: Sequence[str], args_json: str | None, schema: Schema) -> dict[str, Any]:
-    """The arguments as JSON-like data; a pair wins over the same name in `args_json`.
+    """Return the arguments as JSON-like data.
 
-    A value is read as JSON where the job's JSON Schema wants what the JSON says; else it is the text that was typed.
+    A value is parsed as JSON if the job's JSON Schema allows the type of that JSON; otherwise it is the text as typed.
+
+    Args:
+        pairs: `NAME=VALUE` each; a pair overrides the same name in `args_json`.
+        args_json: a JSON object with arguments, or None.
+        schema: JSON Schema of the job's arguments.
 
     Raises:
-        InvalidArguments: something is not KEY=VALUE, or `args_json` is no JSON object.
+        InvalidArguments: a pair is not NAME=VALUE, or `args_json` is not a JSON object.
     """
     arguments = _object(args_json) if args_json is not None else {}
     properties: Mapping[str, Schema] = schema.get("properties", {})
@@ -26,7 +31,7 @@ def read_arguments(pairs: Sequence[str], args_json: str | None, schema: Schema) 
             raise InvalidArguments(
                 f"'{pair}' is not an argument", hint="write NAME=VALUE, such as url=https://example.com"
             )
-        arguments[name] = _read(text, _types(properties.get(name, {}), schema))
+        arguments[name] = _read(text, _allowed_types(properties.get(name, {}), schema))
     return arguments
 
 
@@ -44,18 +49,18 @@ def _object(text: str) -> dict[str, Any]:
 
 def _read(text: str, types: frozenset[str]) -> object:
     try:
-        value = json.loads(text, parse_constant=_no_json)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
-    return text if isinstance(value, str) or not _kinds(value) & types else value
+    return text if isinstance(value, str) or not _json_types(value) & types else value
 
 
-def _no_json(word: str) -> object:
+def _refuse_constant(word: str) -> object:
     raise ValueError(f"{word} is not JSON")
 
 
-def _kinds(value: object) -> frozenset[str]:
-    """The JSON Schema types a value is of; a string is never looked up."""
+def _json_types(value: object) -> frozenset[str]:
+    """Return the JSON Schema types of a value that is not a string."""
     match value:
         case None:
             return frozenset({"null"})
@@ -71,19 +76,19 @@ def _kinds(value: object) -> frozenset[str]:
             return frozenset({"object"})
 
 
-def _types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str]:
-    """The types a schema allows, through references and alternatives; anything when it does not say."""
+def _allowed_types(schema: Schema, root: Schema, depth: int = 0) -> frozenset[str]:
+    """Return the types that a schema allows, through references and alternatives; any type if it sets none."""
     if depth > 20:
-        return ANYTHING
+        return ANY_TYPE
     if "$ref" in schema:
-        return _types(root.get("$defs", {}).get(str(schema["$ref"]).rpartition("/")[2], {}), root, depth + 1)
+        return _allowed_types(root.get("$defs", {}).get(str(schema["$ref"]).rpartition("/")[2], {}), root, depth + 1)
     for alternatives in ("anyOf", "oneOf"):
         if alternatives in schema:
-            return frozenset[str]().union(*(_types(one, root, depth + 1) for one in schema[alternatives]))
+            return frozenset[str]().union(*(_allowed_types(one, root, depth + 1) for one in schema[alternatives]))
     if "const" in schema or "enum" in schema:
         values: list[object] = schema.get("enum", [schema.get("const")])
         return frozenset[str]().union(
-            *(frozenset({"string"}) if isinstance(value, str) else _kinds(value) for value in values)
+            *(frozenset({"string"}) if isinstance(value, str) else _json_types(value) for value in values)
         )
-    named = schema.get("type", ANYTHING)
+    named = schema.get("type", ANY_TYPE)
     return frozenset({named}) if isinstance(named, str) else frozenset(named)

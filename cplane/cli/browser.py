@@ -3,7 +3,7 @@
 import typer
 
 from cplane.cli.console import notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.errors import BrowserError
 
 app = typer.Typer(no_args_is_help=True)
@@ -23,7 +23,7 @@ def install() -> None:
 
     [cyan]$ cplane browser install[/]
 
-    One that is there and works is kept.
+    An existing browser that works is kept.
     """
     run(_install())
 

@@ -1,4 +1,4 @@
-"""Where the command line prints: results to stdout, everything else to stderr."""
+"""Output of the command line: results to stdout, everything else to stderr."""
 
 import sys
 from pathlib import Path
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 240
-"""Columns where nobody looks: no line is folded or cut."""
+"""Columns of a stream that is not a terminal: wide enough that no line is folded or cut."""
 
 
 def console() -> "Console":
-    """For what was asked for; it may be piped into another program."""
+    """Return the console for results, which may be piped into another program."""
     from rich.console import Console
 
     return Console(highlight=False, width=_width(sys.stdout))
 
 
 def notes() -> "Console":
-    """For people: progress, hints, errors."""
+    """Return the console for people: progress, hints, errors."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, width=_width(sys.stderr))
 
 
 def print_error(error: CplaneError) -> None:
-    """The sentence in red, the hint below it."""
+    """Print the sentence in red, and the hint below it."""
     from rich.text import Text
 
     stderr = notes()
@@ -39,7 +39,7 @@ def print_error(error: CplaneError) -> None:
 
 
 def typed() -> str:
-    """How this command was typed: `cplane`, or its path where the shell would not find it, as in `.venv/bin/cplane`."""
+    """Return how to type this command: `cplane`, or its path if it is not on PATH, such as `.venv/bin/cplane`."""
     program = Path(sys.argv[0])
     found = which("cplane")
     if program.name != "cplane" or (found and Path(found).resolve() == program.resolve()):

@@ -1,9 +1,9 @@
-"""`cplane db`: the tables."""
+"""`cplane db`: the tables in Postgres."""
 
 import typer
 
 from cplane.cli.console import notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -18,11 +18,11 @@ def db() -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring the tables to this version; run it once per release, before web and workers.
+    """Upgrade the tables to this version. Run it once per release, before web and workers.
 
     [cyan]$ cplane db upgrade[/]
 
-    Two at once wait for each other. Running it again changes nothing.
+    Concurrent runs wait for each other. Running it again changes nothing.
     """
     from cplane.postgres.migrations import upgrade as upgrade_tables
     from cplane.settings import load_settings

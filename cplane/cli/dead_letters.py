@@ -1,12 +1,12 @@
-"""`cplane dead-letters`: what was in a queue and cannot be run; requeue it, or drop it."""
+"""`cplane dead-letters`: list, requeue and drop entries of queues that no worker can run."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cplane.cli.console import console, notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import AsJson, print_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True)
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that the list shows.")]
-Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Show at most N.", metavar="N")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of a dead letter, as the list shows it.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number to show.", metavar="N")]
 
 
 @app.callback()
 def dead_letters(context: typer.Context) -> None:
-    """What was in a queue and cannot be run: list it, requeue it, drop it.
+    """Entries of queues that no worker can run: list, requeue, drop.
 
     [cyan]$ cplane dead-letters[/]
 
@@ -43,40 +43,40 @@ def list_(*, limit: Limit = 100, as_json: AsJson = False) -> None:
 
 @app.command()
 def requeue(job_id: JobId) -> None:
-    """Put one back into its queue, due at once.
+    """Return a dead letter to its queue, ready to run.
 
     [cyan]$ cplane dead-letters requeue ID[/]
     """
 
-    async def ask() -> None:
+    async def request() -> None:
         async with open_plane() as plane:
             await plane.dead_letters.requeue(job_id)
 
-    run(ask())
+    run(request())
     notes().print("requeued")
 
 
 @app.command()
 def drop(job_id: JobId) -> None:
-    """Delete one for good.
+    """Delete a dead letter. This cannot be undone.
 
     [cyan]$ cplane dead-letters drop ID[/]
     """
 
-    async def ask() -> None:
+    async def request() -> None:
         async with open_plane() as plane:
             await plane.dead_letters.drop(job_id)
 
-    run(ask())
+    run(request())
     notes().print("dropped")
 
 
 def _list(limit: int, *, as_json: bool) -> None:
-    async def ask() -> "list[DeadLetter]":
+    async def request() -> "list[DeadLetter]":
         async with open_plane() as plane:
             return await plane.dead_letters.newest(limit)
 
-    letters = run(ask())
+    letters = run(request())
     if as_json:
         print_json(
             [{"at": _iso(each.at_ms), "queue": each.queue, "id": each.id, "reason": each.reason} for each in letters]

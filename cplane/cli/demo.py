@@ -1,4 +1,4 @@
-"""`cplane demo`: from nothing to the results of a few dozen browser jobs."""
+"""`cplane demo`: starts everything and runs a few dozen browser jobs."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cplane.cli.console import console, notes, typed
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.web import Port
 from cplane.errors import BrowserNotFound, InvalidSettings
@@ -29,7 +29,7 @@ FOLDER = Path("cplane-demo")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The API that the demo uses: of a plane of its own, or of the `cplane dev` that runs here."""
+    """The API that the demo uses: its own, or that of a running `cplane dev`."""
 
     url: str
     key: str | None
@@ -38,20 +38,21 @@ class Target:
 
 def demo(
     urls: Annotated[
-        list[str] | None, typer.Argument(metavar="URL…", help="Pages to visit instead.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="URL…", help="Pages to visit instead of the sample site.", show_default=False),
     ] = None,
     *,
-    keep: Annotated[bool, typer.Option("--keep", "-k", help="Leave everything running until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", "-k", help="Keep everything running until Ctrl-C.")] = False,
     port: Port = 0,
 ) -> None:
-    """See it work: a few dozen browser jobs on a sample site.
+    """Run a few dozen browser jobs on a sample site.
 
     [cyan]$ cplane demo[/]
 
     [cyan]$ cplane demo https://example.com[/]
 
-    Installs a browser if there is none, starts Postgres, Redis, HTTP API and a worker, submits jobs over HTTP, and leaves pictures,
-    PDF and JSON files in [cyan]./cplane-demo[/].
+    Installs a browser if there is none, starts Postgres, Redis, the HTTP API and a worker, submits jobs over HTTP, and
+    saves pictures, PDF and JSON files in [cyan]./cplane-demo[/]. Exits with status 1 if a job failed.
     """
     raise typer.Exit(run(_demo(urls or [], keep=keep, port=port)))
 
@@ -62,23 +63,24 @@ async def _demo(urls: Sequence[str], *, keep: bool, port: int) -> int:
     shown = notes()
     code: int | None = None
     with StoppedBySignals() as stop:
-        await _find_browser(shown)
+        await _ensure_browser(shown)
         async with AsyncExitStack() as opening:
             target = await opening.enter_async_context(_target(shown, port))
             visits = await _visits(opening, urls)
-            souvenirs, took_s = await _travel(shown, target, visits)
+            souvenirs, took_s = await _run_visits(shown, target, visits)
             code = _report(shown, souvenirs, took_s)
             if keep and target.local is not None:
                 shown.print(
-                    f"still running: API [cyan]{target.url}/api/v1/jobs[/], docs [cyan]{target.url}/docs[/], stop with Ctrl-C"
+                    f"still running: API [cyan]{target.url}/api/v1/jobs[/], docs [cyan]{target.url}/docs[/]; "
+                    "stop with Ctrl-C"
                 )
                 raise await target.local.ended()
-            _invite(shown, target)
+            _show_next_steps(shown, target)
     return 128 + (stop.signum or 0) if code is None else code
 
 
-async def _find_browser(shown: "Console") -> None:
-    """Install a browser when there is none."""
+async def _ensure_browser(shown: "Console") -> None:
+    """Install a browser if there is none."""
     from rich.text import Text
 
     from cplane.browser import find_executable, install
@@ -86,25 +88,25 @@ async def _find_browser(shown: "Console") -> None:
     try:
         find_executable()
     except BrowserNotFound:
-        shown.print("[bold]no browser here yet[/], installing one")
+        shown.print("[bold]no browser is installed[/], installing one")
         with shown.status("installing") as status:
 
-            def tell(line: str) -> None:
+            def show_line(line: str) -> None:
                 status.update(Text(line, "dim", overflow="ellipsis", no_wrap=True))
 
-            found = await install(tell)
+            found = await install(show_line)
         shown.print(f"[green]✓[/] browser       [dim]{found.path}[/]", soft_wrap=True)
 
 
 @asynccontextmanager
 async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
-    """The `cplane dev` that runs in this folder, else a plane of our own."""
+    """Return the API of the `cplane dev` that runs in this folder, else start everything."""
     from cplane.cli.local import LocalPlane
     from cplane.settings import load_settings, running_stack
 
     running = running_stack(Path.cwd()).get("api_url")
     if running is not None:
-        shown.print(f"[green]✓[/] using the [bold]cplane dev[/] that runs here  [dim]{running}[/]", soft_wrap=True)
+        shown.print(f"[green]✓[/] using the running [bold]cplane dev[/]  [dim]{running}[/]", soft_wrap=True)
         keys = load_settings().api_keys
         yield Target(running, keys[0].get_secret_value() if keys else None, None)
         return
@@ -122,7 +124,7 @@ async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
 
 
 async def _visits(opening: AsyncExitStack, urls: Sequence[str]) -> "list[Visit]":
-    """Visits of the pages that were named, else of the sample site, which is served as long as `opening` is open."""
+    """Return visits of the given pages, else of the sample site, which is served as long as `opening` is open."""
     from cplane.demo.sample import create_site
     from cplane.demo.visits import sample_visits, visits_of
     from cplane.web import open_server
@@ -133,8 +135,8 @@ async def _visits(opening: AsyncExitStack, urls: Sequence[str]) -> "list[Visit]"
     return sample_visits(site.url)
 
 
-async def _travel(shown: "Console", target: Target, visits: "Sequence[Visit]") -> "tuple[list[Souvenir], float]":
-    """Every visit's souvenir, in the order of the visits, and how long all took."""
+async def _run_visits(shown: "Console", target: Target, visits: "Sequence[Visit]") -> "tuple[list[Souvenir], float]":
+    """Run all visits. Return their results in the order of the visits, and how long they took."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from cplane.demo.api import Api
@@ -145,20 +147,22 @@ async def _travel(shown: "Console", target: Target, visits: "Sequence[Visit]") -
     souvenirs: list[Souvenir] = []
     bar = (TextColumn("  browsing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*bar, TextColumn("[dim]{task.description}"), console=shown, transient=True) as progress:
-        line = progress.add_task("", total=len(visits))
+        task_id = progress.add_task("", total=len(visits))
         async with Api.open(target.url, target.key) as api:
             async for souvenir in tour(api, visits, FOLDER):
                 souvenirs.append(souvenir)
-                progress.update(line, advance=1, description=f"{souvenir.visit.job} {souvenir.visit.page}")
+                progress.update(task_id, advance=1, description=f"{souvenir.visit.job} {souvenir.visit.page}")
     souvenirs.sort(key=lambda souvenir: visits.index(souvenir.visit))
     return souvenirs, time.perf_counter() - started
 
 
 def _report(shown: "Console", souvenirs: "Sequence[Souvenir]", took_s: float) -> int:
-    """Show what came back; answers the exit code."""
+    """Show the results. Return the exit code."""
     from cplane.demo.report import size, souvenirs_table
 
-    shown.print(f"[green]✓[/] {len(souvenirs)} browser jobs in {took_s:.1f} s, {len(souvenirs) / took_s:.1f} a second")
+    shown.print(
+        f"[green]✓[/] {len(souvenirs)} browser jobs in {took_s:.1f} s, {len(souvenirs) / took_s:.1f} per second"
+    )
     console().print(souvenirs_table(souvenirs))
     failed = [souvenir for souvenir in souvenirs if not souvenir.succeeded]
     for souvenir in failed:
@@ -173,15 +177,19 @@ def _report(shown: "Console", souvenirs: "Sequence[Souvenir]", took_s: float) ->
     return 1 if failed else 0
 
 
-def _invite(shown: "Console", target: Target) -> None:
-    """What to type next."""
+def _show_next_steps(shown: "Console", target: Target) -> None:
+    """Show what to type next."""
     from rich.table import Table
 
-    grid, me = Table.grid(padding=(0, 2)), typed()
+    grid, command = Table.grid(padding=(0, 2)), typed()
     if target.local is not None:
-        grid.add_row("", f"[bold]{me} dev[/]", "everything again, with these jobs: http://127.0.0.1:8000/docs")
+        grid.add_row(
+            "", f"[bold]{command} dev[/]", "start everything again, with these jobs: http://127.0.0.1:8000/docs"
+        )
     else:
-        grid.add_row("", f"[bold]{target.url}/docs[/]", "the API, with these jobs")
-    grid.add_row("", f"[bold]{me} jobs list[/]", "in a second terminal, while it runs")
-    grid.add_row("", f"[bold]{me} submit screenshot url=https://example.com --save .[/]", "a page of your own")
+        grid.add_row("", f"[bold]{target.url}/docs[/]", "read about the API, with these jobs")
+    grid.add_row("", f"[bold]{command} jobs list[/]", "list the jobs, in a second terminal while it runs")
+    grid.add_row(
+        "", f"[bold]{command} submit screenshot url=https://example.com --save .[/]", "take a screenshot of any page"
+    )
     shown.print("\nnext", grid)

@@ -1,4 +1,4 @@
-"""`cplane dev`: everything at once, on this machine."""
+"""`cplane dev`: Postgres, Redis, the HTTP API and a worker on this machine."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cplane.cli.console import notes, typed
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.target import module_of
 from cplane.cli.web import Host, Port
@@ -24,12 +24,12 @@ Targets = Annotated[
 
 
 def dev(targets: Targets = None, *, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Run everything on this machine: Postgres, Redis, HTTP API and a worker.
+    """Run everything on this machine: Postgres, Redis, the HTTP API and a worker.
 
     [cyan]$ cplane dev app.py[/]
 
-    Data lies in [cyan].cplane[/] and outlives it. While it runs, programs started in this folder need no settings.
-    Servers named by CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used instead of own ones.
+    Data is kept in [cyan].cplane[/], from one run to the next. While it runs, programs in this folder need no settings.
+    If CPLANE_DATABASE_URL or CPLANE_REDIS_URL is set, that server is used instead of an embedded one.
     """
     started = time.perf_counter()
     run(_dev([module_of(target) for target in targets or []], host, port, started))
@@ -48,7 +48,7 @@ async def _dev(imports: list[str], host: str, port: int, started: float) -> None
 
 
 def banner(local: "LocalPlane", took_s: float) -> "RenderableType":
-    """Where everything is, and what to type next."""
+    """Return a table of addresses and of what to type next."""
     from rich.table import Table
     from rich.text import Text
 
@@ -67,12 +67,12 @@ def banner(local: "LocalPlane", took_s: float) -> "RenderableType":
 
 
 def _egress(local: "LocalPlane") -> str:
-    """What pages may reach."""
+    """Describe which addresses pages may reach."""
     settings = local.settings
     if settings.egress == "off":
-        return "reach whatever this machine reaches: CPLANE_EGRESS is off"
-    besides = f", and {', '.join(settings.egress_allow)}" if settings.egress_allow else ""
-    return f"reach public addresses{besides}; a worker of its own refuses loopback unless CPLANE_EGRESS_ALLOW has it"
+        return "reach every address that this machine reaches: CPLANE_EGRESS is off"
+    also = f" and {', '.join(settings.egress_allow)}" if settings.egress_allow else ""
+    return f"reach public addresses{also}; `cplane worker` refuses loopback unless CPLANE_EGRESS_ALLOW has it"
 
 
 def _browser(local: "LocalPlane") -> "RenderableType":
@@ -83,4 +83,4 @@ def _browser(local: "LocalPlane") -> "RenderableType":
     try:
         return Text(str(find_executable(local.settings.browser_executable).path))
     except BrowserNotFound as error:
-        return Text(f"{error.message}; browser jobs wait until you type: cplane browser install", "yellow")
+        return Text(f"{error.message}; browser jobs wait until you run: cplane browser install", "yellow")

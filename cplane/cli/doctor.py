@@ -1,4 +1,4 @@
-"""`cplane doctor`: what is there, what is missing, and what to do about it."""
+"""`cplane doctor`: checks settings, servers, tables, jobs and the browser, and says how to fix what is wrong."""
 
 import asyncio
 import os
@@ -13,8 +13,8 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from cplane.cli.console import console
-from cplane.cli.loop import run
-from cplane.cli.masked import masked
+from cplane.cli.event_loop import run
+from cplane.cli.masking import masked
 from cplane.errors import CplaneError, InvalidSettings
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ PACKAGES = (
     "pydantic",
     "playwright",
 )
-PATIENCE_S = 60.0
-"""For one check; each has shorter deadlines of its own."""
+CHECK_TIMEOUT_S = 60.0
+"""Upper bound for one check; each has its own shorter deadlines."""
 
 
 class Verdict(StrEnum):
-    """What a check came to."""
+    """Result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -48,7 +48,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; `hint` says what to do."""
+    """One line of the report. `hint` says what to do."""
 
     name: str
     verdict: Verdict
@@ -60,11 +60,13 @@ Check = Callable[["CplaneSettings"], Awaitable[Finding]]
 
 
 def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check versions, settings, Postgres, Redis, tables and browser; exits 1 if one is missing.
+    """Check versions, settings, Postgres, tables, Redis, sessions, jobs, artifacts and browser.
 
     [cyan]$ cplane doctor[/]
+
+    Exits with status 1 if a check failed.
     """
-    findings = run(_examine(None if as_json else console()))
+    findings = run(_run_checks(None if as_json else console()))
     healthy = all(finding.verdict is not Verdict.FAILED for finding in findings)
     if as_json:
         from cplane.cli.jobs import print_json
@@ -75,7 +77,7 @@ def doctor(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON."
 
 
 def versions() -> dict[str, str]:
-    """Of Python, cplane and what it stands on."""
+    """Return the versions of Python, cplane and its main dependencies."""
     from importlib.metadata import PackageNotFoundError, version
 
     from cplane import __version__
@@ -89,8 +91,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-async def _examine(shown: "Console | None") -> list[Finding]:
-    """Every finding, shown as it comes."""
+async def _run_checks(shown: "Console | None") -> list[Finding]:
+    """Return every finding; print each as soon as it is known."""
     findings: list[Finding] = []
     if shown is not None:
         shown.print("[dim]" + "  ".join(f"{name} {version}" for name, version in versions().items()) + "[/]")
@@ -122,12 +124,12 @@ async def _findings() -> AsyncIterator[Finding]:
     }
     for name, check in checks.items():
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
                 yield await check(settings)
         except CplaneError as error:
             yield _failed(name, error)
         except TimeoutError:
-            yield Finding(name, Verdict.FAILED, f"no answer within {PATIENCE_S:g} s")
+            yield Finding(name, Verdict.FAILED, f"no reply within {CHECK_TIMEOUT_S:g} s")
 
 
 def _failed(name: str, error: CplaneError) -> Finding:
@@ -135,7 +137,7 @@ def _failed(name: str, error: CplaneError) -> Finding:
 
 
 def _shown_settings(settings: "CplaneSettings") -> str:
-    """Those that were set, without secrets."""
+    """Return the settings that were set, with secrets masked."""
     from cplane.keyring import Keyring
 
     urls = {
@@ -171,7 +173,7 @@ async def _redis(settings: "CplaneSettings") -> Finding:
     from cplane.redis.connection import connect, translated
     from cplane.redis.dead_letters import DeadLetterStream
 
-    async with connect(settings.redis_url) as redis, translated("telling its version"):
+    async with connect(settings.redis_url) as redis, translated("reading its version"):
         info: dict[str, object] = await redis.info()  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
     server = (
         f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version', '?')}"
@@ -184,35 +186,34 @@ async def _redis(settings: "CplaneSettings") -> Finding:
         dead_letters = await DeadLetterStream(redis).count()
     if dead_letters:
         detail = f"{server}; {dead_letters} dead letter{'' if dead_letters == 1 else 's'}"
-        return Finding("redis", Verdict.WARNING, detail, "`cplane dead-letters` says why")
+        return Finding("redis", Verdict.WARNING, detail, "`cplane dead-letters` shows the reasons")
     return Finding("redis", Verdict.OK, server)
 
 
 async def _sessions(settings: "CplaneSettings") -> Finding:
-    """The key of browser sessions: that it is there, and that it fits what is stored."""
+    """Check that there is a key for browser sessions, and that it decrypts those that are stored."""
     from cplane.keyring import Keyring
 
     keyring = Keyring(settings.secret_key)
     stored = await _session_keys(settings)
-    strange = sum(count for key_id, count in stored.items() if key_id not in keyring.ids)
-    if strange:
-        detail = (
-            f"{strange} browser {'session is' if strange == 1 else 'sessions are'} encrypted with a key that is not set"
-        )
-        return Finding("sessions", Verdict.WARNING, detail, "add that key to CPLANE_SECRET_KEY, behind the first")
+    unreadable = sum(count for key_id, count in stored.items() if key_id not in keyring.ids)
+    if unreadable:
+        subject = "1 browser session is" if unreadable == 1 else f"{unreadable} browser sessions are"
+        detail = f"{subject} encrypted with a key that is not set"
+        return Finding("sessions", Verdict.WARNING, detail, "add that key to CPLANE_SECRET_KEY, after the first")
     if not keyring.ids:
         hint = "`cplane secret` prints a key for CPLANE_SECRET_KEY"
-        return Finding("sessions", Verdict.OK, "no key: there are no named browser sessions", hint)
+        return Finding("sessions", Verdict.OK, "no key, and no browser sessions", hint)
     detail = f"browser sessions are encrypted with the key {keyring.first}"
     older = sum(stored.get(key_id, 0) for key_id in keyring.ids[1:])
     if older:
         return Finding("sessions", Verdict.OK, f"{detail}, {older} with older ones", "run `cplane sessions rotate`")
-    unneeded = "only the first key of CPLANE_SECRET_KEY is still needed" if len(keyring.ids) > 1 else None
-    return Finding("sessions", Verdict.OK, detail, unneeded)
+    remaining = "only the first key of CPLANE_SECRET_KEY is still needed" if len(keyring.ids) > 1 else None
+    return Finding("sessions", Verdict.OK, detail, remaining)
 
 
 async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:
-    """The keys of what is stored; nothing where Postgres or its tables are not there, which other lines tell."""
+    """Return key id → number of sessions; empty if Postgres or its tables are missing, which other checks report."""
     from cplane.errors import DatabaseUnavailable, SchemaMismatch
     from cplane.keyring import Keyring
     from cplane.postgres.database import Database
@@ -238,7 +239,7 @@ async def _artifacts(settings: "CplaneSettings") -> Finding:
     await asyncio.to_thread(open_artifacts, settings.artifacts_url)
     parts = urlsplit(settings.artifacts_url)
     if parts.scheme == "file" and not await asyncio.to_thread(_may_write, Path(unquote(parts.path))):
-        return Finding("artifacts", Verdict.FAILED, f"{parts.path} cannot be written", "see CPLANE_ARTIFACTS_URL")
+        return Finding("artifacts", Verdict.FAILED, f"{parts.path} is not writable", "see CPLANE_ARTIFACTS_URL")
     return Finding("artifacts", Verdict.OK, masked(settings.artifacts_url))
 
 
@@ -248,7 +249,7 @@ def _may_write(folder: Path) -> bool:
 
 
 def _without_servers() -> "CplaneSettings | None":
-    """The settings when nothing but the servers' addresses is missing: the browser can be looked at all the same."""
+    """Return the settings if only the servers' addresses are missing, so that the browser can still be checked."""
     from cplane.settings import load_settings
 
     try:
@@ -258,25 +259,25 @@ def _without_servers() -> "CplaneSettings | None":
 
 
 async def _browser(settings: "CplaneSettings | None") -> Finding:
-    """A real launch; without settings, of the browser that a worker would find."""
+    """Launch the browser; without settings, the one that a worker would find."""
     from cplane.browser import BrowserSource, find_executable, probe
     from cplane.browser.engine.launch import sandboxed
     from cplane.worker.browser_pool import browser_source
 
     source = browser_source(settings) if settings else BrowserSource()
     try:
-        place = (
+        location = (
             source.place if source.remote or source.engine != "chromium" else find_executable(source.executable).path
         )
         version = await probe(source)
     except CplaneError as error:
         return _failed("browser", error)
     if source.remote or source.engine != "chromium":
-        return Finding("browser", Verdict.OK, f"{source.engine.capitalize()} {version}, {place}")
-    walls = "sandbox on" if sandboxed(source.sandbox) else "sandbox off"
-    detail = f"Chromium {version}, {walls}, {place}"
+        return Finding("browser", Verdict.OK, f"{source.engine.capitalize()} {version}, {location}")
+    sandbox = "sandbox on" if sandboxed(source.sandbox) else "sandbox off"
+    detail = f"Chromium {version}, {sandbox}, {location}"
     if not sandboxed(source.sandbox):
-        hint = "run as another user than root" if source.sandbox is None else "CPLANE_BROWSER_SANDBOX turns it off"
+        hint = "run as a user other than root" if source.sandbox is None else "CPLANE_BROWSER_SANDBOX turns it off"
         return Finding("browser", Verdict.WARNING, detail, hint)
     return Finding("browser", Verdict.OK, detail)
 

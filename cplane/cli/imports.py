@@ -1,4 +1,4 @@
-"""Importing an application's jobs for a command."""
+"""Imports the jobs of an application for a command."""
 
 import traceback
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def import_jobs(modules: Iterable[str]) -> "Registry":
-    """The built-in jobs and those of `modules`.
+    """Return the registry with the built-in jobs and those of `modules`.
 
     Raises:
-        InvalidJob: a decorator in them cannot work.
-        InvalidSettings: one cannot be found, or raises when it is imported; the hint says where.
+        InvalidJob: a decorator in one of them is invalid.
+        InvalidSettings: a module cannot be found, or raises when it is imported; the hint says where.
     """
     from cplane.jobs.registry import load_jobs
 
@@ -30,5 +30,5 @@ def import_jobs(modules: Iterable[str]) -> "Registry":
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise InvalidSettings(
             f"a module of {', '.join(modules)} cannot be imported: {type(error).__name__}: {error}",
-            hint=f"it is raised in {last.filename}, line {last.lineno}",
+            hint=f"raised in {last.filename}, line {last.lineno}",
         ) from error

@@ -1,4 +1,4 @@
-"""`cplane jobs`: look at jobs, cancel them, run them again."""
+"""`cplane jobs`: list, show, cancel and retry jobs."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cplane.cli.console import console, notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.plane import open_plane, read_id
 from cplane.jobs.states import State
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, as `cplane jobs list` shows it.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, as `cplane jobs list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
 def jobs() -> None:
-    """Look at jobs, cancel them, run them again.
+    """List, show, cancel and retry jobs.
 
     [cyan]$ cplane jobs list --state failed[/]
     """
@@ -33,13 +33,13 @@ def jobs() -> None:
 @app.command("list")
 def list_jobs(
     *,
-    state: Annotated[State | None, typer.Option("--state", "-s", help="Only those in this state.")] = None,
-    job: Annotated[str | None, typer.Option("--job", "-j", help="Only those of this name.")] = None,
-    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Only those of this queue.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 20,
+    state: Annotated[State | None, typer.Option("--state", "-s", help="Only jobs in this state.")] = None,
+    job: Annotated[str | None, typer.Option("--job", "-j", help="Only jobs of this name.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Only jobs of this queue.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number to list.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Jobs, newest first.
+    """List jobs, newest first.
 
     [cyan]$ cplane jobs list --state failed --limit 5[/]
     """
@@ -48,11 +48,11 @@ def list_jobs(
     from cplane.cli.report import records_table
     from cplane.postgres.rows import RecordFilter
 
-    async def ask() -> "list[JobRecord]":
+    async def request() -> "list[JobRecord]":
         async with open_plane() as plane:
             return await plane.records(RecordFilter(state, job, queue), limit=limit)
 
-    records = run(ask())
+    records = run(request())
     if as_json:
         from cplane.web.views import job_summary
 
@@ -65,7 +65,7 @@ def list_jobs(
 
 @app.command()
 def show(job_id: Id, *, as_json: AsJson = False) -> None:
-    """One job with its result, its runs and its files.
+    """Show a job with its result, its attempts and its artifacts.
 
     [cyan]$ cplane jobs show ID[/]
     """
@@ -74,14 +74,14 @@ def show(job_id: Id, *, as_json: AsJson = False) -> None:
 
     record_id = read_id(job_id)
 
-    async def ask() -> "tuple[JobRecord | TransientJob, list[AttemptRecord], list[ArtifactRecord]]":
+    async def request() -> "tuple[JobRecord | TransientJob, list[AttemptRecord], list[ArtifactRecord]]":
         async with open_plane() as plane:
             record = await plane.job(record_id)
             if isinstance(record, TransientJob):
                 return record, [], []
             return record, await plane.attempts(record_id), await plane.artifacts_of([record_id])
 
-    record, attempts, artifacts = run(ask())
+    record, attempts, artifacts = run(request())
     if as_json:
         print_json(record_json(record, attempts, artifacts))
     else:
@@ -90,22 +90,22 @@ def show(job_id: Id, *, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(job_id: Id) -> None:
-    """Cancel a job; a running one is stopped by its worker.
+    """Cancel a job. A running job is cancelled by its worker.
 
     [cyan]$ cplane jobs cancel ID[/]
     """
     record_id = read_id(job_id)
 
-    async def ask() -> State:
+    async def request() -> State:
         async with open_plane() as plane:
             return await plane.cancel(record_id)
 
-    state = run(ask())
-    notes().print("cancelled" if state is State.CANCELLED else "its worker is told to stop it")
+    state = run(request())
+    notes().print("cancelled" if state is State.CANCELLED else "the worker that runs it is notified")
 
 
 class Retriable(StrEnum):
-    """The states in which a job can be run again."""
+    """States of a job that can be retried."""
 
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -114,16 +114,16 @@ class Retriable(StrEnum):
 @app.command()
 def retry(
     job_id: Annotated[
-        str | None, typer.Argument(metavar="ID", help="The id of a job; without it, all that fit the options.")
+        str | None, typer.Argument(metavar="ID", help="Id of a job; without it, all jobs that match the options.")
     ] = None,
     *,
     state: Annotated[Retriable | None, typer.Option("--state", "-s", help="All jobs in this state.")] = None,
-    job: Annotated[str | None, typer.Option("--job", "-j", help="Of them, only those of this name.")] = None,
-    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Of them, only those of this queue.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    job: Annotated[str | None, typer.Option("--job", "-j", help="With --state: only jobs of this name.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="With --state: only jobs of this queue.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count the jobs.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Run a failed or cancelled job again, or many of them.
+    """Requeue a failed or cancelled job, or many of them.
 
     [cyan]$ cplane jobs retry ID[/]
 
@@ -131,20 +131,20 @@ def retry(
     """
     many = state is not None or job is not None or queue is not None or dry_run or yes
     if job_id is None and state is None:
-        raise typer.BadParameter("name the id of a job, or all of a state: --state failed")
+        raise typer.BadParameter("give the id of a job, or a state: --state failed")
     if job_id is not None and many:
-        raise typer.BadParameter("an id stands for one job; leave out the id, or the options")
+        raise typer.BadParameter("an id names one job; omit the id, or the options")
     if job_id is None:
         _retry_many(State(str(state)), job, queue, dry_run=dry_run, yes=yes)
         return
     record_id = read_id(job_id)
 
-    async def ask() -> None:
+    async def request() -> None:
         async with open_plane() as plane:
             await plane.retry(record_id)
 
-    run(ask())
-    notes().print("queued again")
+    run(request())
+    notes().print("requeued")
 
 
 def _retry_many(state: State, job: str | None, queue: str | None, *, dry_run: bool, yes: bool) -> None:
@@ -157,14 +157,14 @@ def _retry_many(state: State, job: str | None, queue: str | None, *, dry_run: bo
     count = run(_count(where))
     jobs = f"{count} {state} job{'' if count == 1 else 's'}"
     if dry_run or not count:
-        notes().print(f"{jobs} would be queued again" if count else "there are no such jobs")
+        notes().print(f"{jobs} would be requeued" if count else "there are no such jobs")
         return
     if not yes:
         if not sys.stdin.isatty():
-            raise InvalidArguments(f"{jobs} would be queued again", hint="add --yes to do it, --dry-run to count only")
-        typer.confirm(f"queue {jobs} again?", abort=True, err=True)
+            raise InvalidArguments(f"{jobs} would be requeued", hint="add --yes to do it, --dry-run to count only")
+        typer.confirm(f"requeue {jobs}?", abort=True, err=True)
     done = run(_show_retries(where, count))
-    notes().print(f"{done} queued again")
+    notes().print(f"{done} requeued")
 
 
 async def _count(where: "RecordFilter") -> int:
@@ -175,7 +175,7 @@ async def _count(where: "RecordFilter") -> int:
 async def _show_retries(where: "RecordFilter", count: int) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("queueing again"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("requeueing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
     async with open_plane() as plane:
         with Progress(*columns, console=notes(), transient=True) as progress:
@@ -191,14 +191,14 @@ def record_json(
     attempts: "Sequence[AttemptRecord]" = (),
     artifacts: "Sequence[ArtifactRecord]" = (),
 ) -> dict[str, Any]:
-    """A record as GET /api/v1/jobs/{id} shows it."""
+    """Return a record as GET /api/v1/jobs/{id} returns it."""
     from cplane.web.views import job_view
 
     return job_view(record, attempts, artifacts, f"/api/v1/jobs/{record.id}").model_dump(mode="json")
 
 
 def print_json(value: object) -> None:
-    """Pretty on a terminal, one line when piped."""
+    """Print JSON, indented on a terminal, on one line into a pipe."""
     import json
     import sys
 

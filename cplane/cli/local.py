@@ -1,4 +1,4 @@
-"""A whole cplane in one process and loop: Postgres, Redis, tables, HTTP API and a worker."""
+"""A complete cplane in one process: Postgres, Redis, tables, HTTP API and a worker in one event loop."""
 
 import asyncio
 import os
@@ -18,24 +18,37 @@ if TYPE_CHECKING:
     from cplane.web import WebServer
 
 DRAIN_S = 3.0
-"""Who stops it is waiting in front of it; what still runs is handed back and starts again next time."""
+"""Short, because somebody waits at the terminal. Jobs that still run are released, and start again next time."""
 
-EGRESS = ("CPLANE_EGRESS", "CPLANE_EGRESS_ALLOW", "CPLANE_EGRESS_DENY")
-"""Where none of them is set, pages may reach this machine: that is where what is being developed runs."""
-OUR_SERVERS = ("CPLANE_DATABASE_URL", "CPLANE_REDIS_URL")
+EGRESS_VARIABLES = ("CPLANE_EGRESS", "CPLANE_EGRESS_ALLOW", "CPLANE_EGRESS_DENY")
+"""If none of them is set, pages may reach this machine, where the site under development runs."""
+
+SERVER_VARIABLES = ("CPLANE_DATABASE_URL", "CPLANE_REDIS_URL")
 
 
 class LocalPlane:
-    """`async with LocalPlane(root, …) as local:` with `local.api_url` and `local.settings`; `local.took_s` says what took time.
+    """Postgres, Redis, the HTTP API and a worker, as one async context manager.
 
-    Servers named by CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used; only without them our own are started in `root`/.cplane.
+    Servers of CPLANE_DATABASE_URL and CPLANE_REDIS_URL are used. Unless both are set, embedded servers are started,
+    with their data in `root`/.cplane.
 
     Args:
         root: the folder whose `.cplane` keeps the data.
-        host: where the HTTP API listens.
-        port: 0 takes a free one.
-        imports: modules that define jobs, besides those of CPLANE_IMPORTS.
-        overrides: settings that win over the environment.
+        host: address of the HTTP API.
+        port: port of the HTTP API; 0 takes a free one.
+        imports: modules that define jobs, in addition to those of CPLANE_IMPORTS.
+        overrides: settings that override the environment.
+
+    Attributes:
+        api_url: URL of the HTTP API.
+        settings: the settings of all parts.
+        job_names: names of the registered jobs, sorted.
+        took_s: duration of each step of the start, seconds.
+
+    Example:
+            async with LocalPlane(Path.cwd()) as local:
+                print(local.api_url)
+                raise await local.ended()
     """
 
     api_url: str
@@ -52,17 +65,18 @@ class LocalPlane:
         self._overrides = overrides
         self._stack: DevStack | None = None
         self._server: WebServer | None = None
-        self._working: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
         self._open = AsyncExitStack()
 
     @property
     def data(self) -> str:
-        """Where the data is, for people."""
-        from cplane.cli.masked import masked
+        """Where the data is, as text for people."""
+        from cplane.cli.masking import masked
 
         if self._stack is not None:
             return str(self._root / ".cplane")
-        return f"{masked(self.settings.database_url.get_secret_value())} and {masked(self.settings.redis_url.get_secret_value())}"
+        urls = (self.settings.database_url, self.settings.redis_url)
+        return " and ".join(masked(url.get_secret_value()) for url in urls)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
@@ -78,10 +92,10 @@ class LocalPlane:
                 self.job_names = await self._load_jobs()
             with self._timed("tables"):
                 await self._upgrade()
-            with self._timed("web"):  # before the worker: a port that is taken should be known at once
+            with self._timed("web"):  # before the worker, so that a port in use is reported early
                 await self._listen(opening)
             with self._timed("worker"):
-                self._working = await opening.enter_async_context(_working(self.settings))
+                self._worker = await opening.enter_async_context(_run_worker(self.settings))
             if self._stack is not None:
                 self._stack.announce(self.api_url, self.settings.imports)
             self._open = opening.pop_all()
@@ -93,12 +107,12 @@ class LocalPlane:
         await self._open.aclose()
 
     async def ended(self) -> InfrastructureError:
-        """Wait until a part of it ends by itself; answers why. An error of our own code is raised."""
-        if self._server is None or self._working is None:
-            raise RuntimeError("it does not run; use `async with LocalPlane(…) as local:`")
+        """Wait until a part ends by itself. Return the reason; raise if cplane itself has a bug."""
+        if self._server is None or self._worker is None:
+            raise RuntimeError("it is not running; use `async with LocalPlane(…) as local:`")
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._server.ended(), name="watch the HTTP server"),
-            asyncio.create_task(_shielded(self._working), name="watch the worker"),
+            asyncio.create_task(_shielded(self._worker), name="watch the worker"),
         ]
         if self._stack is not None:
             tasks.append(asyncio.create_task(self._stack.ended(), name="watch the servers"))
@@ -114,7 +128,7 @@ class LocalPlane:
             await asyncio.wait(tasks)
 
     async def _start_servers(self, opening: AsyncExitStack) -> "DevStack | None":
-        if all(os.environ.get(name) for name in OUR_SERVERS):
+        if all(os.environ.get(name) for name in SERVER_VARIABLES):
             return None
         from cplane.dev import DevStack
 
@@ -125,17 +139,17 @@ class LocalPlane:
 
         given: dict[str, Any] = dict(self._overrides)
         if self._stack is not None:
-            ours = {name: getattr(self._stack, name) for name in ("database_url", "redis_url", "artifacts_url")}
-            given |= {name: url for name, url in ours.items() if not os.environ.get(f"CPLANE_{name.upper()}")}
+            addresses = {name: getattr(self._stack, name) for name in ("database_url", "redis_url", "artifacts_url")}
+            given |= {name: url for name, url in addresses.items() if not os.environ.get(f"CPLANE_{name.upper()}")}
         if not os.environ.get("CPLANE_DRAIN_S"):
             given["drain_s"] = DRAIN_S
-        if not any(os.environ.get(name) for name in EGRESS):
+        if not any(os.environ.get(name) for name in EGRESS_VARIABLES):
             given["egress_allow"] = ("loopback",)
         settings = load_settings(**given)
         return settings.model_copy(update={"imports": (*settings.imports, *self._imports)})
 
     async def _load_jobs(self) -> list[str]:
-        """In a thread without a loop: a file may start one of its own, and must not block ours."""
+        """Import the jobs in a thread without an event loop: a file may start its own, and must not block this one."""
         from cplane.cli.imports import import_jobs
 
         registry = await asyncio.to_thread(import_jobs, self.settings.imports)
@@ -153,15 +167,15 @@ class LocalPlane:
         self.api_url = self._server.url
 
     @contextmanager
-    def _timed(self, what: str) -> Generator[None]:
+    def _timed(self, step: str) -> Generator[None]:
         started = time.perf_counter()
         yield
-        self.took_s[what] = time.perf_counter() - started
+        self.took_s[step] = time.perf_counter() - started
 
 
 @asynccontextmanager
-async def _working(settings: "CplaneSettings") -> "AsyncGenerator[asyncio.Task[None]]":
-    """A worker that claims jobs; at the end it drains and leaves."""
+async def _run_worker(settings: "CplaneSettings") -> "AsyncGenerator[asyncio.Task[None]]":
+    """Run a worker until the block ends; then drain and stop it."""
     from cplane.worker import Worker
 
     worker = Worker(settings=settings, handle_signals=False)
@@ -183,6 +197,6 @@ async def _shielded(running: "asyncio.Task[None]") -> None:
 
 
 def _import_layers() -> None:
-    """What costs time to import, while the servers start."""
+    """Import what takes long, while the servers start."""
     for layer in ("cplane.postgres.migrations", "cplane.tasks", "cplane.web", "cplane.worker"):
         import_module(layer)

@@ -1,4 +1,4 @@
-"""The control plane of a command that asks or submits."""
+"""The control plane of a command that reads or submits jobs."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_plane(imports: str | None = None) -> "AsyncGenerator[ControlPlane]":
-    """A plane from the environment; `imports` wins over CPLANE_IMPORTS. What it logs goes to stderr."""
+    """Open a control plane with the settings of the environment, and log to stderr.
+
+    Args:
+        imports: modules that define jobs, comma-separated, instead of those of CPLANE_IMPORTS.
+    """
     from cplane.logs import configure_logs
     from cplane.plane.control_plane import ControlPlane
     from cplane.settings import load_settings
@@ -25,10 +29,10 @@ async def open_plane(imports: str | None = None) -> "AsyncGenerator[ControlPlane
 
 
 def read_id(text: str) -> UUID:
-    """The id a person typed.
+    """Parse an id that was typed.
 
     Raises:
-        RecordNotFound: no id looks like that.
+        RecordNotFound: it is not a UUID.
     """
     try:
         return UUID(text)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from cplane.cli.console import console, notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import AsJson, print_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ app = typer.Typer(invoke_without_command=True)
 
 @app.callback()
 def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """The state of the queues, and of the hosts that jobs wait for.
+    """Show the state of the queues: ready, scheduled and running jobs, and latency.
 
     [cyan]$ cplane queues[/]
 
@@ -27,11 +27,11 @@ def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
 
-    async def ask() -> "tuple[list[QueueStats], int]":
+    async def request() -> "tuple[list[QueueStats], int]":
         async with open_plane() as plane:
             return await plane.queues(), await plane.dead_letters.count()
 
-    stats, dead_letters = run(ask())
+    stats, dead_letters = run(request())
     if as_json:
         queues = [
             {
@@ -49,22 +49,22 @@ def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
 
     console().print(queues_table(stats))
     if dead_letters:
-        told = "1 dead letter" if dead_letters == 1 else f"{dead_letters} dead letters"
-        notes().print(f"[yellow]{told}[/]; `cplane dead-letters` shows why", soft_wrap=True)
+        count = "1 dead letter" if dead_letters == 1 else f"{dead_letters} dead letters"
+        notes().print(f"[yellow]{count}[/]; `cplane dead-letters` shows the reasons", soft_wrap=True)
 
 
 @app.command()
 def hosts(*, as_json: AsJson = False) -> None:
-    """The hosts that jobs wait for, because of a limit or a cooldown.
+    """List the hosts that jobs wait for, because of a limit or a cooldown.
 
     [cyan]$ cplane queues hosts[/]
     """
 
-    async def ask() -> "list[LimiterStats]":
+    async def request() -> "list[LimiterStats]":
         async with open_plane() as plane:
             return await plane.limiter_stats()
 
-    stats = run(ask())
+    stats = run(request())
     if as_json:
         print_json(
             [

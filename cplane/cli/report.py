@@ -1,4 +1,4 @@
-"""How records look on a terminal."""
+"""Tables and texts that show records, queues, hosts and sessions on a terminal."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -31,13 +31,13 @@ STYLES = {
 
 
 def state_text(state: State | AttemptState) -> Text:
-    """The word in its colour."""
+    """Return the name of a state in its colour."""
     style = STYLES.get(State(state), "") if state in set(State) else "red"
     return Text(state.value, style)
 
 
 def records_table(records: "Sequence[JobRecord]", now: datetime) -> Table:
-    """One line a record, as they come."""
+    """Return a table with one row a record, in the given order."""
     table = plain_table("id", "job", "state", "queue", "created", "took", "attempt")
     for record in records:
         table.add_row(
@@ -55,7 +55,7 @@ def records_table(records: "Sequence[JobRecord]", now: datetime) -> Table:
 def record_view(
     record: "JobRecord | TransientJob", attempts: "Sequence[AttemptRecord]", artifacts: "Sequence[ArtifactRecord]"
 ) -> RenderableType:
-    """One record with its runs and its files."""
+    """Return the details of a record, with its attempts and its artifacts."""
     facts = Table.grid(padding=(0, 2))
     facts.add_row("job", Text(record.job, "bold"))
     facts.add_row("id", str(record.id))
@@ -65,7 +65,7 @@ def record_view(
     )
     facts.add_row("created", clock(record.created_at))
     if record.state is State.QUEUED and record.run_at > datetime.now(UTC):
-        facts.add_row("due", clock(record.run_at))
+        facts.add_row("starts at", clock(record.run_at))
     if record.progress_done is not None:
         facts.add_row("progress", progress_text(record.progress_done, record.progress_total, record.progress_note))
     facts.add_row("arguments", JSON.from_data(record.args))
@@ -84,17 +84,17 @@ def record_view(
 
 
 def queues_table(stats: "Sequence[QueueStats]") -> Table:
-    """One line a queue."""
+    """Return a table with one row a queue."""
     table = plain_table("queue", "ready", "scheduled", "running", "latency")
-    for each in stats:
-        latency = seconds_text(each.latency_s) if each.ready else ""
-        table.add_row(each.queue, str(each.ready), str(each.scheduled), str(each.running), latency)
+    for queue in stats:
+        latency = seconds_text(queue.latency_s) if queue.ready else ""
+        table.add_row(queue.queue, str(queue.ready), str(queue.scheduled), str(queue.running), latency)
     return table
 
 
 def hosts_table(stats: "Sequence[LimiterStats]") -> Table:
-    """One line a host."""
-    table = plain_table("host", "running", "waiting", "rate", "next start in", "cools down for")
+    """Return a table with one row a host."""
+    table = plain_table("host", "running", "waiting", "rate", "next start in", "cooldown")
     for each in stats:
         table.add_row(
             Text(each.host),
@@ -108,7 +108,7 @@ def hosts_table(stats: "Sequence[LimiterStats]") -> Table:
 
 
 def dead_letters_table(letters: "Sequence[DeadLetter]") -> Table:
-    """One line a dead letter."""
+    """Return a table with one row a dead letter."""
     table = plain_table("at", "queue", "id", "reason")
     for each in letters:
         table.add_row(clock(datetime.fromtimestamp(each.at_ms / 1000, UTC)), each.queue, each.id, Text(each.reason))
@@ -116,7 +116,7 @@ def dead_letters_table(letters: "Sequence[DeadLetter]") -> Table:
 
 
 def sessions_table(sessions: "Sequence[SessionInfo]", now: datetime) -> Table:
-    """One line a session."""
+    """Return a table with one row a session."""
     table = plain_table("name", "size", "saved", "times", "used", "key", "held by")
     for session in sessions:
         table.add_row(
@@ -132,7 +132,7 @@ def sessions_table(sessions: "Sequence[SessionInfo]", now: datetime) -> Table:
 
 
 def artifacts_table(artifacts: "Sequence[ArtifactRecord]") -> Table:
-    """One line a file."""
+    """Return a table with one row an artifact."""
     table = plain_table("file", "type", "size", "sha256")
     for artifact in artifacts:
         table.add_row(artifact.name, artifact.media_type, size(artifact.size), artifact.sha256[:12])
@@ -140,7 +140,7 @@ def artifacts_table(artifacts: "Sequence[ArtifactRecord]") -> Table:
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without frames, whose cells are never cut when piped."""
+    """Return an empty table without frames. Ids and states are never wrapped."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, no_wrap=column in {"id", "state"}, overflow="fold")
@@ -148,18 +148,18 @@ def plain_table(*columns: str) -> Table:
 
 
 def progress_text(done: float, total: float | None, note: str | None) -> str:
-    """Such as `3/10 loaded`."""
+    """Return a text such as `3/10 loaded`."""
     counted = f"{done:g}" if total is None else f"{done:g}/{total:g}"
     return f"{counted} {note}" if note else counted
 
 
 def clock(when: datetime) -> str:
-    """A time as this machine's user reads it."""
+    """Return a time in the local time zone."""
     return when.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def duration(end: datetime | None, start: datetime | None) -> str:
-    """The time between two moments: `0.42 s`, `3 min`, `2 h`, `5 d`; empty when one is missing."""
+    """Return the time between two moments as `0.42 s`, `3 min`, `2 h`, `5 d`; empty if one is missing."""
     if end is None or start is None:
         return ""
     seconds = max(0.0, (end - start).total_seconds())
@@ -167,7 +167,7 @@ def duration(end: datetime | None, start: datetime | None) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A number of seconds as people say it."""
+    """Return a duration with its largest fitting unit."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     for limit, unit_s, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
@@ -177,7 +177,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def _attempts_table(attempts: "Sequence[AttemptRecord]") -> Table:
-    table = plain_table("attempt", "state", "because of", "started", "took", "worker", "error")
+    table = plain_table("attempt", "state", "cause", "started", "took", "worker", "error")
     for attempt in attempts:
         table.add_row(
             str(attempt.attempt),

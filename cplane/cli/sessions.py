@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cplane.cli.console import console, notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import AsJson, print_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
     from cplane.sessions.store import Rotated, SessionInfo
 
-PAGE = 500
-"""Sessions that are asked for at once."""
+PAGE_SIZE = 500
+"""Number of sessions read per statement."""
 
 app = typer.Typer(no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of a session, as `cplane sessions list` shows it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a session, as `cplane sessions list` shows it.")]
 
 
 def secret() -> None:
@@ -32,14 +32,14 @@ def secret() -> None:
     typer.echo(new_key())
     if sys.stdout.isatty():
         notes().print(
-            "give it to web and workers as CPLANE_SECRET_KEY, and keep it where the database's backups do not lie",
+            "set it as CPLANE_SECRET_KEY for web and workers, and store it apart from the backups of the database",
             style="dim",
         )
 
 
 @app.callback()
 def sessions() -> None:
-    """Browser sessions: logins that jobs take up again, kept encrypted.
+    """Browser sessions: logins that jobs reuse, stored encrypted.
 
     [cyan]$ cplane sessions list[/]
     """
@@ -47,19 +47,19 @@ def sessions() -> None:
 
 @app.command("list")
 def list_sessions(*, as_json: AsJson = False) -> None:
-    """All sessions by name: size, times, who holds them. Never what is in them.
+    """List all sessions by name: size, times and holder, never their state.
 
     [cyan]$ cplane sessions list[/]
     """
 
-    async def ask() -> "list[SessionInfo]":
+    async def request() -> "list[SessionInfo]":
         found: list[SessionInfo] = []
         async with open_plane() as plane:
-            while page := await plane.sessions.list(after=found[-1].name if found else "", limit=PAGE):
+            while page := await plane.sessions.list(after=found[-1].name if found else "", limit=PAGE_SIZE):
                 found += page
         return found
 
-    found = run(ask())
+    found = run(request())
     if as_json:
         from cplane.web.views import session_view
 
@@ -77,14 +77,20 @@ def list_sessions(*, as_json: AsJson = False) -> None:
 @app.command("import")
 def import_session(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="What `context.storage_state(path=…)` wrote; - reads standard input.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="A file that `context.storage_state(path=…)` wrote; - reads standard input."
+        ),
     ],
     *,
     name: Annotated[
-        str | None, typer.Option("--name", "-n", metavar="NAME", help="Its name; else the file's, without .json.")
+        str | None,
+        typer.Option(
+            "--name", "-n", metavar="NAME", help="Name of the session; default: the file's name without its extension."
+        ),
     ] = None,
 ) -> None:
-    """Import a session that Playwright saved, in the place of what was there.
+    """Import a session that Playwright saved; an existing one of that name is replaced.
 
     [cyan]$ cplane sessions import shop.json --name shop[/]
     """
@@ -93,45 +99,46 @@ def import_session(
     named = Path(file).stem if name is None else name
     state = _read(file)
 
-    async def ask() -> bool:
+    async def request() -> bool:
         async with open_plane() as plane:
             _, created = await plane.sessions.put(named, state)
             return created
 
-    created = run(ask())
+    created = run(request())
     notes().print(f"session '{named}' is {'imported' if created else 'replaced'}", markup=False)
 
 
 @app.command()
 def delete(name: Name) -> None:
-    """Forget a session; one that a running job holds is left to it.
+    """Delete a session. One that a running job holds cannot be deleted.
 
     [cyan]$ cplane sessions delete shop[/]
     """
 
-    async def ask() -> None:
+    async def request() -> None:
         async with open_plane() as plane:
             await plane.sessions.delete(name)
 
-    run(ask())
-    notes().print("forgotten")
+    run(request())
+    notes().print("deleted")
 
 
 @app.command()
 def rotate() -> None:
-    """Encrypt with the first key of CPLANE_SECRET_KEY what is encrypted with another; exits 1 if something could not be.
+    """Encrypt all sessions with the first key of CPLANE_SECRET_KEY.
 
     [cyan]$ cplane sessions rotate[/]
 
-    Jobs may run meanwhile. It can be stopped at any time, and be called again.
+    Exits with status 1 if a session could not be encrypted again. Jobs may run concurrently. It can be stopped at any
+    time, and be called again.
     """
     rotated = run(_show_rotation())
     failed = [each for each in rotated if each.problem is not None]
     stderr = notes()
     for each in failed:
-        stderr.print(f"left as it is: {each.problem}", style="red", markup=False, soft_wrap=True)
+        stderr.print(f"unchanged: {each.problem}", style="red", markup=False, soft_wrap=True)
     done = len(rotated) - len(failed)
-    stderr.print(f"{done} encrypted anew" if rotated else "all are encrypted with the first key already")
+    stderr.print(f"{done} encrypted again" if rotated else "all are encrypted with the first key already")
     if failed:
         raise typer.Exit(1)
 
@@ -139,7 +146,7 @@ def rotate() -> None:
 async def _show_rotation() -> "list[Rotated]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("encrypting anew"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("encrypting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     rotated: list[Rotated] = []
     async with open_plane() as plane:
         first = plane.sessions.keyring.first
@@ -153,7 +160,7 @@ async def _show_rotation() -> "list[Rotated]":
 
 
 def _read(file: str) -> dict[str, Any]:
-    """The state in a file. Its content never gets into a message."""
+    """Read the state in a file. Its content never gets into a message."""
     import json
 
     from cplane.errors import InvalidSession
@@ -165,7 +172,7 @@ def _read(file: str) -> dict[str, Any]:
         raise InvalidSession(f"{where} cannot be read: {error.strerror}") from None
     try:
         state: dict[str, Any] = json.loads(content)
-    except (ValueError, RecursionError):  # told without what is in it
+    except (ValueError, RecursionError):  # from None, because the message would quote the content
         hint = "save one with `await context.storage_state(path=…)`"
         raise InvalidSession(f"{where} is not JSON", hint=hint) from None
     return state

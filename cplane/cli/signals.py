@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an ordered end of the current task."""
+"""Turns SIGINT and SIGTERM into a graceful end of the current task."""
 
 import asyncio
 import os
@@ -10,9 +10,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedBySignals:
-    """`with StoppedBySignals() as stop:` the first signal cancels the block and ends it quietly; a second leaves the process at once.
+    """Cancels its block at the first signal and suppresses the CancelledError; a second signal exits immediately.
 
-    `stop.signum` is the signal that came, or None.
+    `signum` is the signal that was received, or None.
+
+    Example:
+            with StoppedBySignals() as stop:
+                await server.ended()
+            print(stop.signum)
     """
 
     def __init__(self) -> None:
@@ -37,7 +42,7 @@ class StoppedBySignals:
 
     def _handle(self, signum: signal.Signals) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)  # the children die with us
+            os._exit(128 + signum)  # child processes die with this one
         self.signum = signum
         if self._task is not None:
             self._task.cancel()

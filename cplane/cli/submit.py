@@ -1,4 +1,4 @@
-"""`cplane submit`: one job, from its name to its result."""
+"""`cplane submit`: submits one job, waits for it, prints its result."""
 
 import asyncio
 from pathlib import Path
@@ -8,8 +8,8 @@ from uuid import UUID
 import typer
 
 from cplane.cli.console import notes
+from cplane.cli.event_loop import run
 from cplane.cli.jobs import print_json, record_json
-from cplane.cli.loop import run
 from cplane.cli.plane import open_plane
 from cplane.errors import CplaneError, InvalidTransition, JobCancelled, JobFailed
 from cplane.jobs.states import Priority, State
@@ -22,55 +22,57 @@ if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, JobRecord
 
-STILL_QUEUED_S = 5.0
-"""After so long without a worker we say what may be missing."""
+QUEUED_HINT_DELAY_S = 5.0
+"""A job that is still queued after this time may have no worker; a hint says so."""
 
 
 def submit(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The job's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the job.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Its arguments; lists and objects as JSON.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE…", help="Arguments; lists and objects as JSON.")
     ] = None,
     *,
     args_json: Annotated[
-        str | None, typer.Option("--args", "-a", metavar="JSON", help="Arguments as one object.")
+        str | None, typer.Option("--args", "-a", metavar="JSON", help="Arguments as one JSON object.")
     ] = None,
-    queue: Annotated[str | None, typer.Option("--queue", "-q", help="Another queue than the job's own.")] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", help="A queue other than the job's own.")] = None,
     priority: Annotated[
-        Priority | None, typer.Option("--priority", "-p", help="Another priority than the job's own.")
+        Priority | None, typer.Option("--priority", "-p", help="A priority other than the job's own.")
     ] = None,
     delay: Annotated[
-        float | None, typer.Option("--delay", "-d", metavar="SECONDS", help="Start it so much later.")
+        float | None, typer.Option("--delay", "-d", metavar="SECONDS", help="Start it after this many seconds.")
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", "-k", help="Idempotency key: the same key, the same job.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", "-k", help="Idempotency key: the same key returns the same job.")
+    ] = None,
     imports: Annotated[
         str | None, typer.Option("--imports", "-i", metavar="MODULE,…", help="Modules that define jobs.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the id and leave.")
+        bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the id and exit.")
     ] = True,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Wait at most so long.")
+        float | None, typer.Option("--timeout", "-t", metavar="SECONDS", help="Maximum wait; the job goes on.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option("--save", "-o", metavar="FOLDER", help="Put the job's files here.")
+        Path | None, typer.Option("--save", "-o", metavar="FOLDER", help="Save the job's artifacts here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the complete record as JSON.")] = False,
 ) -> None:
     """Submit a job, wait for it, print its result.
 
     [cyan]$ cplane submit screenshot url=https://example.com --save .[/]
 
-    A value is JSON where the job wants more than text: [cyan]n=3 flag=true viewport='{"width": 800}'[/]
+    A value is parsed as JSON where the job takes more than text: [cyan]n=3 flag=true viewport='{"width": 800}'[/]
     """
     from cplane.cli.arguments import read_arguments
     from cplane.cli.imports import import_jobs
 
-    async def ask() -> None:
+    async def request() -> None:
         async with open_plane(imports) as plane:
             job = import_jobs(plane.settings.imports).get(name)
             if wait and not job.options.keeps_result:
-                raise InvalidTransition(job.options.no_result, hint="--no-wait only submits it")
+                raise InvalidTransition(job.options.no_result, hint="add --no-wait to submit it without waiting")
             values = read_arguments(arguments or [], args_json, job.schema())
             handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
             if not wait:
@@ -83,15 +85,15 @@ def submit(
             _raise_unless_succeeded(record)
             if not as_json:
                 print_json(record.result)
-            await _hand_out(plane, record.id, artifacts, save)
+            await _save_artifacts(plane, record.id, artifacts, save)
 
-    run(ask())
+    run(request())
 
 
 async def _wait(
     plane: "ControlPlane", record_id: UUID, name: str, timeout_s: float | None
 ) -> "JobRecord | TransientJob":
-    """The final record; what happens until then is shown on stderr."""
+    """Return the final record; show its progress on stderr until then."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -102,50 +104,48 @@ async def _wait(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=notes(), transient=True) as progress:
-        line = progress.add_task(f"{name} [dim]{record_id}[/]", total=None, note=State.QUEUED.value)
-        shown = asyncio.create_task(_show(plane, record_id, progress, line), name="show progress")
-        hint = asyncio.create_task(_hint(progress, line), name="hint at missing workers")
+        task_id = progress.add_task(f"{name} [dim]{record_id}[/]", total=None, note=State.QUEUED.value)
+        shown = asyncio.create_task(_show(plane, record_id, progress, task_id), name="show progress")
+        hint = asyncio.create_task(_hint(progress, task_id), name="hint at a missing worker")
         try:
             return await plane.wait(record_id, timeout_s)
         except TimeoutError:
             raise CplaneError(
-                f"job {record_id} is not done after {timeout_s:g} s; it goes on",
-                hint=f"look after it with `cplane jobs show {record_id}`",
+                f"job {record_id} is not final after {timeout_s:g} s; it goes on",
+                hint=f"`cplane jobs show {record_id}` shows it",
             ) from None
         except asyncio.CancelledError:
-            progress.console.print(
-                f"job {record_id} goes on; look after it with `cplane jobs show {record_id}`", soft_wrap=True
-            )
+            progress.console.print(f"job {record_id} goes on; `cplane jobs show {record_id}` shows it", soft_wrap=True)
             raise
         finally:
             await end([shown, hint])
 
 
-async def _show(plane: "ControlPlane", record_id: UUID, progress: "Progress", line: "TaskID") -> None:
-    """Follow the record's events until cancelled; without Redis there is nothing to show."""
+async def _show(plane: "ControlPlane", record_id: UUID, progress: "Progress", task_id: "TaskID") -> None:
+    """Show the events of the record until cancelled; without Redis, show the error."""
     from cplane.cli.report import progress_text
     from cplane.errors import QueueUnavailable
 
     try:
         async for events in plane.progress(record_id):
             for event in events:
-                progress.update(line, note=event.state.value)
+                progress.update(task_id, note=event.state.value)
                 if event.data and event.data.get("done") is not None:
                     done, total, note = event.data["done"], event.data.get("total"), event.data.get("note")
-                    progress.update(line, completed=done, total=total, note=progress_text(done, total, note))
+                    progress.update(task_id, completed=done, total=total, note=progress_text(done, total, note))
     except QueueUnavailable as error:
-        progress.update(line, note=str(error))
+        progress.update(task_id, note=str(error))
 
 
-async def _hint(progress: "Progress", line: "TaskID") -> None:
-    await asyncio.sleep(STILL_QUEUED_S)
-    if progress.tasks[line].fields["note"] == State.QUEUED:
-        progress.console.print("still queued; does a worker run that serves its queue?", soft_wrap=True)
+async def _hint(progress: "Progress", task_id: "TaskID") -> None:
+    await asyncio.sleep(QUEUED_HINT_DELAY_S)
+    if progress.tasks[task_id].fields["note"] == State.QUEUED:
+        progress.console.print("still queued; is a worker running that serves its queue?", soft_wrap=True)
 
 
 def _raise_unless_succeeded(record: "JobRecord | TransientJob") -> None:
     if record.state is State.CANCELLED:
-        raise JobCancelled(f"job '{record.job}' was cancelled", hint=f"`cplane jobs retry {record.id}` runs it again")
+        raise JobCancelled(f"job '{record.job}' was cancelled", hint=f"`cplane jobs retry {record.id}` requeues it")
     if record.state is State.FAILED:
         if record.error_traceback:
             notes().print(record.error_traceback.rstrip(), style="dim", markup=False, soft_wrap=True)
@@ -154,17 +154,17 @@ def _raise_unless_succeeded(record: "JobRecord | TransientJob") -> None:
         )
 
 
-async def _hand_out(
+async def _save_artifacts(
     plane: "ControlPlane", record_id: UUID, artifacts: "list[ArtifactRecord]", folder: Path | None
 ) -> None:
-    """Say which files there are; with a folder, put them there."""
+    """Save the artifacts to `folder`; without one, list them."""
     from cplane.cli.report import artifacts_table
 
     if not artifacts:
         return
     if folder is None:
         notes().print(artifacts_table(artifacts))
-        notes().print("[dim]--save FOLDER puts them there[/]")
+        notes().print("[dim]--save FOLDER saves them[/]")
         return
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     for artifact in artifacts:

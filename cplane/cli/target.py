@@ -1,4 +1,4 @@
-"""What `cplane dev app.py` names: a file or a module whose jobs are loaded."""
+"""The target of `cplane dev`: a file or a module whose jobs are imported."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,12 @@ from cplane.errors import InvalidSettings
 
 
 def module_of(target: str) -> str:
-    """The module to import; the folder of a file is put on `sys.path`, so that `app.py` is `app` for everyone.
+    """Return the name of the module to import.
+
+    The folder of a file is added to `sys.path`, so that `app.py` is the module `app` in every process.
 
     Raises:
-        InvalidSettings: there is no such file, or its name cannot be a module's.
+        InvalidSettings: there is no such file, or its name cannot be the name of a module.
     """
     path = Path(target)
     if path.suffix != ".py" and path.name == target:

@@ -5,17 +5,19 @@ from typing import Annotated
 import typer
 
 from cplane.cli.console import notes
-from cplane.cli.loop import run
+from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 
-Host = Annotated[str, typer.Option("--host", "-H", help="The address to listen on; 0.0.0.0 for all.")]
-Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="The port; 0 for any that is free.")]
+Host = Annotated[str, typer.Option("--host", "-H", help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0 for any free port.")]
 
 
 def web(*, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Serve the HTTP API until stopped.
+    """Serve the HTTP API until stopped by a signal.
 
     [cyan]$ cplane web --host 0.0.0.0 --port 8000[/]
+
+    The same as [cyan]uvicorn --factory cplane.web:create_app[/].
     """
     run(_serve(host, port))
 

@@ -1,5 +1,6 @@
-"""The HTTP layer: submits jobs, answers for their records, streams their files. It never runs a job, opens a page or writes SQL.
+"""The HTTP API: submits jobs, returns their records, streams their artifacts.
 
+It never runs a job, opens a page or writes SQL.
 Any ASGI server runs it: `uvicorn --factory cplane.web:create_app`.
 """
 

@@ -11,47 +11,58 @@ from starlette.types import ASGIApp
 
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings, load_settings
-from cplane.web.api import OPERATIONS
-from cplane.web.docs import pages
+from cplane.web.handlers.docs import docs_routes
 from cplane.web.middleware import Authentication, RequestLog
-from cplane.web.problems import EXPECTED, handle
-from cplane.web.resource import ExactPathDispatch, resources, routes
+from cplane.web.operations import OPERATIONS
+from cplane.web.problems import HANDLED_ERRORS, handle_error
+from cplane.web.routing import ExactPathDispatch, resources, routes
 
 
 def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | None = None) -> Starlette:
-    """The HTTP API. Also a factory for an ASGI server: `uvicorn --factory cplane.web:create_app`.
+    """Create the HTTP API. Also a factory for an ASGI server: `uvicorn --factory cplane.web:create_app`.
 
     Args:
-        settings: default: those of the plane, else CPLANE_* variables.
-        plane: an open plane to use; without one the app opens its own for its lifetime.
+        settings: default: those of `plane`, else CPLANE_* variables.
+        plane: an open control plane to use. Without one the app opens its own for its lifetime.
+
+    Returns:
+        An ASGI app. Its lifespan imports the modules of `settings.imports`, and opens the control plane if none was
+        given.
 
     Raises:
-        InvalidSettings: a variable is missing or wrong.
+        InvalidSettings: a variable is missing or invalid.
+
+    Example:
+        Serve it next to other code, in one event loop:
+
+            async with open_server(create_app(), "127.0.0.1", 8000) as server:
+                print(server.url)
+                await server.ended()
     """
     settings = settings or (plane.settings if plane is not None else load_settings())
-    served = resources(OPERATIONS)
+    by_path = resources(OPERATIONS)
     app = _Api(
-        routes=[*routes(served), *pages()],
+        routes=[*routes(by_path), *docs_routes()],
         middleware=[
             Middleware(RequestLog),
             *([Middleware(Authentication, keys=settings.api_keys)] if settings.api_keys else []),
-            Middleware(ExactPathDispatch, resources=served),
+            Middleware(ExactPathDispatch, resources=by_path),
         ],
-        exception_handlers=dict.fromkeys(EXPECTED, handle),
+        exception_handlers=dict.fromkeys(HANDLED_ERRORS, handle_error),
         lifespan=_lifespan,
     )
     app.router.redirect_slashes = False  # one resource, one path
     app.state.settings = settings
     app.state.plane = plane
-    app.state.stopping = asyncio.Event()  # never set, unless open_server puts its own here
+    app.state.stopping = asyncio.Event()  # never set, unless open_server replaces it with its own
     return app
 
 
 class _Api(Starlette):
-    """Starlette without its own answer to what nobody expected, which every answer passes: RequestLog gives it."""
+    """Starlette without ServerErrorMiddleware, which wraps every response: RequestLog handles unexpected errors."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Starlette's, from the second on."""
+        """Return Starlette's middleware stack without its outermost layer."""
         outermost: Any = super().build_middleware_stack()
         return cast("ASGIApp", outermost.app)
 
@@ -72,5 +83,5 @@ async def _lifespan(app: Starlette) -> AsyncGenerator[None]:
 
 
 def _import_jobs(plane: ControlPlane) -> None:
-    """A module that cannot be imported ends the start, not the first request."""
+    """Import all jobs now, so that a module that cannot be imported fails the start, not the first request."""
     _ = plane.catalog

@@ -1,4 +1,4 @@
-"""Reading a JSON body that may be hostile: its type, its size while it comes, its depth, its duplicate members, its characters."""
+"""Reads JSON bodies, which may be hostile: checks their type, size, depth, duplicate members and characters."""
 
 import asyncio
 import json
@@ -14,22 +14,22 @@ from starlette.requests import ClientDisconnect
 
 from cplane.web.problems import (
     INVALID_REQUEST,
-    MAX_FAULTS,
-    MEDIA,
+    MAX_FIELD_ERRORS,
     NOT_JSON,
     SLOW_BODY,
     TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
     FieldError,
     RequestProblem,
-    pointer,
+    json_pointer,
 )
-from cplane.web.request import BODY_S, ApiRequest
+from cplane.web.request import BODY_TIMEOUT_S, ApiRequest
 
-DEPTH_HINT = "at most 200 levels"
+DEPTH_HINT = "nest at most 200 levels deep"
 UNSTORABLE = "contains NUL or half a surrogate pair"
 
-THREAD_BYTES = 64 * 1024
-"""A larger body is parsed in a thread: the loop goes on meanwhile."""
+THREAD_THRESHOLD_BYTES = 64 * 1024
+"""A larger body is parsed in a thread, so that it does not block the event loop."""
 
 ESCAPED = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 """NUL and surrogates can only come as escapes: UTF-8 has no surrogates, JSON no bare NUL."""
@@ -38,14 +38,20 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 async def read_body(request: ApiRequest, model: type[BodyT], *, max_bytes: int | None = None) -> BodyT:
-    """The body, checked against `model`; `max_bytes` where the setting's limit is not the one.
+    """Read the body and validate it against `model`.
+
+    Args:
+        request: the request; its deadline is moved once the body is complete.
+        model: pydantic model of the body.
+        max_bytes: size limit, bytes; default: `CPLANE_MAX_BODY_BYTES`.
 
     Raises:
-        RequestProblem: 400, 408, 413, 415 or 422 with pointers into the body.
+        RequestProblem: 400, 408, 413, 415, or 422 with pointers into the body.
+        ClientDisconnect: the client disconnected before the body was complete.
     """
     _check_type(request.header("content-type") or "", request.header("content-encoding") or "identity")
     body = await _read(request, max_bytes or request.settings.max_body_bytes)
-    if len(body) > THREAD_BYTES:
+    if len(body) > THREAD_THRESHOLD_BYTES:
         return await asyncio.to_thread(parse, body, model)
     return parse(body, model)
 
@@ -58,12 +64,14 @@ def _check_type(content_type: str, encoding: str) -> None:
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
         given = f"'{media_type}'" if media_type else "missing"
-        raise RequestProblem(MEDIA, f"the Content-Type is {given}", hint="send Content-Type: application/json")
+        raise RequestProblem(
+            UNSUPPORTED_MEDIA_TYPE, f"the Content-Type is {given}", hint="send Content-Type: application/json"
+        )
     charset = re.search(r"charset\s*=\s*\"?([\w-]+)", parameters, re.IGNORECASE)
     if charset is not None and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
-        raise RequestProblem(MEDIA, f"the charset is '{charset[1]}'", hint="send UTF-8")
+        raise RequestProblem(UNSUPPORTED_MEDIA_TYPE, f"the charset is '{charset[1]}'", hint="send UTF-8")
     if encoding.lower() != "identity":
-        raise RequestProblem(MEDIA, "the body is compressed", hint="send it as it is")
+        raise RequestProblem(UNSUPPORTED_MEDIA_TYPE, "the body is compressed", hint="send it uncompressed")
 
 
 async def _read(request: ApiRequest, limit: int) -> bytes:
@@ -86,9 +94,9 @@ async def _read(request: ApiRequest, limit: int) -> bytes:
         if not request.deadline.expired:
             raise
         raise RequestProblem(
-            SLOW_BODY, f"the body did not come within {BODY_S:g} seconds", headers={"connection": "close"}
+            SLOW_BODY, f"the body was not complete within {BODY_TIMEOUT_S:g} seconds", headers={"connection": "close"}
         ) from None
-    request.allow(0)
+    request.move_deadline(0)
     return b"".join(chunks)
 
 
@@ -100,62 +108,68 @@ def _refuse(limit: int) -> NoReturn:
 
 
 def parse(body: bytes, model: type[BodyT]) -> BodyT:
-    """The checked body from its bytes."""
+    """Parse and validate a body.
+
+    Raises:
+        RequestProblem: 400 or 422 with pointers into the body.
+    """
     _check_text(body)
     try:
-        checked: BodyT = model.__pydantic_validator__.validate_json(body)
+        parsed: BodyT = model.__pydantic_validator__.validate_json(body)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
+        details = error.errors(include_url=False, include_input=False)
     else:
-        return checked
-    if faults[0]["type"] == "json_invalid":  # json took it; what is left is depth, and numbers of thousands of digits
+        return parsed
+    if details[0]["type"] == "json_invalid":  # `json` accepted it: too deep, or a number of thousands of digits
         raise RequestProblem(
-            NOT_JSON, f"the body cannot be read: {faults[0]['msg'].removeprefix('Invalid JSON: ')}", hint=DEPTH_HINT
+            NOT_JSON, f"the body cannot be parsed: {details[0]['msg'].removeprefix('Invalid JSON: ')}", hint=DEPTH_HINT
         )
-    told = faults[:MAX_FAULTS]
-    raise _invalid(
-        [
-            FieldError(pointer=pointer(fault["loc"]), detail=_sentence(fault["type"], fault["msg"], model))
-            for fault in told
-        ],
-        len(faults),
-    )
+    field_errors = [
+        FieldError(pointer=json_pointer(each["loc"]), detail=_detail(each["type"], each["msg"], model))
+        for each in details[:MAX_FIELD_ERRORS]
+    ]
+    raise _invalid(field_errors, len(details))
 
 
 def _check_text(body: bytes) -> None:
-    """What pydantic lets pass or cannot locate: constants that are not JSON, members given twice, NUL, lone surrogates."""
+    """Refuse what pydantic accepts or cannot locate: non-JSON constants, duplicate members, NUL, lone surrogates."""
     if b"\\u" not in body or not ESCAPED.search(body):
         try:
-            _load(body, _strict)
-        except _GivenTwiceError:
+            _load(body, _STRICT_DECODER)
+        except _DuplicateMemberError:
             pass
         else:
             return
-    twice: dict[int, list[str]] = {}
-    kept: list[object] = []
+    duplicates: dict[int, list[str]] = {}
+    kept_alive: list[object] = []
 
     def collect(members: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
         found = dict(members)
         if len(found) < len(members):
-            kept.append(found)  # an object that is itself overwritten must not give its identity to another
-            twice[id(found)] = [name for name, times in Counter(name for name, _ in members).items() if times > 1]
+            kept_alive.append(found)  # an object that is itself overwritten must not pass its id() on to another
+            duplicates[id(found)] = [name for name, count in Counter(name for name, _ in members).items() if count > 1]
         return found
 
-    value = _load(body, json.JSONDecoder(object_pairs_hook=collect, parse_constant=_no_constant))
-    found = (fault for where, part in _parts(value) for fault in _text_faults(where, part, twice.get(id(part), [])))
-    faults = list(islice(found, MAX_FAULTS))
-    if faults or twice:
-        raise _invalid(faults or [FieldError(pointer="", detail="a member is given more than once")], len(faults))
+    value = _load(body, json.JSONDecoder(object_pairs_hook=collect, parse_constant=_refuse_constant))
+    found = (
+        field_error
+        for location, part in _parts(value)
+        for field_error in _text_errors(location, part, duplicates.get(id(part), []))
+    )
+    field_errors = list(islice(found, MAX_FIELD_ERRORS))
+    if field_errors or duplicates:
+        field_errors = field_errors or [FieldError(pointer="", detail="a member is given more than once")]
+        raise _invalid(field_errors, len(field_errors))
 
 
-class _GivenTwiceError(Exception):
-    """Somewhere in the body is an object with two members of one name."""
+class _DuplicateMemberError(Exception):
+    """An object in the body has two members of one name."""
 
 
-def _each_once(members: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+def _refuse_duplicates(members: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     found = dict(members)
     if len(found) < len(members):
-        raise _GivenTwiceError
+        raise _DuplicateMemberError
     return found
 
 
@@ -172,57 +186,57 @@ def _load(body: bytes, decoder: json.JSONDecoder) -> JsonValue:
         raise RequestProblem(NOT_JSON, "a number in the body has too many digits") from None
 
 
-Place = tuple["Place", int | str] | None
-"""Where a part is: its parent's place and its own name; pointers are built only for what is wrong."""
+Location = tuple["Location", int | str] | None
+"""Location of a part: its parent's location and its own name. Pointers are built only for the parts that are wrong."""
 
 
-def _parts(value: JsonValue) -> Iterator[tuple[Place, JsonValue]]:
-    left: list[tuple[Place, JsonValue]] = [(None, value)]
+def _parts(value: JsonValue) -> Iterator[tuple[Location, JsonValue]]:
+    left: list[tuple[Location, JsonValue]] = [(None, value)]
     while left:
-        where, part = left.pop()
-        yield where, part
+        location, part = left.pop()
+        yield location, part
         if isinstance(part, dict):
-            left.extend(((where, name), inner) for name, inner in part.items())
+            left.extend(((location, name), inner) for name, inner in part.items())
         elif isinstance(part, list):
-            left.extend(((where, number), inner) for number, inner in enumerate(part))
+            left.extend(((location, index), inner) for index, inner in enumerate(part))
 
 
-def _text_faults(where: Place, part: JsonValue, twice: list[str]) -> Iterator[FieldError]:
-    for name in twice:
-        yield FieldError(pointer=_pointer((where, name)), detail="given more than once")
-    if isinstance(part, str) and _unstorable(part):
-        yield FieldError(pointer=_pointer(where), detail=UNSTORABLE)
-    if isinstance(part, dict) and any(_unstorable(name) for name in part):
-        yield FieldError(pointer=_pointer(where), detail=f"the name of a member {UNSTORABLE}")
+def _text_errors(location: Location, part: JsonValue, duplicates: list[str]) -> Iterator[FieldError]:
+    for name in duplicates:
+        yield FieldError(pointer=_pointer((location, name)), detail="given more than once")
+    if isinstance(part, str) and _is_unstorable(part):
+        yield FieldError(pointer=_pointer(location), detail=UNSTORABLE)
+    if isinstance(part, dict) and any(_is_unstorable(name) for name in part):
+        yield FieldError(pointer=_pointer(location), detail=f"the name of a member {UNSTORABLE}")
 
 
-def _pointer(where: Place) -> str:
+def _pointer(location: Location) -> str:
     names: list[int | str] = []
-    while where is not None:
-        where, name = where
+    while location is not None:
+        location, name = location
         names.append(name)
-    return pointer(names[::-1])
+    return json_pointer(names[::-1])
 
 
-def _unstorable(text: str) -> bool:
+def _is_unstorable(text: str) -> bool:
     return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise RequestProblem(NOT_JSON, f"the body is not JSON: there is no {name} in it", hint="send null, or a text")
+def _refuse_constant(name: str) -> NoReturn:
+    raise RequestProblem(NOT_JSON, f"the body is not JSON: {name} is not a JSON value", hint="send null, or a string")
 
 
-_strict = json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_constant)
-"""Most bodies need no more: what is wrong with the others is looked for afterwards."""
+_STRICT_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+"""Enough for most bodies. Only a body that it refuses is decoded again, to locate the errors."""
 
 
-def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:
-    if kind == "extra_forbidden":
+def _detail(error_type: str, message: str, model: type[BaseModel]) -> str:
+    if error_type == "extra_forbidden":
         return f"there is no such member; known: {', '.join(model.model_fields)}"
     return message.removeprefix("Value error, ")
 
 
-def _invalid(faults: list[FieldError], count: int) -> RequestProblem:
-    first, more = faults[0], "" if count <= 1 else f", and {count - 1} more"
-    where = (first.pointer or "").lstrip("/") or "the body"
-    return RequestProblem(INVALID_REQUEST, f"{where}: {first.detail}{more}", errors=faults)
+def _invalid(field_errors: list[FieldError], count: int) -> RequestProblem:
+    first, more = field_errors[0], "" if count <= 1 else f", and {count - 1} more"
+    location = (first.pointer or "").lstrip("/") or "the body"
+    return RequestProblem(INVALID_REQUEST, f"{location}: {first.detail}{more}", errors=field_errors)

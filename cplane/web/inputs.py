@@ -1,4 +1,4 @@
-"""What the API takes: the body of a submission and the query parameters, as pydantic models with their bounds."""
+"""Inputs of the API: bodies and query parameters, as pydantic models with their bounds."""
 
 import base64
 import binascii
@@ -24,26 +24,30 @@ MAX_WAIT_S = 60.0
 MAX_DELAY_S = 10 * 366 * 86400.0
 
 MAX_RETRIED = 5000
-"""Jobs that one call runs again, at most: it must answer in time."""
+"""Maximum number of jobs that one call requeues: its response must come in time."""
 
 
 def encode_cursor(last: UUID) -> str:
-    """The cursor of what comes after a record."""
+    """Return the cursor of the page after a record."""
     return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
 def decode_cursor(cursor: object) -> object:
-    """The record a cursor stands for."""
+    """Return the id of the record that a cursor names."""
     try:
         return UUID(bytes=base64.b64decode(f"{cursor}==", altchars=b"-_", validate=True))
     except (binascii.Error, ValueError):
-        raise ValueError("not a cursor; take `next` of the page before") from None
+        raise ValueError("not a cursor; take `next` of the previous page") from None
 
 
 Wait = Annotated[
     float,
     Field(
-        default=0.0, ge=0, le=MAX_WAIT_S, allow_inf_nan=False, description="seconds to wait for the job to become final"
+        default=0.0,
+        ge=0,
+        le=MAX_WAIT_S,
+        allow_inf_nan=False,
+        description="maximum number of seconds to wait for the job to become final",
     ),
 ]
 Cursor = Annotated[UUID, BeforeValidator(decode_cursor), WithJsonSchema({"type": "string"})]
@@ -53,7 +57,7 @@ SessionName = Annotated[str, Field(pattern=f"^{SESSION_NAME.pattern}$")]
 
 
 class WaitQuery(BaseModel):
-    """How long the client wants to wait."""
+    """How long to wait for a job."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,8 +72,8 @@ class ListQuery(BaseModel):
     state: State | None = Field(default=None, description="only records in this state")
     job: JobName | None = Field(default=None, description="only records of this job")
     queue: QueueName | None = Field(default=None, description="only records in this queue")
-    limit: int = Field(default=50, ge=1, le=200, description="records a page")
-    cursor: Cursor | None = Field(default=None, description="where the page starts: `next` of the page before")
+    limit: int = Field(default=50, ge=1, le=200, description="maximum number of records in a page")
+    cursor: Cursor | None = Field(default=None, description="start of the page: `next` of the previous page")
 
 
 class SessionQuery(BaseModel):
@@ -77,20 +81,20 @@ class SessionQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=50, ge=1, le=200, description="sessions a page")
-    cursor: SessionName | None = Field(default=None, description="where the page starts: `next` of the page before")
+    limit: int = Field(default=50, ge=1, le=200, description="maximum number of sessions in a page")
+    cursor: SessionName | None = Field(default=None, description="start of the page: `next` of the previous page")
 
 
 class RetryBody(BaseModel):
-    """Which jobs to run again."""
+    """Which jobs to requeue."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    state: Literal["failed", "cancelled"] = Field(default="failed", description="the state they are in")
-    job: JobName | None = Field(default=None, description="only those of this job")
-    queue: QueueName | None = Field(default=None, description="only those of this queue")
-    limit: int = Field(default=1000, ge=1, le=MAX_RETRIED, description="at most so many in this call")
-    cursor: Cursor | None = Field(default=None, description="where to go on: `next` of the call before")
+    state: Literal["failed", "cancelled"] = Field(default="failed", description="the state of the jobs")
+    job: JobName | None = Field(default=None, description="only jobs of this name")
+    queue: QueueName | None = Field(default=None, description="only jobs of this queue")
+    limit: int = Field(default=1000, ge=1, le=MAX_RETRIED, description="maximum number of jobs to requeue in this call")
+    cursor: Cursor | None = Field(default=None, description="where to continue: `next` of the previous call")
 
 
 class SubmitBody(BaseModel):
@@ -98,11 +102,11 @@ class SubmitBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    job: str = Field(min_length=1, max_length=200, description="the job's name, see /api/v1/catalog")
-    args: dict[str, JsonValue] = Field(default={}, description="its arguments by name")
-    queue: QueueName | None = Field(default=None, description="another queue than the job's own")
+    job: str = Field(min_length=1, max_length=200, description="name of the job, as in /api/v1/catalog")
+    args: dict[str, JsonValue] = Field(default={}, description="arguments by name")
+    queue: QueueName | None = Field(default=None, description="a queue other than the job's own")
     priority: Priority | None = Field(
-        default=None, description="the lane of the queue it waits in, instead of the job's own"
+        default=None, description="lane of the queue in which it waits, instead of the job's own priority"
     )
     delay: float | None = Field(
         default=None, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="seconds until it may start"
@@ -111,11 +115,11 @@ class SubmitBody(BaseModel):
         default=None,
         ge=datetime(1970, 1, 1, tzinfo=UTC),
         lt=datetime(9000, 1, 1, tzinfo=UTC),
-        description="when it may start: ISO 8601 with an offset; excludes `delay`",
+        description="when it may start: ISO 8601 with an offset; not together with `delay`",
     )
 
     @model_validator(mode="after")
-    def _one_time(self) -> Self:
+    def _at_most_one_time(self) -> Self:
         if self.delay is not None and self.at is not None:
             raise ValueError("delay and at exclude each other")
         return self

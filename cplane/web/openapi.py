@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, built from the operations, the pydantic models and the catalog of jobs."""
+"""The OpenAPI 3.1 document, built from the operations, the pydantic models and the registered jobs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,30 +10,33 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from cplane import __version__
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.names import SESSION_NAME
-from cplane.web.api import OPERATIONS
-from cplane.web.catalog import describe
+from cplane.web.handlers.catalog import describe
 from cplane.web.inputs import SubmitBody
-from cplane.web.problems import MEDIA_TYPE, TOO_SLOW, UNAUTHORIZED, ProblemType, ProblemView
-from cplane.web.resource import Answer, Operation
+from cplane.web.operations import OPERATIONS
+from cplane.web.problems import MEDIA_TYPE, TIMED_OUT, UNAUTHORIZED, ProblemType, ProblemView
+from cplane.web.routing import Operation, ResponseSpec
 
 if TYPE_CHECKING:
     from pydantic._internal._dataclasses import PydanticDataclass  # models_json_schema takes these too
 
 Schema = dict[str, Any]
 Models = Mapping[type[BaseModel], Schema]
-"""Model → the schema to use for it: a reference into the components."""
+"""Model → the schema to use for it: a reference to a component."""
 
 REFERENCE = "#/components/schemas/{model}"
 
-ABOUT = """Submit jobs, follow them, fetch what they leave.
+DESCRIPTION = """Submit jobs, read their records, fetch their artifacts.
 
-Times are ISO 8601 in UTC. Errors are `application/problem+json` (RFC 9457). A POST answers 202 for a job that is not final yet,
-200 with the final record."""
+Times are ISO 8601 in UTC. Errors are `application/problem+json` (RFC 9457). A POST returns 200 with a record that is
+final, 202 with one that is not final yet."""
 
-PARAMETERS = {
-    "id": {"type": "string", "format": "uuid"},
-    "name": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,200}$"},
-    "session": {"type": "string", "pattern": f"^{SESSION_NAME.pattern}$"},
+PATH_PARAMETERS = {
+    "id": {"description": "id of the job", "schema": {"type": "string", "format": "uuid"}},
+    "name": {"description": "name of the artifact", "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,200}$"}},
+    "session": {
+        "description": "name of the session",
+        "schema": {"type": "string", "pattern": f"^{SESSION_NAME.pattern}$"},
+    },
 }
 
 
@@ -42,7 +45,13 @@ class _Generator(GenerateJsonSchema):
 
 
 def document(jobs: Sequence[AnyJob], *, root_path: str = "", secured: bool = False) -> Schema:
-    """The OpenAPI document of a server that knows these jobs; `secured`: it asks for a key."""
+    """Return the OpenAPI document.
+
+    Args:
+        jobs: the jobs that can be submitted; each gets a schema for its submission.
+        root_path: where the app is mounted; default: at the root.
+        secured: True if the server requires an API key.
+    """
     models, schemas = _schemas(jobs)
     schemas |= _submissions(jobs, models)
     spec: Schema = {
@@ -50,7 +59,7 @@ def document(jobs: Sequence[AnyJob], *, root_path: str = "", secured: bool = Fal
         "info": {
             "title": "cplane",
             "version": __version__,
-            "description": ABOUT,
+            "description": DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": root_path or "/"}],
@@ -64,12 +73,15 @@ def document(jobs: Sequence[AnyJob], *, root_path: str = "", secured: bool = Fal
 
 
 def _schemas(jobs: Sequence[AnyJob]) -> tuple[Models, Schema]:
-    answers: list[type[BaseModel]] = [
-        answer.model for operation in OPERATIONS for answer in operation.answers.values() if answer.model is not None
+    outputs: list[type[BaseModel]] = [
+        response.model
+        for operation in OPERATIONS
+        for response in operation.responses.values()
+        if response.model is not None
     ]
     bodies = [operation.body for operation in OPERATIONS if operation.body is not None]
-    inputs: list[type[BaseModel]] = [*bodies, *(job.signature.arguments for job in jobs if _describable(job))]
-    wanted = [*_in_mode([*answers, ProblemView], "serialization"), *_in_mode(inputs, "validation")]
+    inputs: list[type[BaseModel]] = [*bodies, *(job.signature.arguments for job in jobs if _has_schema(job))]
+    wanted = [*_in_mode([*outputs, ProblemView], "serialization"), *_in_mode(inputs, "validation")]
     found, definitions = models_json_schema(wanted, ref_template=REFERENCE, schema_generator=_Generator)
     schemas: Mapping[Any, Schema] = {model: schema for (model, _), schema in found.items()}
     return schemas, definitions["$defs"]
@@ -81,7 +93,7 @@ def _in_mode(
     return [(model, mode) for model in dict.fromkeys(models)]
 
 
-def _describable(job: AnyJob) -> bool:
+def _has_schema(job: AnyJob) -> bool:
     try:
         job.schema()
     except PydanticUserError:
@@ -89,15 +101,15 @@ def _describable(job: AnyJob) -> bool:
     return True
 
 
-# submissions: one schema for each job, told apart by "job"
+# submissions: one schema for each job, discriminated by "job"
 
 
 def _submissions(jobs: Sequence[AnyJob], models: Models) -> Schema:
     if not jobs:
         return {"Submission": models[SubmitBody]}
-    each = {_component(job): _submission(job, models) for job in jobs}
+    components = {_component(job): _submission(job, models) for job in jobs}
     references = {job.name: f"#/components/schemas/{_component(job)}" for job in jobs}
-    return each | {
+    return components | {
         "Submission": {
             "description": "A job with its arguments",
             "oneOf": [{"$ref": reference} for reference in references.values()],
@@ -107,7 +119,7 @@ def _submissions(jobs: Sequence[AnyJob], models: Models) -> Schema:
 
 
 def _component(job: AnyJob) -> str:
-    return f"job.{job.name.replace(':', '..')}"  # a component's name has no colon
+    return f"job.{job.name.replace(':', '..')}"  # the name of a component must not contain a colon
 
 
 def _submission(job: AnyJob, models: Models) -> Schema:
@@ -119,7 +131,7 @@ def _submission(job: AnyJob, models: Models) -> Schema:
         "description": describe(job),
         "type": "object",
         "properties": {
-            "job": {"type": "string", "enum": [job.name]},  # not const: of that, tools make no example
+            "job": {"type": "string", "enum": [job.name]},  # not const, from which tools derive no example
             "args": models.get(arguments, {"type": "object"}),
             **{name: options[name] for name in ("queue", "priority", "delay", "at")},
         },
@@ -139,42 +151,45 @@ def _paths(models: Models, secured: bool) -> Schema:
 
 
 def _operation(operation: Operation, models: Models, secured: bool) -> Schema:
-    closed = secured and operation.path.startswith("/api/")
-    kinds = [*operation.problems, TOO_SLOW, *([UNAUTHORIZED] if closed else [])]
-    responses = {str(status): _response(answer, models) for status, answer in operation.answers.items()}
-    described: Schema = {
+    needs_key = secured and operation.path.startswith("/api/")
+    problem_types = [*operation.problems, TIMED_OUT, *([UNAUTHORIZED] if needs_key else [])]
+    responses = {str(status): _response(response, models) for status, response in operation.responses.items()}
+    spec: Schema = {
         "operationId": operation.id,
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": responses
-        | {status: problem for status, problem in _problems(kinds, models).items() if status not in responses},
+        | {status: problem for status, problem in _problems(problem_types, models).items() if status not in responses},
     }
+    if operation.description:
+        spec["description"] = operation.description
     if parameters := [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)]:
-        described["parameters"] = parameters
+        spec["parameters"] = parameters
     if operation.body is not None:
         schema = {"$ref": "#/components/schemas/Submission"} if operation.body is SubmitBody else models[operation.body]
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if closed:
-        described["security"] = [{"key": []}]
-    return described
+        spec["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if needs_key:
+        spec["security"] = [{"key": []}]
+    return spec
 
 
-def _response(answer: Answer, models: Models) -> Schema:
-    response: Schema = {"description": answer.about}
-    if answer.media_type:
-        schema = {} if answer.model is None else models[answer.model]
-        response["content"] = {answer.media_type: {"schema": schema}}
-    if answer.headers:
-        response["headers"] = {
-            name: {"description": about, "schema": {"type": "string"}} for name, about in answer.headers.items()
+def _response(response: ResponseSpec, models: Models) -> Schema:
+    spec: Schema = {"description": response.description}
+    if response.media_type:
+        schema = {} if response.model is None else models[response.model]
+        spec["content"] = {response.media_type: {"schema": schema}}
+    if response.headers:
+        spec["headers"] = {
+            name: {"description": description, "schema": {"type": "string"}}
+            for name, description in response.headers.items()
         }
-    return response
+    return spec
 
 
-def _problems(kinds: Iterable[ProblemType], models: Models) -> Schema:
+def _problems(problem_types: Iterable[ProblemType], models: Models) -> Schema:
     by_status: dict[str, list[str]] = {}
-    for kind in kinds:
-        by_status.setdefault(str(kind.status), []).append(kind.title)
+    for problem_type in problem_types:
+        by_status.setdefault(str(problem_type.status), []).append(problem_type.title)
     content = {MEDIA_TYPE: {"schema": models[ProblemView]}}
     return {
         status: {"description": "; ".join(titles), "content": content} for status, titles in sorted(by_status.items())
@@ -183,8 +198,8 @@ def _problems(kinds: Iterable[ProblemType], models: Models) -> Schema:
 
 def _path_parameters(operation: Operation) -> list[Schema]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": schema}
-        for name, schema in PARAMETERS.items()
+        {"name": name, "in": "path", "required": True, **spec}
+        for name, spec in PATH_PARAMETERS.items()
         if f"{{{name}}}" in operation.path
     ]
 
@@ -194,13 +209,13 @@ def _query_parameters(operation: Operation) -> list[Schema]:
         return []
     schema = operation.query.model_json_schema(ref_template=REFERENCE)
     return [
-        {"name": name, "in": "query", "description": described.pop("description", ""), "schema": described}
-        for name, described in schema["properties"].items()
+        {"name": name, "in": "query", "description": spec.pop("description", ""), "schema": spec}
+        for name, spec in schema["properties"].items()
     ]
 
 
 def _header_parameters(operation: Operation) -> list[Schema]:
     return [
-        {"name": name, "in": "header", "description": about, "schema": {"type": "string"}}
-        for name, about in operation.headers.items()
+        {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+        for name, description in operation.headers.items()
     ]

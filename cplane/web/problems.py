@@ -1,4 +1,4 @@
-"""How errors leave over HTTP: RFC 9457 problem+json, one table from exception to status, never a stack trace."""
+"""Errors over HTTP as RFC 9457 problem+json: one table from exception to status, never a traceback."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,27 +29,28 @@ from cplane.errors import (
     SessionTooLarge,
     UnknownJob,
 )
-from cplane.web.linger import LingeringResponse
+from cplane.web.lingering_close import LingeringResponse
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+"""Value of Retry-After in every 503."""
 
-MAX_FAULTS = 20
-"""A body can be wrong in a hundred thousand places; the first ones will do."""
+MAX_FIELD_ERRORS = 20
+"""Maximum number of field errors in a response: a body can be wrong in a hundred thousand places."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """One kind of problem. Its URI, `/problems/{slug}`, never changes and answers `about`."""
+    """A type of problem. Its URI, `/problems/{slug}`, is stable, and returns `title` and `description`."""
 
     slug: str
     status: int
     title: str
-    about: str
+    description: str
 
     @property
     def uri(self) -> str:
-        """What `type` says."""
+        """The `type` member of a problem."""
         return f"/problems/{self.slug}"
 
 
@@ -57,61 +58,62 @@ NOT_JSON = ProblemType(
     "not-json", 400, "The body is not JSON", "Send one JSON object in UTF-8, nested at most 200 levels deep."
 )
 UNAUTHORIZED = ProblemType(
-    "unauthorized", 401, "A key is needed", "Send `Authorization: Bearer KEY` with one of the keys in CPLANE_API_KEYS."
+    "unauthorized",
+    401,
+    "An API key is required",
+    "Send `Authorization: Bearer KEY` with one of the keys in CPLANE_API_KEYS.",
 )
-NOT_FOUND = ProblemType(
-    "not-found", 404, "There is nothing here", "No resource has this path. /docs lists those there are."
-)
+NOT_FOUND = ProblemType("not-found", 404, "There is no such resource", "No resource has this path. /docs lists them.")
 UNKNOWN_ID = ProblemType(
-    "unknown-id", 404, "There is no such job", "No record has this id. GET /api/v1/jobs lists those there are."
+    "unknown-id", 404, "There is no such job", "No record has this id. GET /api/v1/jobs lists the records."
 )
 UNKNOWN_ARTIFACT = ProblemType(
     "unknown-artifact",
     404,
-    "There is no such file",
-    "The job left no file of this name. Its record lists those it left.",
+    "There is no such artifact",
+    "The job has no artifact of this name. Its record lists its artifacts.",
 )
 UNKNOWN_SESSION = ProblemType(
-    "unknown-session", 404, "There is no such session", "GET /api/v1/sessions lists those there are."
+    "unknown-session", 404, "There is no such session", "GET /api/v1/sessions lists the sessions."
 )
-METHOD = ProblemType(
-    "method-not-allowed", 405, "The method does not apply", "The Allow header names the methods of this resource."
+METHOD_NOT_ALLOWED = ProblemType(
+    "method-not-allowed", 405, "The method is not allowed", "The Allow header names the methods of this resource."
 )
-SLOW_BODY = ProblemType("slow-body", 408, "The body did not come in time", "Send the whole body within 30 seconds.")
+SLOW_BODY = ProblemType("slow-body", 408, "The body did not arrive in time", "Send the whole body within 30 seconds.")
 INVALID_TRANSITION = ProblemType(
     "invalid-transition",
     409,
     "The job's state does not allow this",
     "Queued and running jobs can be cancelled; failed and cancelled ones can be retried.",
 )
-KEY_IN_USE = ProblemType(
+IDEMPOTENCY_KEY_IN_USE = ProblemType(
     "idempotency-key-in-use",
     409,
-    "A request with this idempotency key is under way",
-    "Send it again in a moment: the answer is then that of the first.",
+    "A request with this idempotency key is in flight",
+    "Send it again in a moment: the response is then that of the first request.",
 )
 SESSION_IN_USE = ProblemType(
     "session-in-use",
     409,
     "A running job holds the session",
-    "Try again when the job has ended, or cancel it: nobody else may change a session it works with.",
+    "Try again when the job has ended, or cancel it. Only that job may change the session while it holds it.",
 )
 TOO_LARGE = ProblemType(
     "too-large",
     413,
     "The body is too large",
-    "CPLANE_MAX_BODY_BYTES sets the limit, for a session it is 5 MiB; pass large data by reference.",
+    "CPLANE_MAX_BODY_BYTES sets the limit; for a session it is 5 MiB. Pass large data by reference.",
 )
-MEDIA = ProblemType(
+UNSUPPORTED_MEDIA_TYPE = ProblemType(
     "unsupported-media-type",
     415,
-    "The body is not of a type we read",
+    "The media type of the body is not supported",
     "Send `Content-Type: application/json`, UTF-8, not compressed.",
 )
 INVALID_REQUEST = ProblemType(
     "invalid-request",
     422,
-    "The request does not fit",
+    "The request is invalid",
     "`errors` names each member (pointer), parameter or header that is wrong.",
 )
 UNKNOWN_JOB = ProblemType(
@@ -123,55 +125,62 @@ INVALID_ARGUMENTS = ProblemType(
     "The arguments do not fit the job",
     "`errors` points into the body; the catalog has each job's JSON Schema.",
 )
-KEY_REUSED = ProblemType(
+IDEMPOTENCY_KEY_REUSED = ProblemType(
     "idempotency-key-reused",
     422,
     "The idempotency key belongs to another request",
-    "A key stands for one job with its arguments and options. Use a new key for a new request.",
+    "A key identifies one job with its arguments and options. Use a new key for a new request.",
 )
 INVALID_SESSION = ProblemType(
     "invalid-session",
     422,
-    "This is no session",
-    "Send Playwright's storage_state under a name of letters, digits, '_', '.', ':', '@', '-'. `errors` points into the body.",
+    "The session is invalid",
+    "Send Playwright's storage_state under a name of letters, digits, '_', '.', ':', '@', '-'. "
+    "`errors` points into the body.",
 )
-INTERNAL = ProblemType(
+INTERNAL_ERROR = ProblemType(
     "internal-error",
     500,
-    "Something went wrong here",
-    "It is our fault and in our log. The request may have taken effect.",
+    "An unexpected error occurred",
+    "It is a bug in the server; the details are in its log. The request may have taken effect.",
 )
-DATABASE = ProblemType(
-    "database-unavailable", 503, "Postgres did not answer", "Try again; with an Idempotency-Key that is always safe."
+DATABASE_UNAVAILABLE = ProblemType(
+    "database-unavailable",
+    503,
+    "Postgres is unavailable",
+    "Try again; with an Idempotency-Key that is always safe.",
 )
-QUEUE = ProblemType("queue-unavailable", 503, "Redis did not answer", "Try again.")
-ARTIFACTS = ProblemType(
+QUEUE_UNAVAILABLE = ProblemType("queue-unavailable", 503, "Redis is unavailable", "Try again.")
+ARTIFACTS_UNAVAILABLE = ProblemType(
     "artifacts-unavailable",
     503,
-    "The artifact store did not answer",
-    "Try again; the file may also be gone from the store.",
+    "The artifact store is unavailable",
+    "Try again; the file may also be missing from the store.",
 )
-SCHEMA = ProblemType(
+SCHEMA_MISMATCH = ProblemType(
     "schema-mismatch",
     503,
     "The tables are of another version",
-    "Whoever runs this server must run `cplane db upgrade`.",
+    "The operator of this server must run `cplane db upgrade`.",
 )
-SECRET_KEY = ProblemType(
+SECRET_KEY_MISSING = ProblemType(
     "secret-key-missing",
     503,
     "There is no key to encrypt with",
-    "Whoever runs this server must set CPLANE_SECRET_KEY; `cplane secret` prints a key.",
+    "The operator of this server must set CPLANE_SECRET_KEY; `cplane secret` prints a key.",
 )
-TOO_SLOW = ProblemType(
-    "no-answer-in-time", 503, "No answer came in time", "Try again; with an Idempotency-Key that is always safe."
+TIMED_OUT = ProblemType(
+    "no-answer-in-time",
+    503,
+    "The request timed out",
+    "Try again; with an Idempotency-Key that is always safe.",
 )
 
-KINDS: Mapping[type[CplaneError], ProblemType] = {
+PROBLEM_TYPES: Mapping[type[CplaneError], ProblemType] = {
     UnknownJob: UNKNOWN_JOB,
     InvalidArguments: INVALID_ARGUMENTS,
-    IdempotencyConflict: KEY_REUSED,
-    KeyInUse: KEY_IN_USE,
+    IdempotencyConflict: IDEMPOTENCY_KEY_REUSED,
+    KeyInUse: IDEMPOTENCY_KEY_IN_USE,
     RecordNotFound: UNKNOWN_ID,
     ArtifactNotFound: UNKNOWN_ARTIFACT,
     InvalidTransition: INVALID_TRANSITION,
@@ -179,120 +188,121 @@ KINDS: Mapping[type[CplaneError], ProblemType] = {
     SessionInUse: SESSION_IN_USE,
     SessionTooLarge: TOO_LARGE,
     InvalidSession: INVALID_SESSION,
-    SecretKeyMissing: SECRET_KEY,
-    DatabaseUnavailable: DATABASE,
-    QueueUnavailable: QUEUE,
-    ArtifactsUnavailable: ARTIFACTS,
-    SchemaMismatch: SCHEMA,
+    SecretKeyMissing: SECRET_KEY_MISSING,
+    DatabaseUnavailable: DATABASE_UNAVAILABLE,
+    QueueUnavailable: QUEUE_UNAVAILABLE,
+    ArtifactsUnavailable: ARTIFACTS_UNAVAILABLE,
+    SchemaMismatch: SCHEMA_MISMATCH,
 }
-"""What each of our errors is over HTTP; one that is not here is an internal error."""
+"""Error class → problem type. A CplaneError that is missing here is an internal error."""
 
 BY_SLUG: Mapping[str, ProblemType] = {
-    kind.slug: kind
-    for kind in (
-        *(NOT_JSON, UNAUTHORIZED, NOT_FOUND, METHOD, SLOW_BODY, TOO_LARGE, MEDIA, INVALID_REQUEST, INTERNAL, TOO_SLOW),
-        *KINDS.values(),
+    problem_type.slug: problem_type
+    for problem_type in (
+        *(NOT_JSON, UNAUTHORIZED, NOT_FOUND, METHOD_NOT_ALLOWED, SLOW_BODY, TOO_LARGE),
+        *(UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, INTERNAL_ERROR, TIMED_OUT),
+        *PROBLEM_TYPES.values(),
     )
 }
-"""Every kind, by what its URI ends with."""
+"""Every problem type by its slug."""
 
 
 class FieldError(BaseModel):
-    """One thing that is wrong, and where: exactly one of `pointer`, `parameter` and `header` is there."""
+    """One error and its location: exactly one of `pointer`, `parameter` and `header` is present."""
 
     detail: str
     pointer: str | None = Field(default=None, description="JSON Pointer into the body, for example /args/url")
-    parameter: str | None = Field(default=None, description="a query parameter")
-    header: str | None = Field(default=None, description="a request header")
+    parameter: str | None = Field(default=None, description="name of a query parameter")
+    header: str | None = Field(default=None, description="name of a request header")
 
 
 class ProblemView(BaseModel):
-    """An error as RFC 9457 has it, with a hint and the list of faults where there is one."""
+    """An error in the format of RFC 9457, with a hint and a list of field errors where there are any."""
 
-    type: str = Field(description="a stable URI that names the kind of problem and answers what it means")
+    type: str = Field(description="stable URI of the problem type; it can be opened and returns its meaning")
     title: str
     status: int
-    detail: str = Field(description="what is wrong this time, in one sentence")
-    instance: str = Field(description="the path that was asked for")
+    detail: str = Field(description="what is wrong with this request, in one sentence")
+    instance: str = Field(description="path of the request")
     hint: str | None = Field(default=None, description="what to do next")
-    errors: list[FieldError] | None = Field(default=None, description="each fault, for 422")
+    errors: list[FieldError] | None = Field(default=None, description="field errors of a 422, at most 20")
 
 
 @dataclass(eq=False)
 class RequestProblem(Exception):
-    """What a handler raises for a request it cannot serve."""
+    """Raised by a handler for a request that it cannot serve."""
 
-    kind: ProblemType
+    problem_type: ProblemType
     detail: str
     hint: str | None = None
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def pointer(location: Sequence[int | str]) -> str:
-    """A JSON Pointer (RFC 6901)."""
+def json_pointer(location: Sequence[int | str]) -> str:
+    """Return a JSON Pointer (RFC 6901)."""
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 
-def answer(path: str, problem: RequestProblem) -> Response:
-    """The response for a problem with the request for `path`."""
-    kind = problem.kind
+def problem_response(path: str, problem: RequestProblem) -> Response:
+    """Return the response for a problem with the request for `path`."""
+    problem_type = problem.problem_type
     view = ProblemView(
-        type=kind.uri,
-        title=kind.title,
-        status=kind.status,
+        type=problem_type.uri,
+        title=problem_type.title,
+        status=problem_type.status,
         detail=problem.detail,
         instance=path,
         hint=problem.hint,
-        errors=list(problem.errors[:MAX_FAULTS]) or None,
+        errors=list(problem.errors[:MAX_FIELD_ERRORS]) or None,
     )
     headers = dict(problem.headers)
-    if kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if problem_type.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(RETRY_AFTER_S)
-    respond = LingeringResponse if kind is TOO_LARGE else Response
-    # json.dumps escapes whatever a client made us quote, lone surrogates included
+    response_class = LingeringResponse if problem_type is TOO_LARGE else Response
+    # json.dumps escapes whatever is quoted from the request, lone surrogates included
     body = json.dumps(view.model_dump(exclude_none=True)).encode()
-    return respond(body, kind.status, headers, MEDIA_TYPE)
+    return response_class(body, problem_type.status, headers, MEDIA_TYPE)
 
 
 def translate(error: Exception) -> RequestProblem | None:
-    """What an exception is over HTTP; None for one that nobody expected."""
+    """Return the problem of an exception, None for an unexpected one."""
     match error:
         case RequestProblem():
             return error
-        case CplaneError() if type(error) in KINDS:
-            return RequestProblem(KINDS[type(error)], error.message, error.hint, _faults(error))
+        case CplaneError() if type(error) in PROBLEM_TYPES:
+            return RequestProblem(PROBLEM_TYPES[type(error)], error.message, error.hint, _field_errors(error))
         case HTTPException(status_code=HTTPStatus.METHOD_NOT_ALLOWED):
             headers = {"allow": "GET, HEAD"} | {name.lower(): value for name, value in (error.headers or {}).items()}
-            return RequestProblem(METHOD, f"use {headers['allow']}", headers=headers)
+            return RequestProblem(METHOD_NOT_ALLOWED, f"use {headers['allow']}", headers=headers)
         case HTTPException(status_code=HTTPStatus.NOT_FOUND):
             return RequestProblem(NOT_FOUND, "no resource has this path", hint="see /docs")
         case TimeoutError():
-            return RequestProblem(TOO_SLOW, "a server this one depends on took too long")
+            return RequestProblem(TIMED_OUT, "Postgres, Redis or the artifact store took too long")
         case _:
             return None
 
 
-def _faults(error: CplaneError) -> list[FieldError]:
+def _field_errors(error: CplaneError) -> list[FieldError]:
     if isinstance(error, UnknownJob):
         return [FieldError(pointer="/job", detail=error.message)]
     if isinstance(error, InvalidArguments):
-        problems = [
+        field_errors = [
             FieldError(pointer=f"/args{problem.path}", detail=problem.message)
-            for problem in error.problems[:MAX_FAULTS]
+            for problem in error.problems[:MAX_FIELD_ERRORS]
         ]
-        return problems or [FieldError(pointer="/args", detail=error.message)]
+        return field_errors or [FieldError(pointer="/args", detail=error.message)]
     if isinstance(error, InvalidSession):
         return [FieldError(pointer=problem.path, detail=problem.message) for problem in error.problems]
     return []
 
 
-async def handle(request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for everything in EXPECTED; what nobody expected passes, to be logged."""
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for all of HANDLED_ERRORS. An unexpected error is raised again, to be logged."""
     problem = translate(error)
     if problem is None:
         raise error
-    return answer(request.url.path, problem)
+    return problem_response(request.url.path, problem)
 
 
-EXPECTED: tuple[type[Exception], ...] = (RequestProblem, HTTPException, TimeoutError, *KINDS)
+HANDLED_ERRORS: tuple[type[Exception], ...] = (RequestProblem, HTTPException, TimeoutError, *PROBLEM_TYPES)

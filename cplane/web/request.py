@@ -1,23 +1,25 @@
-"""A request as the handlers see it: the plane at hand, a deadline over it, query and headers checked."""
+"""A request as handlers see it: the control plane, a deadline, and validated query, path and headers."""
 
 import asyncio
 from collections import Counter
 from functools import cache
 from typing import TypeVar, cast
+from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from cplane.errors import RecordNotFound
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
-from cplane.web.deadline import Deadline
+from cplane.web.deadlines import Deadline
 from cplane.web.problems import INVALID_REQUEST, FieldError, RequestProblem
 
-ANSWER_S = 5.5
-"""Every answer comes within 6 seconds, whatever has failed; a wait the client asked for comes on top."""
+RESPONSE_TIMEOUT_S = 5.5
+"""Every response comes within 6 seconds, whatever has failed. A `wait` that the client asked for is added."""
 
-BODY_S = 30.0
-"""How long a body may take to come."""
+BODY_TIMEOUT_S = 30.0
+"""How long a body may take to arrive."""
 
 MAX_KEY_LENGTH = 255
 
@@ -35,92 +37,115 @@ class ApiRequest(Request):
 
     @property
     def settings(self) -> CplaneSettings:
-        """The settings the app was made with."""
+        """The settings the app was created with."""
         settings: CplaneSettings = self.scope["app"].state["settings"]
         return settings
 
     @property
     def stopping(self) -> asyncio.Event:
-        """Set when the server stops: nobody waits for a job any longer."""
+        """Set when the server stops: waits for jobs must end."""
         return cast("asyncio.Event", self.app.state.stopping)
 
     deadline: Deadline
-    """Entered around the handler; what it interrupts is answered with 503."""
+    """Entered around the handler; when it expires, the response is a 503."""
 
-    def allow(self, seconds: float) -> None:
-        """Move the deadline to `seconds`, and the time of an answer, from now."""
-        self.deadline.allow(seconds + ANSWER_S)
+    def move_deadline(self, seconds: float) -> None:
+        """Move the deadline to `seconds` plus `RESPONSE_TIMEOUT_S` from now."""
+        self.deadline.reschedule(seconds + RESPONSE_TIMEOUT_S)
 
-    _first: dict[bytes, bytes] | None = None
-    """Of each header the first."""
+    _headers_by_name: dict[bytes, bytes] | None = None
+    """The first value of each header."""
 
     def header(self, name: str) -> str | None:
-        """The first header of that name, which is given in small letters."""
-        if self._first is None:
-            self._first = dict(reversed(self.scope["headers"]))
-        value = self._first.get(name.encode())
+        """Return the first value of a header, None if it is missing. `name` must be in lower case."""
+        if self._headers_by_name is None:
+            self._headers_by_name = dict(reversed(self.scope["headers"]))
+        value = self._headers_by_name.get(name.encode())
         return None if value is None else str(value, "latin-1")
 
     def link(self, path: str) -> str:
-        """A path of this app as the client has to ask for it."""
+        """Return a path of this app as the client has to request it, with the mount point in front."""
         return f"{self.scope.get('root_path', '')}{path}"
 
+    def record_id(self) -> UUID:
+        """Return the path parameter `id`.
+
+        Raises:
+            RecordNotFound: it is not a UUID in its usual form.
+        """
+        given: str = self.path_params["id"]
+        try:
+            record_id = UUID(given)
+        except ValueError:
+            record_id = None
+        if record_id is None or str(record_id) != given.lower():
+            raise RecordNotFound(f"there is no job with the id '{given}'", hint="ids are UUIDs")
+        return record_id
+
     def query(self, model: type[QueryT]) -> QueryT:
-        """The query parameters; an unknown, repeated or wrong one is a problem that names it."""
+        """Return the query parameters, validated by `model`.
+
+        Raises:
+            RequestProblem: 422 that names each unknown, repeated or invalid parameter.
+        """
         if not self.scope["query_string"]:
-            return cast("QueryT", _unasked(model))
+            return cast("QueryT", _empty_query(model))
         items = self.query_params.multi_items()
         values = dict(items)
         if len(values) < len(items):
-            times = Counter(name for name, _ in items)
+            counts = Counter(name for name, _ in items)
             raise _invalid(
-                [FieldError(parameter=name, detail="given more than once") for name in times if times[name] > 1]
+                [FieldError(parameter=name, detail="given more than once") for name in counts if counts[name] > 1]
             )
         try:
             return model.model_validate(values)
         except ValidationError as error:
             raise _invalid(
                 [
-                    FieldError(parameter=str(fault["loc"][0]), detail=_sentence(fault["type"], fault["msg"], model))
-                    for fault in error.errors(include_url=False, include_input=False)
+                    FieldError(parameter=str(each["loc"][0]), detail=_detail(each["type"], each["msg"], model))
+                    for each in error.errors(include_url=False, include_input=False)
                 ]
             ) from None
 
     def idempotency_key(self) -> str | None:
-        """The header Idempotency-Key, in quotes (as the IETF draft has it) or without."""
+        """Return the header Idempotency-Key, in quotes (as the IETF draft specifies) or without; None if it is missing.
+
+        Raises:
+            RequestProblem: 422, it is not one key of 1 to 255 printable ASCII characters.
+        """
         if self.header("idempotency-key") is None:
             return None
         given = self.headers.getlist("idempotency-key")
         key = given[0][1:-1] if given[0].startswith('"') and given[0].endswith('"') else given[0]
         if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
-            detail = f"one key of 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+            detail = f"one key of 1 to {MAX_KEY_LENGTH} printable ASCII characters is accepted"
             raise _invalid([FieldError(header="Idempotency-Key", detail=detail)])
         return key
 
 
-def not_for_transient(job: str) -> RequestProblem:
-    """The problem of an idempotency key for a job without records."""
-    detail = f"'{job}' keeps no record that a key could lead to; leave the key out"
+def key_not_supported(job: str) -> RequestProblem:
+    """Return the problem of an idempotency key for a job without records."""
+    detail = f"'{job}' keeps no record that a key could lead to; omit the key"
     return _invalid([FieldError(header="Idempotency-Key", detail=detail)])
 
 
-def not_to_be_waited_for(reason: str) -> RequestProblem:
-    """The problem of a wait for a job that keeps no result."""
-    return _invalid([FieldError(parameter="wait", detail=f"{reason}; leave the wait out")])
+def wait_not_supported(reason: str) -> RequestProblem:
+    """Return the problem of a wait for a job that keeps no result."""
+    return _invalid([FieldError(parameter="wait", detail=f"{reason}; omit wait")])
 
 
 @cache
-def _unasked(model: type[BaseModel]) -> BaseModel:
-    """What a query says that says nothing; the models have no parameter that must be given."""
+def _empty_query(model: type[BaseModel]) -> BaseModel:
+    """Return the model of an empty query; no model has a required parameter."""
     return model()
 
 
-def _sentence(kind: str, message: str, model: type[BaseModel]) -> str:
-    if kind == "extra_forbidden":
+def _detail(error_type: str, message: str, model: type[BaseModel]) -> str:
+    if error_type == "extra_forbidden":
         return f"there is no such parameter; known: {', '.join(model.model_fields)}"
     return message.removeprefix("Value error, ")
 
 
-def _invalid(faults: list[FieldError]) -> RequestProblem:
-    first = faults[0]
-    return RequestProblem(INVALID_REQUEST, f"{first.parameter or first.header}: {first.detail}", errors=faults)
+def _invalid(field_errors: list[FieldError]) -> RequestProblem:
+    first = field_errors[0]
+    return RequestProblem(INVALID_REQUEST, f"{first.parameter or first.header}: {first.detail}", errors=field_errors)

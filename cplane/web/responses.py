@@ -6,10 +6,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 
-class JsonAt(Response):
-    """JSON that is ready, with its address. All of its headers are known: none has to be looked for, for what is answered most often."""
+class LocatedJsonResponse(Response):
+    """Encoded JSON with a Location header, for the most frequent response: its headers are known, none is derived."""
 
-    def __init__(self, body: bytes, status: int, location: str) -> None:  # Response's own would do the looking
+    def __init__(self, body: bytes, status: int, location: str) -> None:  # Response.__init__ would derive the headers
         self.status_code = status
         self.background = None
         self.body = body
@@ -21,5 +21,5 @@ class JsonAt(Response):
 
 
 def json_response(model: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A model as JSON."""
+    """Return a model as JSON."""
     return Response(model.model_dump_json(), status, headers, "application/json")

@@ -1,4 +1,4 @@
-"""Serving the app inside our own loop: uvicorn without its signal handlers, on a socket that is bound first."""
+"""Serves the app in the caller's event loop: uvicorn without its signal handlers, on a socket that is bound first."""
 
 import asyncio
 import errno
@@ -10,17 +10,17 @@ import uvicorn
 from starlette.applications import Starlette
 
 from cplane.errors import InvalidSettings
-from cplane.web.protocol import Protocol
+from cplane.web.uvicorn import Protocol
 
-GRACE_S = 10.0
-"""How long answers under way may take once the server stops; waits for jobs end at once."""
+SHUTDOWN_GRACE_S = 10.0
+"""How long responses in flight may take once the server stops; waits for jobs end immediately."""
 
 BACKLOG = 2048
 MAX_PORT = 65535
 
 
 class WebServer:
-    """A server that listens, at `url`."""
+    """A server that listens at `url`."""
 
     def __init__(self, server: "_Uvicorn", task: "asyncio.Task[None]", url: str) -> None:
         self._server = server
@@ -28,24 +28,33 @@ class WebServer:
         self.url = url
 
     async def ended(self) -> None:
-        """Wait until the server ends by itself, which it only does by an error; raises that error."""
+        """Wait until the server ends by itself, which it only does by an error, and raise that error."""
         await asyncio.shield(self._task)
 
 
 @asynccontextmanager
-async def open_server(app: Starlette, host: str, port: int, *, grace_s: float = GRACE_S) -> AsyncGenerator[WebServer]:
-    """Serve inside an `async with` block; it listens from the first line on. Leaving lets answers under way finish.
+async def open_server(
+    app: Starlette, host: str, port: int, *, grace_s: float = SHUTDOWN_GRACE_S
+) -> AsyncGenerator[WebServer]:
+    """Serve inside an `async with` block, from its first line on. Leaving it lets responses in flight finish.
 
-    Signals stay with whoever owns the loop. The app's lifespan runs around it, so that what it raises is raised here.
+    Signals are left to the owner of the event loop. The app's lifespan runs around the server, so its errors are raised
+    here.
 
     Args:
-        app: what `create_app` made, or any other app; `app.state.stopping`, an event, tells it that the server stops.
+        app: the result of `create_app`, or any other Starlette app. The event `app.state.stopping` is set when the
+            server stops.
         host: a name or an address of this machine.
-        port: 0 takes a free one; `server.url` says which.
-        grace_s: seconds that answers under way get when leaving.
+        port: 0 to 65535; 0 takes a free port, which `server.url` has.
+        grace_s: seconds that responses in flight get after leaving.
 
     Raises:
         InvalidSettings: the address cannot be listened on.
+
+    Example:
+            async with open_server(create_app(), "127.0.0.1", 8000) as server:
+                print(server.url)
+                await server.ended()
     """
     listener = await bind(host, port)
     stopping = app.state.stopping = asyncio.Event()
@@ -71,9 +80,17 @@ async def serve(
     *,
     stop: asyncio.Event,
     started: Callable[[str], None] | None = None,
-    grace_s: float = GRACE_S,
+    grace_s: float = SHUTDOWN_GRACE_S,
 ) -> None:
-    """Serve until `stop` is set; `started` is called with the URL once the server listens.
+    """Serve until `stop` is set.
+
+    Args:
+        app: as for `open_server`.
+        host: as for `open_server`.
+        port: as for `open_server`.
+        stop: the event that ends the server.
+        started: called with the URL once the server listens.
+        grace_s: as for `open_server`.
 
     Raises:
         InvalidSettings: the address cannot be listened on.
@@ -81,7 +98,7 @@ async def serve(
     async with open_server(app, host, port, grace_s=grace_s) as server:
         if started is not None:
             started(server.url)
-        stopped = asyncio.create_task(stop.wait(), name="wait for the word to stop")
+        stopped = asyncio.create_task(stop.wait(), name="wait for the stop event")
         ended = asyncio.create_task(server.ended(), name="watch the HTTP server")
         try:
             await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +110,7 @@ async def serve(
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn that leaves signals alone and tells when it listens."""
+    """uvicorn without signal handlers, which can be waited for until it listens."""
 
     def __init__(self, app: Starlette, grace_s: float) -> None:
         super().__init__(
@@ -103,9 +120,9 @@ class _Uvicorn(uvicorn.Server):
                 ws="none",
                 lifespan="off",  # open_server runs it
                 log_config=None,
-                access_log=False,  # RequestLog has a line for each request
+                access_log=False,  # RequestLog logs requests
                 server_header=False,
-                proxy_headers=False,  # no answer depends on the client's address or scheme
+                proxy_headers=False,  # no response depends on the client's address or scheme
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(grace_s)),
             )
@@ -114,16 +131,16 @@ class _Uvicorn(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Signals belong to whoever owns the loop."""
+        """Leave signals to the owner of the event loop."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Listen, then set the event that `listening` waits for."""
         await super().startup(sockets=sockets)
         self._listening.set()
 
     async def listening(self, task: "asyncio.Task[None]") -> None:
-        """Wait until it listens; raises what `task`, which serves, failed with instead."""
+        """Wait until the server listens. If `task`, which serves, fails before, raise its error."""
         listening = asyncio.create_task(self._listening.wait(), name="wait until HTTP listens")
         try:
             await asyncio.wait((listening, task), return_when=asyncio.FIRST_COMPLETED)
@@ -134,10 +151,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Return a socket that listens.
 
     Raises:
-        InvalidSettings: it cannot be had, in one sentence with what to do.
+        InvalidSettings: the address is not valid, not of this machine, in use, or not permitted.
     """
     if not 0 <= port <= MAX_PORT:
         raise InvalidSettings(f"{port} is not a port", hint=f"choose one of 0 to {MAX_PORT}: --port")
@@ -178,5 +195,5 @@ def _cannot_listen(host: str, port: int, error: OSError) -> InvalidSettings:
 def _url(listener: socket.socket) -> str:
     name: tuple[str, int] = listener.getsockname()
     address, port = name[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104  "every address" is not one to open
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104  a wildcard address cannot be opened
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -1,4 +1,4 @@
-"""What the API shows: records, attempts, files, jobs, readiness, as pydantic models."""
+"""Outputs of the API as pydantic models: records, attempts, artifacts, jobs, queues, sessions, health."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -17,20 +17,20 @@ from cplane.sessions.store import SessionInfo
 
 
 class ErrorView(BaseModel):
-    """What an attempt raised. It is the job's own error; errors of the API are problem+json."""
+    """The error of an attempt. It is the job's own error; errors of the API are problem+json."""
 
     type: str
     message: str
 
 
 class ErrorDetailView(ErrorView):
-    """What an attempt raised, with its traceback."""
+    """The error of an attempt, with its traceback."""
 
     traceback: str
 
 
 class ProgressView(BaseModel):
-    """How far the attempt is."""
+    """Progress of the attempt."""
 
     done: float
     total: float | None
@@ -42,7 +42,7 @@ class AttemptView(BaseModel):
 
     attempt: int
     worker: str
-    cause: Cause = Field(description="why this attempt was made")
+    cause: Cause = Field(description="why this attempt was started")
     state: AttemptState
     started_at: datetime
     finished_at: datetime | None
@@ -50,46 +50,46 @@ class AttemptView(BaseModel):
 
 
 class ArtifactView(Artifact):
-    """A file the job left."""
+    """A file that the job stored."""
 
-    url: str = Field(description="where to fetch it")
+    url: str = Field(description="URL of the file")
 
 
 class _Record(BaseModel):
     id: UUID
-    job: str = Field(description="the job's name")
+    job: str = Field(description="name of the job")
     queue: str
     priority: Priority
     state: State
     progress: ProgressView | None
-    attempt: int = Field(description="how often it was started; 0: not yet")
-    failures: int = Field(description="attempts that failed by the job's own fault")
+    attempt: int = Field(description="number of attempts started so far")
+    failures: int = Field(description="number of attempts that failed by the job's own fault")
     cancel_requested: bool
-    key: str | None = Field(description="the idempotency key")
-    worker: str | None = Field(description="who runs it, or ran it last")
+    key: str | None = Field(description="idempotency key")
+    worker: str | None = Field(description="the worker that runs it, or ran it last")
     created_at: datetime
-    run_at: datetime = Field(description="when it is due")
+    run_at: datetime = Field(description="when it may start")
     started_at: datetime | None
     finished_at: datetime | None
-    url: str = Field(description="where the whole record is")
+    url: str = Field(description="URL of the record")
     recorded: bool = Field(
         default=True,
-        description="false: a transient job, known only until its result is forgotten; it has no attempts and no files",
+        description="false for a transient job: known until its result expires, without attempts and artifacts",
     )
 
 
 class JobSummary(_Record):
-    """A record in a list: without arguments, result, traceback, attempts and files."""
+    """A record in a list: without arguments, result, traceback, attempts and artifacts."""
 
-    error: ErrorView | None = Field(description="what the last attempt raised")
+    error: ErrorView | None = Field(description="error of the last attempt")
 
 
 class JobView(_Record):
-    """One record, whole."""
+    """A complete record."""
 
     args: SkipValidation[dict[str, JsonValue]]
-    result: SkipValidation[JsonValue] = Field(description="what the job returned, once it has succeeded")
-    error: ErrorDetailView | None = Field(description="what the last attempt raised")
+    result: SkipValidation[JsonValue] = Field(description="return value of the job, once it has succeeded")
+    error: ErrorDetailView | None = Field(description="error of the last attempt")
     attempts: list[AttemptView]
     artifacts: list[ArtifactView]
 
@@ -98,43 +98,43 @@ class JobList(BaseModel):
     """A page of records, newest first."""
 
     jobs: list[JobSummary]
-    next: str | None = Field(description="the cursor of the next page; null: this is the last one")
+    next: str | None = Field(description="cursor of the next page; null on the last page")
 
 
 class CatalogEntry(BaseModel):
-    """One job that can be submitted."""
+    """A job that can be submitted."""
 
     name: str
     description: str
     queue: str
-    priority: Priority = Field(description="the lane of the queue it waits in, unless the submission says another")
-    timeout: float = Field(description="seconds an attempt may take")
-    retries: int = Field(description="how often it is run again after failing by its own fault")
+    priority: Priority = Field(description="lane of the queue in which it waits, unless the submission sets another")
+    timeout: float = Field(description="maximum duration of an attempt, seconds")
+    retries: int = Field(description="maximum number of retries after failures by the job's own fault")
     args: dict[str, Any] = Field(description="JSON Schema of the arguments")
     result: dict[str, Any] = Field(description="JSON Schema of the result")
 
 
 class Catalog(BaseModel):
-    """Every job this server knows, by name."""
+    """Every job that this server knows, by name."""
 
     jobs: list[CatalogEntry]
 
 
 class Retried(BaseModel):
-    """What became of a call that runs many jobs again."""
+    """Result of a bulk retry."""
 
-    retried: int = Field(description="how many jobs are queued again")
-    next: str | None = Field(description="the cursor to go on from; null: there are no more")
+    retried: int = Field(description="number of jobs that were requeued")
+    next: str | None = Field(description="cursor for the next call; null when no more jobs match")
 
 
 class QueueView(BaseModel):
     """The state of one queue."""
 
     name: str
-    ready: int = Field(description="jobs that could start now")
-    scheduled: int = Field(description="jobs that are due later")
-    running: int = Field(description="jobs that a worker has leased")
-    latency_s: float = Field(description="seconds for which the longest ready job has waited")
+    ready: int = Field(description="number of jobs that can start now")
+    scheduled: int = Field(description="number of jobs whose start lies in the future")
+    running: int = Field(description="number of jobs that are leased by a worker")
+    latency_s: float = Field(description="how long the oldest ready job has waited, seconds")
 
 
 class QueueList(BaseModel):
@@ -142,20 +142,24 @@ class QueueList(BaseModel):
 
     queues: list[QueueView]
     dead_letters: int = Field(
-        description="ids that left a queue because nobody can run them; `cplane dead-letters` lists them"
+        description="number of dead letters: entries that no worker can run; `cplane dead-letters` lists them"
     )
 
 
 class HostView(BaseModel):
-    """How one host stands that jobs wait for."""
+    """The limiter's state of one host."""
 
-    host: str = Field(description="its name, with the port if it is not the scheme's own; a browser session is @NAME")
-    running: int = Field(description="jobs that run there now")
-    concurrency: int | None = Field(description="how many may, over all workers; null: any number")
-    rate: float | None = Field(description="how many may start each second, over all workers; null: any number")
-    waiting: int = Field(description="jobs that wait for their turn; they hold no page and no room")
+    host: str = Field(
+        description="host name, with the port if it is not the scheme's default; a browser session is @NAME"
+    )
+    running: int = Field(description="number of jobs that run on it now")
+    concurrency: int | None = Field(description="maximum number of concurrent jobs over all workers; null: unlimited")
+    rate: float | None = Field(description="maximum number of starts per second over all workers; null: unlimited")
+    waiting: int = Field(description="number of jobs that wait for a slot; they hold no page and no slot of a worker")
     next_start: float = Field(description="seconds until rate and cooldown allow the next start")
-    cooldown: float = Field(description="seconds for which the host is left alone because it has had enough")
+    cooldown: float = Field(
+        description="seconds for which no job of the host starts, because it returned 429 or 503 or a job asked for it"
+    )
 
 
 class HostList(BaseModel):
@@ -165,15 +169,15 @@ class HostList(BaseModel):
 
 
 class SessionView(BaseModel):
-    """What may be known of a browser session; nothing of what it holds."""
+    """Metadata of a browser session, never its storage state."""
 
     name: str
-    size: int = Field(description="bytes of its JSON")
-    version: int = Field(description="how often it was saved; 0: it is empty")
-    key_id: str | None = Field(description="the key it is encrypted with, by a part of its hash")
+    size: int = Field(description="size of its JSON, bytes")
+    version: int = Field(description="how often it was saved; 0 if it is empty")
+    key_id: str | None = Field(description="the encryption key, identified by a part of its hash")
     created_at: datetime
     updated_at: datetime
-    used_at: datetime | None = Field(description="when a job asked for it last")
+    used_at: datetime | None = Field(description="when a job last requested it")
     held_by: UUID | None = Field(description="the running job that holds it")
     held_attempt: int | None
 
@@ -182,29 +186,29 @@ class SessionList(BaseModel):
     """A page of browser sessions, by name."""
 
     sessions: list[SessionView]
-    next: str | None = Field(description="the cursor of the next page; null: this is the last one")
+    next: str | None = Field(description="cursor of the next page; null on the last page")
 
 
 class Readiness(BaseModel):
-    """Whether the server can do its work."""
+    """Whether the server can serve requests."""
 
     ready: bool
-    checks: dict[str, str] = Field(description='of each thing it depends on "ok", or what is wrong')
+    checks: dict[str, str] = Field(description='dependency → "ok", or what is wrong')
 
 
 class Liveness(BaseModel):
-    """That the process answers."""
+    """Whether the process responds."""
 
     alive: bool = True
 
 
 def session_view(session: SessionInfo) -> SessionView:
-    """One browser session."""
+    """Return the view of a browser session."""
     return SessionView.model_validate(session, from_attributes=True)
 
 
 def job_summary(record: JobRecord, url: str) -> JobSummary:
-    """A record in a list."""
+    """Return the view of a record in a list."""
     error = None if record.error_type is None else ErrorView(type=record.error_type, message=record.error_message or "")
     return JobSummary(error=error, **_common(record, url))
 
@@ -212,7 +216,14 @@ def job_summary(record: JobRecord, url: str) -> JobSummary:
 def job_view(
     record: JobRecord | TransientJob, attempts: Sequence[AttemptRecord], artifacts: Sequence[ArtifactRecord], url: str
 ) -> JobView:
-    """One record, whole."""
+    """Return the view of a complete record.
+
+    Args:
+        record: the record, or a transient job.
+        attempts: its attempts, oldest first.
+        artifacts: its artifacts.
+        url: URL of the record, from which those of the artifacts are formed.
+    """
     return JobView(
         args=record.args,
         result=record.result,
@@ -224,7 +235,7 @@ def job_view(
 
 
 def queued_json(accepted: Accepted, url: str) -> bytes:
-    """A record that was made a moment ago, as `job_view` shows it: the JSON of its arguments is passed on as it was recorded."""
+    """Return a new record as JSON, in the shape of `job_view`. The JSON of the arguments is copied, not parsed."""
     submission, submitted = accepted.submission, accepted.submitted
     return _encode(
         {

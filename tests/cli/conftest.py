@@ -1,7 +1,8 @@
-"""The real `cplane` command in a process of its own."""
+"""The real `cplane` command in its own process."""
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -12,12 +13,13 @@ from typing import Protocol
 
 import pytest
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
+"""Upper bound for a command, or for a line of its output."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -25,7 +27,7 @@ class Ended:
 
 
 class Running:
-    """A command that runs; its stderr is read line by line."""
+    """A running command, whose stderr is read line by line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -35,20 +37,24 @@ class Running:
     def pid(self) -> int:
         return self.process.pid
 
-    async def until(self, word: str) -> str:
-        """The first line from now on that contains `word`."""
+    async def until(self, pattern: str) -> str:
+        """Return the next line that matches `pattern`, a regular expression."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while line := (await self.process.stderr.readline()).decode():
                 self.lines.append(line)
-                if word in line:
+                if re.search(pattern, line):
                     return line
-        raise AssertionError(f"no line with {word!r} in:\n{''.join(self.lines)}")
+        raise AssertionError(f"no line matches {pattern!r} in:\n{''.join(self.lines)}")
+
+    async def until_worker_started(self) -> str:
+        """Return the log line of a worker that claims jobs."""
+        return await self.until(r"worker[ _]started")
 
     async def stop(self, sent: signal.Signals = signal.SIGTERM) -> Ended:
-        """Send a signal and wait for the end."""
+        """Send a signal and wait until the command has ended."""
         self.process.send_signal(sent)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             stdout, stderr = await self.process.communicate()
         assert self.process.returncode is not None
         return Ended(self.process.returncode, stdout.decode(), "".join(self.lines) + stderr.decode())
@@ -68,7 +74,7 @@ class Start(Protocol):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where commands run."""
+    """The folder in which commands run."""
     folder = tmp_path / "project"
     folder.mkdir()
     return folder
@@ -76,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def addresses(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
-    """The servers of this test, as variables."""
+    """The servers of this test, as environment variables."""
     return {
         "CPLANE_DATABASE_URL": database_url,
         "CPLANE_REDIS_URL": redis_url,
@@ -87,7 +93,7 @@ def addresses(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, st
 
 @pytest.fixture
 def start(folder: Path) -> Start:
-    """Starts a command; it is killed when the block ends before it did."""
+    """Starts a command; it is killed if it still runs at the end of the block."""
 
     @asynccontextmanager
     async def started(*args: str, **variables: str) -> AsyncGenerator[Running]:
@@ -116,7 +122,7 @@ def cplane(start: Start) -> Cplane:
     """Runs a command to its end."""
 
     async def run(*args: str, **variables: str) -> Ended:
-        async with start(*args, **variables) as running, asyncio.timeout(PATIENCE_S):
+        async with start(*args, **variables) as running, asyncio.timeout(TIMEOUT_S):
             stdout, stderr = await running.process.communicate()
             assert running.process.returncode is not None
             return Ended(running.process.returncode, stdout.decode(), stderr.decode())
@@ -128,7 +134,7 @@ def cplane(start: Start) -> Cplane:
 async def worker(start: Start, addresses: dict[str, str]) -> AsyncIterator[Running]:
     """A worker that claims jobs."""
     async with start("worker", **addresses) as running:
-        await running.until("worker_started")
+        await running.until_worker_started()
         yield running
         await running.stop()
 

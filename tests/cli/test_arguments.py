@@ -61,22 +61,22 @@ SCHEMA = Model.model_json_schema()
         ("unknown=3", 3),
     ],
 )
-def test_a_value_is_json_where_the_job_wants_it(pair: str, value: object) -> None:
+def test_a_value_is_parsed_as_json_where_the_schema_allows_it(pair: str, value: object) -> None:
     read = read_arguments([pair], None, SCHEMA)[pair.partition("=")[0]]
     assert read == value
     assert type(read) is type(value)
 
 
-def test_a_pair_wins_over_the_object() -> None:
+def test_a_pair_overrides_the_object() -> None:
     assert read_arguments(["whole=2"], '{"whole": 1, "text": "a"}', SCHEMA) == {"whole": 2, "text": "a"}
 
 
 @pytest.mark.parametrize("pair", ["text", "=text", ""])
-def test_what_is_no_pair(pair: str) -> None:
+def test_an_invalid_pair_is_refused(pair: str) -> None:
     with pytest.raises(InvalidArguments, match="is not an argument"):
         read_arguments([pair], None, SCHEMA)
 
 
-def test_a_schema_that_refers_to_itself() -> None:
+def test_a_recursive_schema_is_supported() -> None:
     schema = {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"$ref": "#/$defs/A"}}}
     assert read_arguments(["a=1"], None, schema) == {"a": 1}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
-async def test_everything_starts_works_and_ends(
+async def test_everything_starts_works_and_stops(
     start: "Start", cplane: "Cplane", folder: Path, app: Path, sent: signal.Signals
 ) -> None:
     import httpx2
@@ -36,7 +36,7 @@ async def test_everything_starts_works_and_ends(
     assert not (folder / ".cplane" / "stack.json").exists()
 
 
-async def test_data_outlives_it(start: "Start", cplane: "Cplane") -> None:
+async def test_data_is_kept_from_one_run_to_the_next(start: "Start", cplane: "Cplane") -> None:
     async with start("dev", "--port", "0") as dev:
         await dev.until("Ctrl-C")
         job_id = (await cplane("submit", "links", "url=http://127.0.0.1:1/", "--no-wait", "--delay", "600")).stdout
@@ -47,7 +47,7 @@ async def test_data_outlives_it(start: "Start", cplane: "Cplane") -> None:
         await dev.stop()
 
 
-async def test_servers_that_are_named_are_used(start: "Start", addresses: dict[str, str], folder: Path) -> None:
+async def test_servers_of_the_environment_are_used(start: "Start", addresses: dict[str, str], folder: Path) -> None:
     async with start("dev", "--port", "0", **addresses) as dev:
         await dev.until("cplane is ready")
         assert "postgresql://" in await dev.until("data")
@@ -55,7 +55,7 @@ async def test_servers_that_are_named_are_used(start: "Start", addresses: dict[s
         assert (await dev.stop()).code == 0
 
 
-async def test_a_second_one_in_the_same_folder_is_refused(start: "Start", cplane: "Cplane") -> None:
+async def test_a_second_dev_in_the_same_folder_is_refused(start: "Start", cplane: "Cplane") -> None:
     async with start("dev", "--port", "0") as dev:
         await dev.until("Ctrl-C")
         second = await cplane("dev", "--port", "0")
@@ -64,7 +64,7 @@ async def test_a_second_one_in_the_same_folder_is_refused(start: "Start", cplane
         await dev.stop()
 
 
-async def test_without_a_browser_it_says_how_to_get_one(
+async def test_without_a_browser_it_says_how_to_install_one(
     start: "Start", addresses: dict[str, str], tmp_path: Path
 ) -> None:
     tools = tmp_path / "bin"

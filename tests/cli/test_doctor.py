@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Cplane
 
 
-async def test_everything_is_there(cplane: "Cplane", addresses: dict[str, str]) -> None:
+async def test_all_checks_pass(cplane: "Cplane", addresses: dict[str, str]) -> None:
     ended = await cplane("doctor", "--json", **addresses)
     report = json.loads(ended.stdout)
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
@@ -20,7 +20,7 @@ async def test_everything_is_there(cplane: "Cplane", addresses: dict[str, str]) 
     assert "sandbox o" in browser
 
 
-async def test_what_is_missing_is_named_and_exits_1(
+async def test_failed_checks_are_named_and_exit_1(
     cplane: "Cplane", addresses: dict[str, str], tmp_path: "Path"
 ) -> None:
     addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:hunter2@/d?host={tmp_path}"
@@ -35,16 +35,14 @@ async def test_what_is_missing_is_named_and_exits_1(
     assert "u:***@" in detail(report, "settings")
 
 
-async def test_without_settings_the_browser_is_still_looked_at(cplane: "Cplane") -> None:
+async def test_without_settings_the_browser_is_still_checked(cplane: "Cplane") -> None:
     ended = await cplane("doctor")
     assert ended.code == 1
     assert "✗ settings" in ended.stdout
     assert "Chromium" in ended.stdout
 
 
-async def test_without_settings_the_browser_that_is_looked_at_is_the_one_a_worker_would_take(
-    cplane: "Cplane", tmp_path: "Path"
-) -> None:
+async def test_without_settings_the_browser_of_a_worker_is_checked(cplane: "Cplane", tmp_path: "Path") -> None:
     ended = await cplane("doctor", CPLANE_BROWSER_ENGINE="webkit", PLAYWRIGHT_BROWSERS_PATH=str(tmp_path))
     assert ended.code == 1
     assert "✗ browser    Playwright has not downloaded webkit" in ended.stdout

@@ -32,27 +32,27 @@ async def test_missing_settings(cplane: "Cplane", command: list[str]) -> None:
     assert_one_sentence(await cplane(*command), "CPLANE_DATABASE_URL is not set", "CPLANE_REDIS_URL", "cplane dev")
 
 
-async def test_a_wrong_setting_is_named_without_its_value(cplane: "Cplane", addresses: dict[str, str]) -> None:
+async def test_an_invalid_setting_is_named_without_its_value(cplane: "Cplane", addresses: dict[str, str]) -> None:
     addresses["CPLANE_DATABASE_URL"] = "mysql://u:secret@h/d"
     ended = await cplane("jobs", "list", **addresses)
     assert_one_sentence(ended, "CPLANE_DATABASE_URL", "postgresql://")
     assert "secret" not in ended.stderr
 
 
-async def test_postgres_that_does_not_answer(cplane: "Cplane", addresses: dict[str, str], tmp_path: Path) -> None:
+async def test_postgres_is_unavailable(cplane: "Cplane", addresses: dict[str, str], tmp_path: Path) -> None:
     addresses["CPLANE_DATABASE_URL"] = f"postgresql://u:secret@/d?host={tmp_path}"
     ended = await cplane("jobs", "list", **addresses)
-    assert_one_sentence(ended, "Postgres did not respond", "CPLANE_DATABASE_URL")
+    assert_one_sentence(ended, "Postgres", "CPLANE_DATABASE_URL")
     assert "secret" not in ended.stderr
 
 
-async def test_unknown_job_names_the_known(cplane: "Cplane", addresses: dict[str, str]) -> None:
+async def test_an_unknown_job_lists_the_known_ones(cplane: "Cplane", addresses: dict[str, str]) -> None:
     ended = await cplane("submit", "shot", "url=http://127.0.0.1", **addresses)
     assert_one_sentence(ended, "no job named 'shot'", "screenshot", "CPLANE_IMPORTS")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["url=nonsense"], "url"),
         (["link=http://127.0.0.1"], "link"),
@@ -63,10 +63,10 @@ async def test_unknown_job_names_the_known(cplane: "Cplane", addresses: dict[str
     ],
     ids=["wrong", "unknown", "no value", "no object", "no JSON", "negative delay"],
 )
-async def test_wrong_arguments_submit_nothing(
-    cplane: "Cplane", addresses: dict[str, str], arguments: list[str], said: str
+async def test_invalid_arguments_submit_nothing(
+    cplane: "Cplane", addresses: dict[str, str], arguments: list[str], message: str
 ) -> None:
-    assert_one_sentence(await cplane("submit", "links", *arguments, **addresses), said)
+    assert_one_sentence(await cplane("submit", "links", *arguments, **addresses), message)
     assert (await cplane("jobs", "list", "--json", **addresses)).stdout == "[]\n"
 
 
@@ -77,13 +77,13 @@ async def test_unknown_id(cplane: "Cplane", addresses: dict[str, str], verb: str
 
 
 @pytest.mark.parametrize("verb", ["show", "cancel", "retry"])
-async def test_what_is_no_id(cplane: "Cplane", addresses: dict[str, str], verb: str) -> None:
+async def test_an_invalid_id(cplane: "Cplane", addresses: dict[str, str], verb: str) -> None:
     ended = await cplane("jobs", verb, "yesterday", **addresses)
     assert_one_sentence(ended, "'yesterday' is not the id of a job", "cplane jobs list")
 
 
 @pytest.mark.parametrize("command", ["web", "dev"])
-async def test_port_taken(cplane: "Cplane", addresses: dict[str, str], command: str) -> None:
+async def test_a_port_in_use(cplane: "Cplane", addresses: dict[str, str], command: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ended = await cplane(command, "--port", port, **addresses, CPLANE_LOG_LEVEL="error")
@@ -122,7 +122,7 @@ async def other() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("target", "source", "said"),
+    ("target", "source", "message"),
     [
         ("missing.py", None, "there is no file missing.py"),
         ("json.py", "", "hides Python's own module"),
@@ -133,18 +133,18 @@ async def other() -> None: ...
         ("twice.py", TWICE, "two jobs are named 'one'"),
     ],
 )
-async def test_a_file_that_is_no_app(
-    cplane: "Cplane", addresses: dict[str, str], folder: Path, *, target: str, source: str | None, said: str
+async def test_a_file_that_cannot_be_imported(
+    cplane: "Cplane", addresses: dict[str, str], folder: Path, *, target: str, source: str | None, message: str
 ) -> None:
     if source is not None:
         (folder / target).write_text(source)
-    assert_one_sentence(await cplane("dev", target, "--port", "0", **addresses), said)
+    assert_one_sentence(await cplane("dev", target, "--port", "0", **addresses), message)
 
 
 @pytest.mark.parametrize(
     "command", [["nonsense"], ["submit"], ["jobs", "list", "--state", "done"], ["web", "--port", "99999"]], ids=" ".join
 )
-async def test_a_wrong_call_exits_2(cplane: "Cplane", command: list[str]) -> None:
+async def test_wrong_usage_exits_2(cplane: "Cplane", command: list[str]) -> None:
     ended = await cplane(*command)
     assert ended.code == 2
     assert "Usage: cplane" in ended.stderr
@@ -152,7 +152,7 @@ async def test_a_wrong_call_exits_2(cplane: "Cplane", command: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (
             ["submit", "links", "--priority", "urgent"],
@@ -163,10 +163,12 @@ async def test_a_wrong_call_exits_2(cplane: "Cplane", command: list[str]) -> Non
     ],
     ids=["priority", "state", "state to retry"],
 )
-async def test_a_wrong_word_is_named_with_the_right_ones(cplane: "Cplane", command: list[str], said: str) -> None:
+async def test_an_invalid_choice_is_named_with_the_valid_ones(
+    cplane: "Cplane", command: list[str], message: str
+) -> None:
     ended = await cplane(*command)
     assert ended.code == 2
-    told = " ".join(ended.stderr.replace("│", " ").split())
-    assert f"Invalid value for {said}" in told
-    assert "Try 'cplane" in told
-    assert "Value error" not in told
+    output = " ".join(ended.stderr.replace("│", " ").split())
+    assert f"Invalid value for {message}" in output
+    assert "Try 'cplane" in output
+    assert "Value error" not in output

@@ -36,7 +36,9 @@ async def test_a_job_from_submit_to_cancel_and_retry(cplane: "Cplane", addresses
     assert (record["state"], record["args"]) == ("queued", {"x": 1, "y": 2})
 
 
-async def test_show_tells_the_whole_story(cplane: "Cplane", addresses: dict[str, str], app: "Path") -> None:
+async def test_show_prints_result_progress_artifacts_and_error(
+    cplane: "Cplane", addresses: dict[str, str], app: "Path"
+) -> None:
     addresses["CPLANE_IMPORTS"] = "app"
     good = (await cplane("submit", "steps", "count=2", "--no-wait", **addresses)).stdout.strip()
     bad = (await cplane("submit", "broken", "why=tired", "--no-wait", **addresses)).stdout.strip()
@@ -50,15 +52,15 @@ async def test_show_tells_the_whole_story(cplane: "Cplane", addresses: dict[str,
         assert words in shown
 
 
-async def test_a_worker_stops_in_good_order(start: "Start", addresses: dict[str, str]) -> None:
+async def test_a_worker_stops_gracefully(start: "Start", addresses: dict[str, str]) -> None:
     async with start("worker", "--queues", "default:3", **addresses) as worker:
-        assert "{'default': 3}" in await worker.until("worker_started")
+        assert "{'default': 3}" in await worker.until_worker_started()
         ended = await worker.stop()
     assert ended.code == 0
-    assert "worker_stopped" in ended.stderr
+    assert re.search(r"worker[ _]stopped", ended.stderr)
 
 
-async def test_the_web_server_stops_in_good_order(start: "Start", addresses: dict[str, str]) -> None:
+async def test_the_web_server_stops_gracefully(start: "Start", addresses: dict[str, str]) -> None:
     import httpx2
 
     async with start("web", "--port", "0", **addresses) as web:

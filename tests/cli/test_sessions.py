@@ -1,4 +1,4 @@
-"""`cplane sessions` and `cplane secret` as they are typed; what is in a session is never printed."""
+"""`cplane sessions` and `cplane secret`; the state of a session is never printed."""
 
 import json
 import re
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OLD, NEW = new_key(), new_key()
 STATE: dict[str, Any] = {
     "cookies": [{"name": "sid", "value": "hunter2", "domain": "example.com", "path": "/"}],
-    "origins": [{"origin": "https://example.com", "localStorage": [{"name": "odd", "value": "\0\ud800"}]}],
+    "origins": [{"origin": "https://example.com", "localStorage": [{"name": "unstorable", "value": "\0\ud800"}]}],
 }
 
 
@@ -53,7 +53,7 @@ async def test_a_secret_is_a_new_key_each_time_and_fits_the_setting(
     assert (ended.code, ended.stdout, ended.stderr) == (0, "", "there are no sessions\n")
 
 
-async def test_a_session_is_imported_listed_held_and_forgotten(
+async def test_a_session_is_imported_listed_held_and_deleted(
     cplane: "Cplane", keyed: dict[str, str], folder: "Path", plane: ControlPlane
 ) -> None:
     (folder / "shop.json").write_text(json.dumps(STATE))
@@ -77,11 +77,11 @@ async def test_a_session_is_imported_listed_held_and_forgotten(
 
     refused = await cplane("sessions", "delete", "shop", **keyed)
     assert (refused.code, "a running job holds the session 'shop'" in refused.stderr) == (1, True)
-    assert (await cplane("sessions", "delete", "shop:jane@example.com", **keyed)).stderr == "forgotten\n"
+    assert (await cplane("sessions", "delete", "shop:jane@example.com", **keyed)).stderr == "deleted\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "'shop.json' cannot be read: No such file or directory"),
         ("hunter2", "'shop.json' is not JSON"),
@@ -89,19 +89,19 @@ async def test_a_session_is_imported_listed_held_and_forgotten(
         ('{"cookies": [{"name": "sid", "value": "hunter2"}]}', "cookies/0: a cookie has a domain and a path, or a url"),
     ],
 )
-async def test_a_file_that_is_no_session_is_refused_without_what_is_in_it(
-    cplane: "Cplane", keyed: dict[str, str], folder: "Path", content: str | None, said: str
+async def test_an_invalid_session_is_refused_without_its_content(
+    cplane: "Cplane", keyed: dict[str, str], folder: "Path", content: str | None, message: str
 ) -> None:
     if content is not None:
         (folder / "shop.json").write_text(content)
     ended = await cplane("sessions", "import", "shop.json", **keyed)
     assert (ended.code, ended.stdout) == (1, "")
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "hunter2" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-async def test_what_cannot_be_done_is_said_with_what_to_do(
+async def test_errors_of_sessions_have_a_hint(
     cplane: "Cplane", addresses: dict[str, str], keyed: dict[str, str], folder: "Path"
 ) -> None:
     (folder / "shop.json").write_text(json.dumps(STATE))
@@ -123,24 +123,24 @@ async def test_a_rotation_encrypts_with_the_first_key(
         await plane.sessions.put(name, STATE)
     keyed["CPLANE_SECRET_KEY"] = NEW
     failed = await cplane("sessions", "rotate", **keyed)
-    assert (failed.code, failed.stderr.count("left as it is: 'a' is encrypted with the key")) == (1, 1)
+    assert (failed.code, failed.stderr.count("unchanged: 'a' is encrypted with the key")) == (1, 1)
     keyed["CPLANE_SECRET_KEY"] = f"{NEW},{OLD}"
     ended = await cplane("sessions", "rotate", **keyed)
-    assert (ended.code, ended.stderr.splitlines()[-1].strip()) == (0, "3 encrypted anew")
+    assert (ended.code, ended.stderr.splitlines()[-1].strip()) == (0, "3 encrypted again")
     assert "encrypted with the first key already" in (await cplane("sessions", "rotate", **keyed)).stderr
 
 
-async def test_the_doctor_knows_which_keys_are_needed(settings: CplaneSettings, plane: ControlPlane) -> None:
-    async def told(*keys: str) -> tuple[str, str, str]:
+async def test_the_doctor_reports_which_keys_are_needed(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async def check(*keys: str) -> tuple[str, str, str]:
         secret = SecretStr(",".join(keys)) if keys else None
         finding = await doctor._sessions(settings.model_copy(update={"secret_key": secret}))  # pyright: ignore[reportPrivateUsage]  without a browser
         return finding.verdict, finding.detail, finding.hint or ""
 
     old, new = (f"browser sessions are encrypted with the key {Keyring(SecretStr(key)).first}" for key in (OLD, NEW))
-    assert (await told())[:2] == ("ok", "no key: there are no named browser sessions")
+    assert (await check())[:2] == ("ok", "no key, and no browser sessions")
     await plane.sessions.put("a", STATE)
-    assert await told(OLD) == ("ok", old, "")
-    assert await told(NEW, OLD) == ("ok", f"{new}, 1 with older ones", "run `cplane sessions rotate`")
-    assert await told(OLD, NEW) == ("ok", old, "only the first key of CPLANE_SECRET_KEY is still needed")
+    assert await check(OLD) == ("ok", old, "")
+    assert await check(NEW, OLD) == ("ok", f"{new}, 1 with older ones", "run `cplane sessions rotate`")
+    assert await check(OLD, NEW) == ("ok", old, "only the first key of CPLANE_SECRET_KEY is still needed")
     for keys in ((), (NEW,)):
-        assert (await told(*keys))[:2] == ("warning", "1 browser session is encrypted with a key that is not set")
+        assert (await check(*keys))[:2] == ("warning", "1 browser session is encrypted with a key that is not set")

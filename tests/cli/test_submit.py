@@ -18,8 +18,10 @@ def addresses(addresses: dict[str, str], app: Path) -> dict[str, str]:
     return {**addresses, "CPLANE_IMPORTS": "app"}
 
 
-async def test_a_display_that_loses_its_cancellation_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Python 3.12 a cancellation can get lost while a driver connects."""
+async def test_a_display_that_loses_its_cancellation_does_not_block_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before Python 3.12 a cancellation can be lost while a driver connects."""
     from cplane.cli import submit
 
     class Plane:
@@ -51,13 +53,15 @@ async def test_the_whole_record_is_printed_as_json(
     assert [artifact["name"] for artifact in record["artifacts"]] == ["notes.txt"]
 
 
-async def test_files_are_saved(cplane: "Cplane", addresses: dict[str, str], worker: "Running", tmp_path: Path) -> None:
+async def test_artifacts_are_saved(
+    cplane: "Cplane", addresses: dict[str, str], worker: "Running", tmp_path: Path
+) -> None:
     ended = await cplane("submit", "steps", "count=1", "--save", str(tmp_path / "out"), **addresses)
     assert ended.code == 0
     assert (tmp_path / "out" / "notes.txt").read_bytes() == b"done"
 
 
-async def test_files_are_named(cplane: "Cplane", addresses: dict[str, str], worker: "Running") -> None:
+async def test_artifacts_are_listed(cplane: "Cplane", addresses: dict[str, str], worker: "Running") -> None:
     ended = await cplane("submit", "steps", "count=1", **addresses)
     assert "notes.txt" in ended.stderr
     assert "--save" in ended.stderr
@@ -74,16 +78,16 @@ async def test_a_failed_job_exits_1_with_its_traceback(
     assert (json.loads(ended.stdout)["state"] == "failed") if as_json else ended.stdout == ""
 
 
-async def test_a_job_that_nobody_takes_is_still_queued_at_the_timeout(
+async def test_a_job_without_a_worker_is_still_queued_at_the_timeout(
     cplane: "Cplane", addresses: dict[str, str]
 ) -> None:
     ended = await cplane("submit", "add", "x=1", "y=2", "--timeout", "0.5", **addresses)
     assert ended.code == 1
-    assert "is not done after 0.5 s; it goes on" in ended.stderr
+    assert "is not final after 0.5 s; it goes on" in ended.stderr
     assert "cplane jobs show" in ended.stderr
 
 
-async def test_ctrl_c_leaves_the_job_alone_and_exits_130(
+async def test_ctrl_c_does_not_cancel_the_job_and_exits_130(
     start: "Start", cplane: "Cplane", addresses: dict[str, str]
 ) -> None:
     async with start("submit", "add", "x=1", "y=2", **addresses) as submit:

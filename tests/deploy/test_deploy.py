@@ -1,4 +1,4 @@
-"""What can be known of deploy/ without a container engine."""
+"""Checks of deploy/ that need no container engine."""
 
 import json
 import re
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 SETTINGS = {f"CPLANE_{name.upper()}" for name in CplaneSettings.model_fields}
-SPARE_S = 10
-"""Beyond the drain: handing back what still runs, and closing the browser."""
+STOP_MARGIN_S = 10
+"""Time after the drain, to release running jobs and to close the browser."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def dockerfile() -> list[tuple[str, str]]:
-    """Its instructions, continuation lines joined."""
+    """Instructions of the Dockerfile, with continuation lines joined."""
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return [(word, " ".join(rest.split())) for word, _, rest in (line.partition(" ") for line in lines)]
@@ -40,25 +40,25 @@ def dockerfile() -> list[tuple[str, str]]:
 # settings
 
 
-def names_in(path: Path) -> set[str]:
+def settings_in(path: Path) -> set[str]:
     return set(re.findall(r"CPLANE_[A-Z_]+", path.read_text()))
 
 
 @pytest.mark.parametrize(
     "path", sorted(path for path in DEPLOY.rglob("*") if path.is_file()), ids=lambda path: path.name
 )
-def test_every_setting_that_is_named_exists(path: Path) -> None:
-    assert names_in(path) <= SETTINGS
+def test_every_mentioned_setting_exists(path: Path) -> None:
+    assert settings_in(path) <= SETTINGS
 
 
-def test_the_sample_shows_every_setting_and_sets_none() -> None:
+def test_the_sample_lists_every_setting_commented_out() -> None:
     lines = (DEPLOY / "cplane.env.sample").read_text().splitlines()
     shown = [line.partition("=")[0].removeprefix("#") for line in lines if re.match(r"#?CPLANE_", line)]
     assert sorted(shown) == sorted(SETTINGS)
     assert all(not line or line.startswith("#") for line in lines)
 
 
-def test_the_sample_is_valid_once_the_marks_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_is_valid_when_uncommented(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in (DEPLOY / "cplane.env.sample").read_text().splitlines():
         if line.startswith("#CPLANE_"):
             name, _, value = line.removeprefix("#").partition("=")
@@ -71,7 +71,7 @@ def test_the_sample_is_valid_once_the_marks_are_removed(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("sample", ["cplane.env.sample", "compose.env.sample"])
-def test_samples_hold_no_secret(sample: str) -> None:
+def test_samples_contain_no_secret(sample: str) -> None:
     for line in (DEPLOY / sample).read_text().splitlines():
         if re.search(r"PASSWORD=|API_KEYS=|CPLANE_DATABASE_URL=", line):
             assert "CHANGE_ME" in line
@@ -83,22 +83,22 @@ def test_samples_hold_no_secret(sample: str) -> None:
 def test_the_image_does_not_run_as_root(dockerfile: list[tuple[str, str]]) -> None:
     users = [rest for word, rest in dockerfile if word == "USER"]
     assert users
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "a number, which Kubernetes can check"
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "numeric, so that Kubernetes can check it"
     after = dockerfile[max(number for number, (word, _) in enumerate(dockerfile) if word == "USER") :]
     assert not {"RUN", "COPY", "ADD"} & {word for word, _ in after}
 
 
-def test_what_the_image_copies_exists_and_is_sent_to_the_engine(dockerfile: list[tuple[str, str]]) -> None:
-    sent = {line.removeprefix("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()}
+def test_copied_files_exist_and_are_in_the_build_context(dockerfile: list[tuple[str, str]]) -> None:
+    context = {line.removeprefix("!") for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()}
     copied = [rest.split()[:-1] for word, rest in dockerfile if word == "COPY" and "--from=" not in rest]
     sources = [source for sources in copied for source in sources]
     assert sources
     for source in sources:
         assert (ROOT / source).exists(), source
-        assert source in sent, source
+        assert source in context, source
 
 
-def test_the_image_starts_through_an_init_and_checks_its_health(dockerfile: list[tuple[str, str]]) -> None:
+def test_the_image_has_an_init_and_a_health_check(dockerfile: list[tuple[str, str]]) -> None:
     words = dict(dockerfile)
     assert json.loads(words["ENTRYPOINT"])[0] == "tini"
     assert json.loads(words["CMD"])[:2] == ["cplane", "web"]
@@ -106,7 +106,7 @@ def test_the_image_starts_through_an_init_and_checks_its_health(dockerfile: list
     assert "chromium-headless-shell" in " ".join(rest for word, rest in dockerfile if word == "RUN")
 
 
-def test_the_image_holds_no_secret_and_no_moving_target(dockerfile: list[tuple[str, str]]) -> None:
+def test_the_image_contains_no_secret_and_pins_its_sources(dockerfile: list[tuple[str, str]]) -> None:
     assert not {"ARG", "ADD"} & {word for word, _ in dockerfile}
     for word, rest in dockerfile:
         if word == "FROM":
@@ -118,7 +118,7 @@ def test_the_image_holds_no_secret_and_no_moving_target(dockerfile: list[tuple[s
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "build.lock"])
-def test_locked_dependencies_have_hashes_and_name_no_host(lock: str) -> None:
+def test_locked_dependencies_have_hashes_and_no_url(lock: str) -> None:
     text = (DEPLOY / lock).read_text()
     assert "://" not in text
     for package in re.split(r"\n(?=\S)", text.strip()):
@@ -126,7 +126,7 @@ def test_locked_dependencies_have_hashes_and_name_no_host(lock: str) -> None:
         assert "--hash=sha256:" in package
 
 
-def test_the_lock_fits_the_project() -> None:
+def test_the_lock_satisfies_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (DEPLOY / "requirements.lock").read_text(), re.MULTILINE))
     for requirement in map(Requirement, project["dependencies"]):
@@ -138,7 +138,7 @@ def test_the_lock_fits_the_project() -> None:
 # compose
 
 
-def test_redis_never_evicts_and_keeps_its_data(compose: dict[str, Any]) -> None:
+def test_redis_never_evicts_and_persists_its_data(compose: dict[str, Any]) -> None:
     command = " ".join(compose["services"]["redis"]["command"])
     assert "--maxmemory-policy noeviction" in command
     assert "--appendonly yes" in command
@@ -156,10 +156,10 @@ def test_the_worker_has_what_chromium_needs(compose: dict[str, Any]) -> None:
 def test_the_worker_has_time_to_drain(compose: dict[str, Any]) -> None:
     worker = compose["services"]["worker"]
     grace_s = float(worker["stop_grace_period"].removesuffix("s"))
-    assert grace_s >= float(worker["environment"]["CPLANE_DRAIN_S"]) + SPARE_S
+    assert grace_s >= float(worker["environment"]["CPLANE_DRAIN_S"]) + STOP_MARGIN_S
 
 
-def test_tables_are_upgraded_once_before_anything_else(compose: dict[str, Any]) -> None:
+def test_tables_are_upgraded_once_before_web_and_workers(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert services["migrate"]["command"] == ["cplane", "db", "upgrade"]
     assert services["migrate"]["restart"] == "no"
@@ -169,13 +169,13 @@ def test_tables_are_upgraded_once_before_anything_else(compose: dict[str, Any]) 
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
-def test_every_service_that_stays_checks_its_health(compose: dict[str, Any]) -> None:
+def test_every_permanent_service_has_a_health_check(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert "healthcheck" in service, name
         assert service["healthcheck"].get("disable", False) is (name == "migrate")
 
 
-def test_only_web_is_published_and_only_here(compose: dict[str, Any]) -> None:
+def test_only_web_is_published_and_only_on_loopback(compose: dict[str, Any]) -> None:
     services = compose["services"]
     assert {name for name, service in services.items() if "ports" in service} == {"web"}
     assert all(port.startswith("127.0.0.1:") for port in services["web"]["ports"])
@@ -186,20 +186,20 @@ def test_only_web_is_published_and_only_here(compose: dict[str, Any]) -> None:
 
 def test_every_secret_comes_from_the_environment(compose: dict[str, Any]) -> None:
     text = (DEPLOY / "compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{([A-Z_]+)", text))
-    offered = set(re.findall(r"^#?([A-Z_]+)=", (DEPLOY / "compose.env.sample").read_text(), re.MULTILINE))
-    assert asked == offered
+    used = set(re.findall(r"\$\{([A-Z_]+)", text))
+    documented = set(re.findall(r"^#?([A-Z_]+)=", (DEPLOY / "compose.env.sample").read_text(), re.MULTILINE))
+    assert used == documented
     assert not re.search(r"PASSWORD: (?!\$\{)", text)
     for service in compose["services"].values():
         assert "privileged" not in service
 
 
-def test_the_seccomp_profile_leaves_chromium_its_sandbox() -> None:
+def test_the_seccomp_profile_allows_the_sandbox_of_chromium() -> None:
     profile = json.loads((DEPLOY / "chromium.seccomp.json").read_text())
-    refused = {name for rule in profile["syscalls"] for name in rule["names"]}
+    denied = {name for rule in profile["syscalls"] for name in rule["names"]}
     assert {rule["action"] for rule in profile["syscalls"]} == {"SCMP_ACT_ERRNO"}
-    assert not refused & {"clone", "clone3", "unshare", "setns", "chroot", "capset", "seccomp", "prctl"}
-    assert {"mount", "ptrace", "bpf", "init_module", "kexec_load", "keyctl", "io_uring_setup"} <= refused
+    assert not denied & {"clone", "clone3", "unshare", "setns", "chroot", "capset", "seccomp", "prctl"}
+    assert {"mount", "ptrace", "bpf", "init_module", "kexec_load", "keyctl", "io_uring_setup"} <= denied
 
 
 # systemd
@@ -207,13 +207,13 @@ def test_the_seccomp_profile_leaves_chromium_its_sandbox() -> None:
 
 def unit(path: Path) -> ConfigParser:
     parser = ConfigParser(strict=False, interpolation=None, delimiters=("=",))
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's names have capitals
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # option names of systemd are case-sensitive
     parser.read(path)
     return parser
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_units_do_not_run_as_root_and_gain_nothing(path: Path) -> None:
+def test_units_do_not_run_as_root_and_gain_no_privileges(path: Path) -> None:
     service = unit(path)["Service"]
     assert service["User"] == "cplane"
     assert service["NoNewPrivileges"] == "yes"
@@ -222,17 +222,17 @@ def test_units_do_not_run_as_root_and_gain_nothing(path: Path) -> None:
     assert service["KillMode"] == "mixed"
 
 
-def test_the_workers_unit_lets_it_drain_and_lets_chromium_work() -> None:
+def test_the_unit_of_the_worker_allows_draining_and_chromium() -> None:
     service = unit(DEPLOY / "systemd" / "cplane-worker@.service")["Service"]
-    assert float(service["TimeoutStopSec"]) >= float(CplaneSettings.model_fields["drain_s"].default) + SPARE_S
-    for breaks in ("MemoryDenyWriteExecute", "RestrictNamespaces", "PrivateUsers", "ProcSubset"):
-        assert breaks not in service
+    assert float(service["TimeoutStopSec"]) >= float(CplaneSettings.model_fields["drain_s"].default) + STOP_MARGIN_S
+    for incompatible in ("MemoryDenyWriteExecute", "RestrictNamespaces", "PrivateUsers", "ProcSubset"):
+        assert incompatible not in service
     assert "chroot" in service["SystemCallFilter"].split()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
-def test_systemd_understands_the_units(path: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(path: Path, tmp_path: Path) -> None:
     program = tmp_path / "cplane"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

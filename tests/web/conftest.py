@@ -1,4 +1,4 @@
-"""A real server on a real socket over real Postgres and Redis, jobs to submit, and a hand that moves records as a worker does."""
+"""A real server on a real socket, real Postgres and Redis, jobs to submit, and a fake worker that changes records."""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, TypedDict
@@ -63,14 +63,14 @@ def raise_on_13(number: int) -> int:
 async def web_broken(number: Annotated[int, AfterValidator(raise_on_13)]) -> None: ...
 
 
-class Hand:
-    """Moves records as a worker does."""
+class FakeWorker:
+    """Changes records as a worker does, without running jobs."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
 
     async def start(self, record_id: str) -> Started:
-        (started,) = await self._plane.store.start("hand", [UUID(record_id)], uuid4().hex, 30)
+        (started,) = await self._plane.store.start("fake", [UUID(record_id)], uuid4().hex, 30)
         return started
 
     async def succeed(self, started: Started, result: Any = None) -> None:
@@ -96,7 +96,7 @@ class Hand:
         )
         await self._finish(finish)
 
-    async def leave_file(self, started: Started, name: str, data: bytes, media_type: str | None = None) -> str:
+    async def add_artifact(self, started: Started, name: str, data: bytes, media_type: str | None = None) -> str:
         artifact, path = await self._plane.artifacts.put(started.id, started.attempt, name, data, media_type)
         await self._plane.store.add_artifact(started.id, started.attempt, artifact, path)
         return artifact.sha256
@@ -107,30 +107,30 @@ class Hand:
 
 
 class Api:
-    """The client's side: what tests ask for again and again."""
+    """Requests that many tests send."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self.client = client
 
-    async def submit(self, name: str = "web_add", args: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        body = {"job": name, "args": {"x": 1, "y": 2} if args is None else args, **more}
-        answer = await self.client.post(JOBS, json=body)
-        assert answer.status_code == 202, answer.text
-        record: dict[str, Any] = answer.json()
+    async def submit(self, name: str = "web_add", args: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+        body = {"job": name, "args": {"x": 1, "y": 2} if args is None else args, **options}
+        response = await self.client.post(JOBS, json=body)
+        assert response.status_code == 202, response.text
+        record: dict[str, Any] = response.json()
         return record
 
     async def post_raw(self, body: bytes, content_type: str = "application/json") -> httpx2.Response:
         return await self.client.post(JOBS, content=body, headers={"content-type": content_type})
 
-    async def recorded(self) -> int:
-        answer = await self.client.get(JOBS, params={"limit": 200})
-        assert answer.status_code == 200
-        return len(answer.json()["jobs"])
+    async def count_records(self) -> int:
+        response = await self.client.get(JOBS, params={"limit": 200})
+        assert response.status_code == 200
+        return len(response.json()["jobs"])
 
 
 @pytest.fixture
 def settings(settings: CplaneSettings) -> CplaneSettings:
-    """With a key for sessions."""
+    """Settings with a key for sessions."""
     return settings.model_copy(update={"secret_key": SecretStr(new_key())})
 
 
@@ -155,5 +155,5 @@ def api(client: httpx2.AsyncClient) -> Api:
 
 
 @pytest.fixture
-def hand(plane: ControlPlane) -> Hand:
-    return Hand(plane)
+def fake_worker(plane: ControlPlane) -> FakeWorker:
+    return FakeWorker(plane)

@@ -1,4 +1,4 @@
-"""What a request that cannot be served is answered with, and that nothing is recorded."""
+"""Invalid requests return the right problem, and nothing is recorded."""
 
 import asyncio
 import itertools
@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from cplane.web import body, jobs, resource
+from cplane.web import body, routing
+from cplane.web.handlers import jobs
 from cplane.web.inputs import SubmitBody
 from cplane.web.problems import BY_SLUG
 
@@ -48,7 +49,7 @@ WRONG_MEMBERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"job": "web_add", "delay": 1, "at": "2090-01-01T12:00:00Z"}, [""]),
     ({"job": 1, "args": 2, "more": 3}, ["/job", "/args", "/more"]),
 ]
-"""Bodies, and where they are wrong."""
+"""Bodies, and pointers to their errors."""
 
 WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("web_add", {}, ["/args/x"]),
@@ -60,7 +61,7 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("web_visit", {"url": "https://example.org", "tags": ["a", 2]}, ["/args/tags/1"]),
     ("web_visit", {"url": "https://example.org", "ctx": {}}, ["/args/ctx"]),
 ]
-"""Jobs, arguments, and where these are wrong."""
+"""Jobs, arguments, and pointers to the errors of these."""
 
 NOT_JSON: tuple[bytes, ...] = (
     *(
@@ -87,48 +88,48 @@ NOT_JSON: tuple[bytes, ...] = (
 
 @pytest_asyncio.fixture(autouse=True)
 async def nothing_recorded(api: "Api") -> AsyncGenerator[None]:
-    """Whatever a test here sends, no record comes of it."""
+    """No test of this module creates a record."""
     yield
-    assert await api.recorded() == 0
+    assert await api.count_records() == 0
 
 
-def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
-    """The problem of an answer, which must be of this kind and fit RFC 9457."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    found: dict[str, Any] = answer.json()
+def problem(response: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
+    """The problem of a response, which must have this type and conform to RFC 9457."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = response.json()
     assert (found["type"], found["status"], found["title"]) == (f"/problems/{slug}", status, BY_SLUG[slug].title)
-    assert found["instance"] == answer.request.url.path
+    assert found["instance"] == response.request.url.path
     assert found["detail"]
-    assert "Traceback" not in answer.text
+    assert "Traceback" not in response.text
     assert set(found) <= {"type", "title", "status", "detail", "instance", "hint", "errors"}
     return found
 
 
 def pointers(found: dict[str, Any]) -> list[str]:
-    return [fault["pointer"] for fault in found["errors"]]
+    return [each["pointer"] for each in found["errors"]]
 
 
 class TestBody:
-    async def test_another_type_answers_415(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_another_media_type_returns_415(self, api: "Api", subtests: pytest.Subtests) -> None:
         for content_type in ["", "text/plain", "application/x-www-form-urlencoded", "text/json", "application/json5"]:
             with subtests.test(content_type=content_type):
                 found = problem(await api.post_raw(b'{"job": "web_add"}', content_type), 415, "unsupported-media-type")
                 assert found["hint"] == "send Content-Type: application/json"
 
-    async def test_another_charset_answers_415(self, api: "Api") -> None:
+    async def test_another_charset_returns_415(self, api: "Api") -> None:
         problem(await api.post_raw(b"{}", "application/json; charset=utf-16"), 415, "unsupported-media-type")
 
-    async def test_a_compressed_body_answers_415(self, api: "Api") -> None:
+    async def test_a_compressed_body_returns_415(self, api: "Api") -> None:
         headers = {"content-type": "application/json", "content-encoding": "gzip"}
         problem(await api.client.post(JOBS, content=b"\x1f\x8b", headers=headers), 415, "unsupported-media-type")
 
-    async def test_what_is_not_json_answers_400(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_a_body_that_is_not_json_returns_400(self, api: "Api", subtests: pytest.Subtests) -> None:
         for sent in NOT_JSON:
             with subtests.test(sent=sent):
                 problem(await api.post_raw(sent), 400, "not-json")
 
-    async def test_a_depth_bomb_answers_400(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_a_deeply_nested_body_returns_400(self, api: "Api", subtests: pytest.Subtests) -> None:
         for depth, (opening, closing), closed in itertools.product(
             (201, 990, 1000, 5000, 140_000), ((b"[", b"]"), (b'{"a":', b"}")), (True, False)
         ):
@@ -138,12 +139,12 @@ class TestBody:
                 inside = b'{"job": "web:any.thing", "args": {"value": ' + nested + (b"}}" if closed else b"")
                 problem(await api.post_raw(inside), 400, "not-json")
 
-    async def test_json_that_is_no_object_answers_422(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_json_that_is_not_an_object_returns_422(self, api: "Api", subtests: pytest.Subtests) -> None:
         for sent in [b"[]", b"null", b"1", b'"job"', b"true", b'[{"job": "web_add"}]']:
             with subtests.test(sent=sent):
                 assert pointers(problem(await api.post_raw(sent), 422, "invalid-request")) == [""]
 
-    async def test_a_member_that_does_not_fit_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_an_invalid_member_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
         for sent, expected in WRONG_MEMBERS:
             with subtests.test(sent=sent, expected=expected):
                 found = problem(await api.client.post(JOBS, json=sent), 422, "invalid-request")
@@ -153,7 +154,7 @@ class TestBody:
         found = problem(await api.post_raw(b'{"job": "web_add", "delay": 1e999}'), 422, "invalid-request")
         assert pointers(found) == ["/delay"]
 
-    async def test_a_member_given_twice_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_a_duplicate_member_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
         for sent, expected in [
             (b'{"job": "web_add", "job": "web_add", "args": {"x": 1}}', ["/job"]),
             (b'{"job": "web_add", "args": {"x": 1, "x": 2}}', ["/args/x"]),
@@ -166,7 +167,7 @@ class TestBody:
             with subtests.test(sent=sent, expected=expected):
                 assert pointers(problem(await api.post_raw(sent), 422, "invalid-request")) == expected
 
-    async def test_a_member_given_twice_inside_one_that_is_overwritten_is_told(self, api: "Api") -> None:
+    async def test_a_duplicate_member_inside_an_overwritten_one_is_reported(self, api: "Api") -> None:
         sent = b'{"job": {"a": 1, "a": 2}, "args": {}, "job": "web_add"}'
         assert problem(await api.post_raw(sent), 422, "invalid-request")["errors"]
 
@@ -180,63 +181,63 @@ class TestBody:
                 ):
                     assert pointers(problem(await api.post_raw(sent.encode()), 422, "invalid-request")) == [expected]
 
-    async def test_many_faults_are_told_in_part(self, api: "Api") -> None:
+    async def test_only_the_first_of_many_errors_are_reported(self, api: "Api") -> None:
         found = problem(
             await api.client.post(JOBS, json={f"member{n}": 1 for n in range(50_000)}), 422, "invalid-request"
         )
         assert len(found["errors"]) == 20
         assert "and 50000 more" in found["detail"]
 
-    async def test_eighty_thousand_members_given_twice_are_told_in_part(self, api: "Api") -> None:
+    async def test_only_the_first_of_eighty_thousand_duplicate_members_are_reported(self, api: "Api") -> None:
         sent = ("{" + ",".join(f'"m{n % 40_000}":1' for n in range(80_000)) + "}").encode()
         assert len(sent) < MEBIBYTE
         assert len(problem(await api.post_raw(sent), 422, "invalid-request")["errors"]) == 20
 
 
 class TestSize:
-    async def test_a_declared_size_above_the_limit_answers_413(self, api: "Api") -> None:
+    async def test_a_declared_size_above_the_limit_returns_413(self, api: "Api") -> None:
         found = problem(await api.post_raw(b'{"job": "' + b"x" * MEBIBYTE + b'"}'), 413, "too-large")
         assert str(MEBIBYTE) in found["detail"]
 
-    async def test_an_undeclared_size_is_counted_while_it_comes(self, api: "Api") -> None:
+    async def test_an_undeclared_size_is_counted_while_it_arrives(self, api: "Api") -> None:
         async def chunks() -> AsyncGenerator[bytes]:
             for _ in range(40):
                 yield b"[" * 32 * 1024
 
-        answer = await api.client.post(JOBS, content=chunks(), headers={"content-type": "application/json"})
-        problem(answer, 413, "too-large")
-        assert answer.headers["connection"] == "close"
+        response = await api.client.post(JOBS, content=chunks(), headers={"content-type": "application/json"})
+        problem(response, 413, "too-large")
+        assert response.headers["connection"] == "close"
 
-    async def test_a_large_body_is_answered_though_the_client_still_sends(self, api: "Api") -> None:
+    async def test_a_large_body_gets_a_response_while_the_client_still_sends(self, api: "Api") -> None:
         problem(await api.post_raw(b" " * 30 * MEBIBYTE), 413, "too-large")
 
-    async def test_a_body_that_nobody_reads_is_not_sent_after_expect(self, api: "Api") -> None:
+    async def test_a_refused_body_is_not_requested_after_expect_100_continue(self, api: "Api") -> None:
         lines = ["Content-Type: application/json", f"Content-Length: {10 * MEBIBYTE}", "Expect: 100-continue"]
         reader, writer = await connect(api, *lines)
         assert (await reader.readline()).startswith(b"HTTP/1.1 413")
         writer.close()
 
-    async def test_a_body_of_just_the_limit_is_read(self, api: "Api") -> None:
+    async def test_a_body_of_exactly_the_limit_is_read(self, api: "Api") -> None:
         padding = MEBIBYTE - len(b'{"job": "nobody"}')
         problem(await api.post_raw(b'{"job": "nobody"' + b" " * padding + b"}"), 422, "unknown-job")
 
-    async def test_arguments_that_grow_above_the_limit_answer_422(self, api: "Api") -> None:
+    async def test_arguments_that_grow_above_the_limit_return_422(self, api: "Api") -> None:
         sent = b'{"job": "web:any.thing", "args": {"value": [' + b",".join([b"1e9"] * 200_000) + b"]}}"
         found = problem(await api.post_raw(sent), 422, "invalid-arguments")
         assert pointers(found) == ["/args"]
 
-    async def test_a_body_that_does_not_come_answers_408(self, api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(resource, "BODY_S", 0.05)
+    async def test_a_body_that_does_not_arrive_returns_408(self, api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(routing, "BODY_TIMEOUT_S", 0.05)
         reader, writer = await connect(api, "Content-Type: application/json", "Content-Length: 100", "", '{"job":')
-        answer = await reader.read()
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b"connection: close" in answer
+        response = await reader.read()
+        assert response.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in response
         writer.close()
 
-    async def test_a_client_that_leaves_while_it_sends_is_forgotten(
+    async def test_a_client_that_disconnects_while_it_sends_causes_no_error(
         self, api: "Api", monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        reading, left = asyncio.Event(), asyncio.Event()
+        reading, ended = asyncio.Event(), asyncio.Event()
         read_body = body.read_body
 
         async def watched(*args: Any) -> Any:
@@ -244,7 +245,7 @@ class TestSize:
             try:
                 return await read_body(*args)
             finally:
-                left.set()
+                ended.set()
 
         monkeypatch.setattr(jobs, "read_body", watched)
         _, writer = await connect(api, "Content-Type: application/json", "Content-Length: 100", "", '{"job":')
@@ -252,36 +253,36 @@ class TestSize:
             await reading.wait()
             writer.close()
             async with asyncio.timeout(10):
-                await left.wait()
-            await api.recorded()
+                await ended.wait()
+            await api.count_records()
         assert not [line for line in logs if line["log_level"] != "debug"]
 
 
 class TestArguments:
-    async def test_an_unknown_job_is_told_which_there_are(self, api: "Api") -> None:
+    async def test_an_unknown_job_lists_the_known_ones(self, api: "Api") -> None:
         found = problem(await api.client.post(JOBS, json={"job": "shot"}), 422, "unknown-job")
         assert found["detail"].startswith("no job named 'shot'; known: ")
         assert "web_add" in found["detail"]
         assert pointers(found) == ["/job"]
 
-    async def test_an_argument_that_does_not_fit_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_an_invalid_argument_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
         for name, args, expected in WRONG_ARGUMENTS:
             with subtests.test(name=name, args=args, expected=expected):
                 found = problem(await api.client.post(JOBS, json={"job": name, "args": args}), 422, "invalid-arguments")
                 assert pointers(found) == expected
                 assert name in found["detail"]
 
-    async def test_an_error_nobody_expected_answers_500_without_details(self, api: "Api") -> None:
+    async def test_an_unexpected_error_returns_500_without_details(self, api: "Api") -> None:
         with capture_logs() as logs:
-            answer = await api.client.post(JOBS, json={"job": "web_broken", "args": {"number": 13}})
-        problem(answer, 500, "internal-error")
-        assert "hunter2" not in answer.text
+            response = await api.client.post(JOBS, json={"job": "web_broken", "args": {"number": 13}})
+        problem(response, 500, "internal-error")
+        assert "hunter2" not in response.text
         (line,) = [line for line in logs if line["log_level"] == "error"]
         assert (line["path"], line["exc_info"]) == (JOBS, True)
 
 
 class TestRouting:
-    async def test_an_unknown_path_answers_404(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_an_unknown_path_returns_404(self, api: "Api", subtests: pytest.Subtests) -> None:
         for path in [
             "/nothing",
             "/api",
@@ -294,12 +295,12 @@ class TestRouting:
             with subtests.test(path=path):
                 problem(await api.client.get(path), 404, "not-found")
 
-    async def test_nothing_but_our_files_is_served(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_only_bundled_files_are_served(self, api: "Api", subtests: pytest.Subtests) -> None:
         for path in ["/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd", "/static/%00"]:
             with subtests.test(path=path):
                 problem(await api.client.get(path), 404, "not-found")
 
-    async def test_another_method_answers_405_with_those_that_apply(
+    async def test_another_method_returns_405_with_the_allowed_ones(
         self, api: "Api", subtests: pytest.Subtests
     ) -> None:
         for method, path, allow in [
@@ -312,19 +313,19 @@ class TestRouting:
             ("POST", "/static/docs.js", "GET, HEAD"),
         ]:
             with subtests.test(method=method, path=path, allow=allow):
-                answer = await api.client.request(method, path)
-                assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+                response = await api.client.request(method, path)
+                assert (response.status_code, response.headers["allow"]) == (405, allow)
                 if method != "HEAD":
-                    problem(answer, 405, "method-not-allowed")
+                    problem(response, 405, "method-not-allowed")
 
-    async def test_options_names_the_methods(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_options_returns_the_methods(self, api: "Api", subtests: pytest.Subtests) -> None:
         for path, allow in [(JOBS, "POST, GET, HEAD, OPTIONS"), (f"{JOBS}/1/cancel", "POST, OPTIONS")]:
             with subtests.test(path=path, allow=allow):
-                answer = await api.client.options(path)
-                assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
-                assert not [name for name in answer.headers if name.startswith("access-control")]
+                response = await api.client.options(path)
+                assert (response.status_code, response.headers["allow"], response.content) == (204, allow, b"")
+                assert not [name for name in response.headers if name.startswith("access-control")]
 
-    async def test_head_is_get_without_the_body(self, api: "Api", subtests: pytest.Subtests) -> None:
+    async def test_head_returns_the_headers_of_get(self, api: "Api", subtests: pytest.Subtests) -> None:
         for path in [JOBS, "/api/v1/catalog", "/openapi.json", "/docs", "/livez", "/readyz"]:
             with subtests.test(path=path):
                 got, headed = await api.client.get(path), await api.client.head(path)
@@ -333,14 +334,14 @@ class TestRouting:
                 assert headed.headers["content-type"] == got.headers["content-type"]
 
 
-async def test_every_kind_of_problem_has_a_page(api: "Api") -> None:
-    for kind in BY_SLUG.values():
-        answer = await api.client.get(kind.uri)
-        assert (answer.status_code, kind.about in answer.text) == (200, True)
+async def test_every_problem_type_has_a_page(api: "Api") -> None:
+    for problem_type in BY_SLUG.values():
+        response = await api.client.get(problem_type.uri)
+        assert (response.status_code, problem_type.description in response.text) == (200, True)
 
 
 async def connect(api: "Api", *lines: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which a POST has begun: header lines, and a body after an empty one."""
+    """Open a connection and begin a POST on it: header lines, then a body after an empty line."""
     url = api.client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     head = lines if "" in lines else (*lines, "", "")
@@ -349,7 +350,7 @@ async def connect(api: "Api", *lines: str) -> tuple[asyncio.StreamReader, asynci
     return reader, writer
 
 
-def test_pointers_are_built_for_deep_and_wide_bodies_only_where_needed() -> None:
+def test_pointers_are_built_only_for_the_errors_of_deep_and_wide_bodies() -> None:
     wide = json.dumps({"job": {"k" * 200_000: [0] * 200_000}}).encode()[:-1] + b', "job": 1}'
     with pytest.raises(Exception, match="given more than once"):
         body.parse(wide, SubmitBody)

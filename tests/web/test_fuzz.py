@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is one of those the OpenAPI document names, and never a 500."""
+"""Whatever is sent, the response is one that the OpenAPI document names, and never a 500."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -62,11 +62,11 @@ parameters = st.dictionaries(
 bounded = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def check(answer: Any, allowed: set[int]) -> None:
-    assert answer.status_code in allowed, answer.text
-    if answer.status_code >= 400:
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert answer.json()["detail"]
+def check(response: Any, allowed: set[int]) -> None:
+    assert response.status_code in allowed, response.text
+    if response.status_code >= 400:
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["detail"]
 
 
 @bounded
@@ -89,22 +89,22 @@ async def test_any_json_is_a_session_or_refused(api: "Api", sent: Any) -> None:
 
 @bounded
 @given(name=st.text(alphabet="/.%?#abc é0-@:\0", max_size=20).filter(lambda name: name not in {".", ".."}))
-async def test_any_name_of_a_session_is_answered_or_refused(api: "Api", name: str) -> None:
+async def test_any_session_name_is_accepted_or_refused(api: "Api", name: str) -> None:
     path = f"{SESSIONS}/{quote(name, safe='')}"
     check(await api.client.put(path, json={"cookies": []}), {200, 201, 404, 422})
     check(await api.client.get(path), {200, 404})
-    answer = await api.client.delete(path)
-    assert answer.status_code in {204, 404, 405}, answer.text
+    response = await api.client.delete(path)
+    assert response.status_code in {204, 404, 405}, response.text
 
 
 @bounded
 @given(where=parameters)
-async def test_any_query_is_answered_or_refused(api: "Api", where: dict[str, str]) -> None:
+async def test_any_query_is_accepted_or_refused(api: "Api", where: dict[str, str]) -> None:
     check(await api.client.get(JOBS, params=where), {200, 422})
 
 
 @bounded
 @given(path=st.text(alphabet="/.%?#abc é0-", max_size=20))
-async def test_any_path_is_answered_or_refused(api: "Api", path: str) -> None:
-    answer = await api.client.get(f"{JOBS}/{path}")
-    check(answer, {200, 404, 422})
+async def test_any_path_is_accepted_or_refused(api: "Api", path: str) -> None:
+    response = await api.client.get(f"{JOBS}/{path}")
+    check(response, {200, 404, 422})

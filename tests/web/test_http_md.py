@@ -1,4 +1,4 @@
-"""The commands in docs/reference/http.md work as they stand, in their order."""
+"""The commands in docs/reference/http.md work unchanged, in their order."""
 
 import asyncio
 import json
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.web.conftest import Api, Hand
+    from tests.web.conftest import Api, FakeWorker
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 HERE = "http://127.0.0.1:8000"
 
 
-async def test_the_example_of_a_problem_is_what_is_answered(api: "Api") -> None:
-    answer = await api.client.post("/api/v1/jobs", json={"job": "screenshot", "args": {"url": 7}})
+async def test_the_example_of_a_problem_is_the_actual_response(api: "Api") -> None:
+    response = await api.client.post("/api/v1/jobs", json={"job": "screenshot", "args": {"url": 7}})
     examples: list[str] = re.findall(r"^```json\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
-    assert json.loads(examples[1]) == answer.json()
+    assert json.loads(examples[1]) == response.json()
 
 
-async def test_the_example_of_a_record_has_its_members(api: "Api") -> None:
+async def test_the_example_of_a_record_has_the_actual_members(api: "Api") -> None:
     examples: list[str] = re.findall(r"^```json\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     assert set(json.loads(examples[0])) == set(await api.submit())
 
@@ -33,27 +33,29 @@ def commands() -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the commands are curl's")
-async def test_every_command_answers_as_told(api: "Api", hand: "Hand", tmp_path: Path) -> None:
+async def test_every_command_returns_the_documented_status(
+    api: "Api", fake_worker: "FakeWorker", tmp_path: Path
+) -> None:
     shell = Shell(str(api.client.base_url), tmp_path)
     statuses: list[str] = []
     for command in commands():
         if "artifacts" in command:
-            started = await hand.start(shell.variables["ID"])
-            await hand.leave_file(started, "screenshot.png", b"picture")
-            await hand.fail(started)
+            started = await fake_worker.start(shell.variables["ID"])
+            await fake_worker.add_artifact(started, "screenshot.png", b"picture")
+            await fake_worker.fail(started)
         if command.endswith('/cancel"'):
             await api.client.post(f"/api/v1/jobs/{shell.variables['ID']}/retry")
         statuses.append(await shell.run(command))
 
-    submit, follow = ["202", "202", "200", "202", "202"], ["200", "200", "200", "200"]
-    steer, sessions = ["200", "202", "200"], ["201", "200", "200", "204"]
-    ask, refused = ["200"] * 5, ["422"]
-    assert [status for status in statuses if status] == [*submit, *follow, *steer, *sessions, *ask, *refused]
+    submit, read = ["202", "202", "200", "202", "202"], ["200", "200", "200", "200"]
+    change, sessions = ["200", "202", "200"], ["201", "200", "200", "204"]
+    inspect, refused = ["200"] * 5, ["422"]
+    assert [status for status in statuses if status] == [*submit, *read, *change, *sessions, *inspect, *refused]
     assert (tmp_path / "screenshot.png").read_bytes() == b"picture"
 
 
 class Shell:
-    """Runs the commands one by one, and remembers the variables they set."""
+    """Runs commands one by one, and keeps the variables that they set."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url = url.rstrip("/")
@@ -61,7 +63,7 @@ class Shell:
         self.variables: dict[str, str] = {}
 
     async def run(self, command: str) -> str:
-        """The status that curl got; nothing for a command that sets a variable."""
+        """Return the status that curl received; empty for a command that sets a variable."""
         command = command.replace(HERE, self._url)
         if assigned := re.match(r"(\w+)=", command):
             self.variables[assigned[1]] = await self._output(f'{command}; echo "${assigned[1]}"')

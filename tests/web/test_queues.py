@@ -1,4 +1,4 @@
-"""The state of the queues, over HTTP."""
+"""Queues, dead letters and hosts over HTTP."""
 
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from tests.web.conftest import Api
 
 
-def numbers(queue: dict[str, int]) -> tuple[int, int, int]:
+def counts(queue: dict[str, int]) -> tuple[int, int, int]:
     return queue["ready"], queue["scheduled"], queue["running"]
 
 
-async def test_every_queue_has_its_numbers(api: "Api", plane: ControlPlane) -> None:
+async def test_every_queue_has_its_stats(api: "Api", plane: ControlPlane) -> None:
     await api.submit(queue="busy", priority="high")
     await api.submit(queue="busy")
     await api.submit(queue="busy", delay=60)
@@ -24,17 +24,17 @@ async def test_every_queue_has_its_numbers(api: "Api", plane: ControlPlane) -> N
     assert found["dead_letters"] == 0
     queues = {queue.pop("name"): queue for queue in found["queues"]}
     assert {"default", "browser", "busy"} <= set(queues)
-    assert numbers(queues["busy"]) == (2, 1, 0)
+    assert counts(queues["busy"]) == (2, 1, 0)
     assert 0 <= queues["busy"]["latency_s"] < 60
     assert queues["default"] == {"ready": 0, "scheduled": 0, "running": 0, "latency_s": 0}
 
     await plane.queue.claim("busy", 1, 30)
     queues = {queue.pop("name"): queue for queue in (await api.client.get("/api/v1/queues")).json()["queues"]}
-    assert numbers(queues["busy"]) == (1, 1, 1)
+    assert counts(queues["busy"]) == (1, 1, 1)
 
 
 async def test_dead_letters_are_counted(api: "Api", plane: ControlPlane) -> None:
-    await DeadLetterStream(plane.redis).add([(Id("default", Priority.HIGH, "odd"), "its payload is a list", b"")])
+    await DeadLetterStream(plane.redis).add([(Id("default", Priority.HIGH, "malformed"), "its payload is a list", b"")])
     assert (await api.client.get("/api/v1/queues")).json()["dead_letters"] == 1
 
 

@@ -1,4 +1,4 @@
-"""Browser sessions over HTTP: imported, listed and forgotten, but never shown."""
+"""Browser sessions over HTTP: imported, listed and deleted, but their state is never returned."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from cplane.sessions.storage_state import MAX_BYTES
 from cplane.web import create_app, open_server
 
 if TYPE_CHECKING:
-    from tests.web.conftest import Api, Hand
+    from tests.web.conftest import Api, FakeWorker
 
 SESSIONS = "/api/v1/sessions"
 STATE: dict[str, Any] = {
@@ -26,23 +26,23 @@ async def put(api: "Api", name: str = "shop", state: Any = STATE) -> httpx2.Resp
     return await api.client.put(f"{SESSIONS}/{name}", json=state)
 
 
-async def hold(api: "Api", hand: "Hand", plane: ControlPlane, name: str = "shop") -> Any:
-    started = await hand.start((await api.submit())["id"])
+async def hold(api: "Api", fake_worker: "FakeWorker", plane: ControlPlane, name: str = "shop") -> Any:
+    started = await fake_worker.start((await api.submit())["id"])
     held = await plane.sessions.acquire(name, started.id, started.attempt)
     assert held is not None
     return held
 
 
-def problem(answer: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    found: dict[str, Any] = answer.json()
+def problem(response: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    found: dict[str, Any] = response.json()
     assert found["type"] == f"/problems/{slug}"
-    assert "hunter2" not in answer.text
+    assert "hunter2" not in response.text
     return found
 
 
-async def test_an_import_is_what_a_job_gets_and_nothing_of_it_comes_out(
-    api: "Api", hand: "Hand", plane: ControlPlane
+async def test_a_job_gets_the_imported_state_and_no_response_contains_it(
+    api: "Api", fake_worker: "FakeWorker", plane: ControlPlane
 ) -> None:
     with capture_logs() as logs:
         made = await put(api, "shop:jane@example.com")
@@ -58,30 +58,30 @@ async def test_an_import_is_what_a_job_gets_and_nothing_of_it_comes_out(
     assert found["size"] == len(json.dumps(STATE, separators=(",", ":")))
     assert "hunter2" not in made.text + again.text + shown.text + listed.text + str(logs)
 
-    held = await hold(api, hand, plane, "shop:jane@example.com")
+    held = await hold(api, fake_worker, plane, "shop:jane@example.com")
     assert held.storage_state == STATE
     found = (await api.client.get(made.headers["location"])).json()
     assert (UUID(found["held_by"]), found["held_attempt"]) == (held.record_id, 1)
     assert found["used_at"] is not None
 
 
-async def test_a_session_is_forgotten(api: "Api") -> None:
+async def test_a_session_is_deleted(api: "Api") -> None:
     await put(api)
-    answer = await api.client.delete(f"{SESSIONS}/shop")
-    assert (answer.status_code, answer.content) == (204, b"")
-    for answer in (await api.client.get(f"{SESSIONS}/shop"), await api.client.delete(f"{SESSIONS}/shop")):
-        problem(answer, 404, "unknown-session")
+    response = await api.client.delete(f"{SESSIONS}/shop")
+    assert (response.status_code, response.content) == (204, b"")
+    for response in (await api.client.get(f"{SESSIONS}/shop"), await api.client.delete(f"{SESSIONS}/shop")):
+        problem(response, 404, "unknown-session")
 
 
-async def test_what_a_job_holds_is_left_to_it(api: "Api", hand: "Hand", plane: ControlPlane) -> None:
-    held = await hold(api, hand, plane)
-    for answer in (await put(api), await api.client.delete(f"{SESSIONS}/shop")):
-        assert problem(answer, 409, "session-in-use")["hint"]
+async def test_a_held_session_cannot_be_changed(api: "Api", fake_worker: "FakeWorker", plane: ControlPlane) -> None:
+    held = await hold(api, fake_worker, plane)
+    for response in (await put(api), await api.client.delete(f"{SESSIONS}/shop")):
+        assert problem(response, 409, "session-in-use")["hint"]
     await plane.sessions.release(held)
     assert (await put(api)).status_code == 200
 
 
-async def test_the_list_has_pages(api: "Api") -> None:
+async def test_sessions_are_listed_in_pages(api: "Api") -> None:
     for name in ("c", "a", "b"):
         await put(api, name)
     first = await api.client.get(SESSIONS, params={"limit": 2})
@@ -106,20 +106,20 @@ async def test_the_list_has_pages(api: "Api") -> None:
         ),
     ],
 )
-async def test_what_is_no_storage_state_is_refused_with_its_place(api: "Api", state: Any, pointer: str) -> None:
+async def test_an_invalid_storage_state_is_refused_with_a_pointer(api: "Api", state: Any, pointer: str) -> None:
     found = problem(await put(api, state=state), 422, "invalid-request")
     assert found["errors"][0]["pointer"] == pointer
     assert (await api.client.get(SESSIONS)).json()["sessions"] == []
 
 
 @pytest.mark.parametrize("name", ["-x", "a%20b", "a%00", "%C3%A4", "x" * 201, ".x"])
-async def test_a_name_that_cannot_be_one_is_refused(api: "Api", name: str) -> None:
+async def test_an_invalid_name_is_refused(api: "Api", name: str) -> None:
     problem(await put(api, name), 422, "invalid-session")
-    for answer in (await api.client.get(f"{SESSIONS}/{name}"), await api.client.delete(f"{SESSIONS}/{name}")):
-        problem(answer, 404, "unknown-session")
+    for response in (await api.client.get(f"{SESSIONS}/{name}"), await api.client.delete(f"{SESSIONS}/{name}")):
+        problem(response, 404, "unknown-session")
 
 
-async def test_the_limit_of_a_session_is_its_own(api: "Api") -> None:
+async def test_sessions_have_their_own_size_limit(api: "Api") -> None:
     def of(size: int) -> dict[str, Any]:
         return {
             "cookies": [],
@@ -130,7 +130,7 @@ async def test_the_limit_of_a_session_is_its_own(api: "Api") -> None:
     problem(await put(api, state=of(MAX_BYTES)), 413, "too-large")
 
 
-async def test_without_a_key_nothing_is_imported(settings: CplaneSettings) -> None:
+async def test_without_a_secret_key_nothing_is_imported(settings: CplaneSettings) -> None:
     settings = settings.model_copy(update={"secret_key": None})
     async with (
         open_server(create_app(settings), "127.0.0.1", 0) as server,
@@ -141,7 +141,7 @@ async def test_without_a_key_nothing_is_imported(settings: CplaneSettings) -> No
         assert (await client.get(SESSIONS)).json() == {"sessions": [], "next": None}
 
 
-async def test_other_methods_are_named(api: "Api") -> None:
-    answer = await api.client.post(f"{SESSIONS}/shop", json=STATE)
-    problem(answer, 405, "method-not-allowed")
-    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}
+async def test_another_method_returns_405(api: "Api") -> None:
+    response = await api.client.post(f"{SESSIONS}/shop", json=STATE)
+    problem(response, 405, "method-not-allowed")
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}

@@ -8,15 +8,15 @@ from cplane.web.views import QueueList, QueueView
 
 
 async def list_queues(request: ApiRequest) -> Response:
-    """Every queue with its numbers, and the number of dead letters."""
+    """Return every queue with its stats, and the number of dead letters."""
     views = [
         QueueView(
-            name=each.queue,
-            ready=each.ready,
-            scheduled=each.scheduled,
-            running=each.running,
-            latency_s=each.latency_s,
+            name=stats.queue,
+            ready=stats.ready,
+            scheduled=stats.scheduled,
+            running=stats.running,
+            latency_s=stats.latency_s,
         )
-        for each in await request.plane.queues()
+        for stats in await request.plane.queues()
     ]
     return json_response(QueueList(queues=views, dead_letters=await request.plane.dead_letters.count()))

@@ -1,4 +1,4 @@
-"""The handlers of browser sessions: list, show, import, delete. What a session holds never comes out."""
+"""Browser sessions: list, get, import, delete. Their storage state is never returned."""
 
 import asyncio
 from urllib.parse import urlencode
@@ -17,7 +17,7 @@ SESSIONS = "/api/v1/sessions"
 
 
 async def list_sessions(request: ApiRequest) -> Response:
-    """A page of sessions."""
+    """Return a page of sessions."""
     query = request.query(SessionQuery)
     found = await request.plane.sessions.list(after=query.cursor or "", limit=query.limit + 1)
     page = found[: query.limit]
@@ -26,19 +26,21 @@ async def list_sessions(request: ApiRequest) -> Response:
     if cursor is not None:
         parameters = query.model_dump(exclude_unset=True, exclude_none=True) | {"cursor": cursor}
         headers["link"] = f'<{request.link(SESSIONS)}?{urlencode(parameters)}>; rel="next"'
-    return json_response(SessionList(sessions=[session_view(each) for each in page], next=cursor), headers=headers)
+    return json_response(
+        SessionList(sessions=[session_view(session) for session in page], next=cursor), headers=headers
+    )
 
 
-async def show_session(request: ApiRequest) -> Response:
-    """One session's metadata."""
+async def get_session(request: ApiRequest) -> Response:
+    """Return the metadata of a session."""
     return json_response(session_view(await request.plane.sessions.get(request.path_params["session"])))
 
 
 async def import_session(request: ApiRequest) -> Response:
-    """Keep the body under a name."""
+    """Store the body under a name, in place of what was there."""
     name: str = request.path_params["session"]
     check_name(name)
-    _ = request.plane.sessions.keyring.first  # without a key, nobody need send a body
+    _ = request.plane.sessions.keyring.first  # without a key, fail before the body is read
     body = await read_body(request, SessionState, max_bytes=MAX_BYTES)
     state = await asyncio.to_thread(body.model_dump, exclude_unset=True)
     session, created = await request.plane.sessions.put(name, state)
@@ -48,6 +50,6 @@ async def import_session(request: ApiRequest) -> Response:
 
 
 async def delete_session(request: ApiRequest) -> Response:
-    """Forget one session."""
+    """Delete a session."""
     await request.plane.sessions.delete(request.path_params["session"])
     return Response(status_code=204)

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` to its end; on uvloop where it is installed."""
+    """Run `main` to its end, on uvloop except on Windows."""
     if sys.platform == "win32":
         return asyncio.run(main)
     import uvloop

@@ -1,4 +1,4 @@
-"""With CPLANE_API_KEYS set, who has no key learns nothing of jobs."""
+"""With CPLANE_API_KEYS set, a client without a key learns nothing about jobs."""
 
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
@@ -34,15 +34,15 @@ async def client(plane: ControlPlane) -> AsyncGenerator[httpx2.AsyncClient]:
         yield client
 
 
-async def test_without_a_key_the_answer_is_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_a_request_without_a_key_returns_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for method, path in CLOSED:
         with subtests.test(method=method, path=path):
-            answer = await client.request(method, path)
-            assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized")
-            assert answer.headers["www-authenticate"] == 'Bearer realm="cplane"'
+            response = await client.request(method, path)
+            assert (response.status_code, response.json()["type"]) == (401, "/problems/unauthorized")
+            assert response.headers["www-authenticate"] == 'Bearer realm="cplane"'
 
 
-async def test_with_a_wrong_key_the_answer_is_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_a_request_with_a_wrong_key_returns_401(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for header in [
         "Bearer wrong",
         "Bearer first-key2",
@@ -53,19 +53,19 @@ async def test_with_a_wrong_key_the_answer_is_401(client: httpx2.AsyncClient, su
         "",
     ]:
         with subtests.test(header=header):
-            answer = await client.get("/api/v1/jobs", headers={"authorization": header})
-            assert answer.status_code == 401
-            assert answer.headers["www-authenticate"].startswith("Bearer ")
+            response = await client.get("/api/v1/jobs", headers={"authorization": header})
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"].startswith("Bearer ")
 
 
-async def test_each_key_opens_the_api(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_each_key_is_accepted(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for header in ["Bearer first-key", "bearer first-key", "Bearer  first-key", f"Bearer {KEYS[1]}"]:
         with subtests.test(header=header):
             for path in ("/api/v1/jobs", "/openapi.json"):
                 assert (await client.get(path, headers=[(b"authorization", header.encode())])).status_code == 200
 
 
-async def test_a_path_in_disguise_is_closed_too(client: httpx2.AsyncClient) -> None:
+async def test_a_path_in_disguise_needs_a_key_too(client: httpx2.AsyncClient) -> None:
     for path in (
         "/static/%2e%2e/api/v1/jobs",
         "//api/v1/jobs",
@@ -76,13 +76,13 @@ async def test_a_path_in_disguise_is_closed_too(client: httpx2.AsyncClient) -> N
         assert (await client.get(path)).status_code in {401, 404}
 
 
-async def test_health_and_documentation_are_open(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_health_and_documentation_need_no_key(client: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for path in ["/livez", "/readyz", "/docs", "/static/docs.js", "/problems/unauthorized"]:
         with subtests.test(path=path):
             assert (await client.get(path)).status_code == 200
 
 
-async def test_the_openapi_document_says_that_it_asks_for_a_key(client: httpx2.AsyncClient) -> None:
+async def test_the_openapi_document_says_which_operations_need_a_key(client: httpx2.AsyncClient) -> None:
     spec = (await client.get("/openapi.json", headers={"authorization": "Bearer first-key"})).json()
     assert spec["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert spec["paths"]["/api/v1/jobs"]["post"]["security"] == [{"key": []}]

@@ -1,4 +1,4 @@
-"""What the API says of itself: the catalog, the OpenAPI document, Swagger UI."""
+"""The API's own documentation: the catalog, the OpenAPI document, Swagger UI, health."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,13 +8,13 @@ from pydantic import PlainValidator
 
 from cplane import job
 from cplane.jobs.registry import registry
-from cplane.web.api import OPERATIONS
+from cplane.web.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from tests.web.conftest import Api
 
 
-class Unspeakable:
+class Undescribable:
     """A type that pydantic can check and JSON Schema cannot describe."""
 
 
@@ -54,27 +54,27 @@ async def test_the_openapi_document_has_a_schema_for_each_job(api: "Api") -> Non
     assert resolve(spec, mapping["web:any.thing"])["required"] == ["job"]
 
 
-async def test_every_reference_leads_somewhere(api: "Api") -> None:
-    answer = await api.client.get("/openapi.json")
-    references: set[str] = set(re.findall(r'"(#/[^"]+)"', answer.text))
+async def test_every_reference_can_be_resolved(api: "Api") -> None:
+    response = await api.client.get("/openapi.json")
+    references: set[str] = set(re.findall(r'"(#/[^"]+)"', response.text))
     assert references
     for reference in references:
-        resolve(answer.json(), reference)
+        resolve(response.json(), reference)
 
 
-async def test_a_job_that_no_schema_describes_spoils_nothing(api: "Api") -> None:
-    @job(name="web_unspeakable")
-    async def unspeakable(value: Annotated[Unspeakable, PlainValidator(lambda _: Unspeakable())]) -> None: ...
+async def test_a_job_without_a_json_schema_is_still_listed(api: "Api") -> None:
+    @job(name="web_undescribable")
+    async def undescribable(value: Annotated[Undescribable, PlainValidator(lambda _: Undescribable())]) -> None: ...
 
     try:
         entries = {entry["name"]: entry for entry in (await api.client.get("/api/v1/catalog")).json()["jobs"]}
-        assert "web_unspeakable" in entries
+        assert "web_undescribable" in entries
         validate((await api.client.get("/openapi.json")).json())
     finally:
-        del registry.jobs["web_unspeakable"]
+        del registry.jobs["web_undescribable"]
 
 
-async def test_swagger_ui_comes_from_here_alone(api: "Api") -> None:
+async def test_swagger_ui_loads_bundled_files_only(api: "Api") -> None:
     page = await api.client.get("/docs")
     policy = page.headers["content-security-policy"]
     assert "script-src 'self';" in policy
@@ -86,15 +86,18 @@ async def test_swagger_ui_comes_from_here_alone(api: "Api") -> None:
         assert (await api.client.get(f"/{file}")).status_code == 200
 
 
-async def test_the_root_leads_to_the_documentation(api: "Api") -> None:
-    answer = await api.client.get("/", follow_redirects=True)
-    assert (answer.status_code, answer.url.path) == (200, "/docs")
+async def test_the_root_redirects_to_the_documentation(api: "Api") -> None:
+    response = await api.client.get("/", follow_redirects=True)
+    assert (response.status_code, response.url.path) == (200, "/docs")
 
 
 async def test_the_process_is_alive_and_ready(api: "Api") -> None:
     assert (await api.client.get("/livez")).json() == {"alive": True}
-    answer = await api.client.get("/readyz")
-    assert (answer.status_code, answer.json()) == (200, {"ready": True, "checks": {"database": "ok", "redis": "ok"}})
+    response = await api.client.get("/readyz")
+    assert (response.status_code, response.json()) == (
+        200,
+        {"ready": True, "checks": {"database": "ok", "redis": "ok"}},
+    )
 
 
 def resolve(spec: Any, reference: str) -> Any:

@@ -1,4 +1,4 @@
-"""Operations as data, and the resources they make: one path, its methods, a deadline over each answer."""
+"""Operations as data, and the resources they form: one path, its methods, and a deadline for each request."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,43 +8,46 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cplane.web.deadline import Deadlines
-from cplane.web.problems import EXPECTED, METHOD, ProblemType, RequestProblem, handle
-from cplane.web.request import ANSWER_S, BODY_S, ApiRequest
+from cplane.web.deadlines import Deadlines
+from cplane.web.problems import HANDLED_ERRORS, METHOD_NOT_ALLOWED, ProblemType, RequestProblem, handle_error
+from cplane.web.request import BODY_TIMEOUT_S, RESPONSE_TIMEOUT_S, ApiRequest
 
 Handler = Callable[[ApiRequest], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One way an operation ends well."""
+class ResponseSpec:
+    """A successful response of an operation, for the OpenAPI document."""
 
-    about: str
+    description: str
     model: type[BaseModel] | None = None
     media_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Header name → what it says."""
+    """Header name → description."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path: what serves it, and what the OpenAPI document says of it."""
+    """One method of one path: its handler, and its description in the OpenAPI document."""
 
     method: str
     path: str
     id: str
     handler: Handler
     summary: str
-    answers: Mapping[int, Answer]
+    responses: Mapping[int, ResponseSpec]
+    """Status → response."""
+    description: str = ""
     query: type[BaseModel] | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Request header name → description."""
     body: type[BaseModel] | None = None
     problems: Sequence[ProblemType] = ()
     tag: str = "jobs"
 
 
 class Resource:
-    """An ASGI app for one path. HEAD comes with GET; OPTIONS names the methods; another method is a problem that does, too."""
+    """An ASGI app for one path. HEAD comes with GET; OPTIONS and the 405 of any other method list the methods."""
 
     def __init__(
         self, handlers: Mapping[str, Handler], with_body: Collection[str] = (), deadlines: Deadlines | None = None
@@ -58,25 +61,25 @@ class Resource:
         self._allow = ", ".join(self._handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; the deadline covers the handler, not the sending of its answer. `read_body` moves it once a body is there."""
+        """Serve one request. The deadline, which `read_body` moves, covers the handler, not the transmission."""
         request, method = ApiRequest(scope, receive, send), scope["method"]
-        request.deadline = self._deadlines.after(BODY_S if method in self._with_body else ANSWER_S)
+        request.deadline = self._deadlines.after(BODY_TIMEOUT_S if method in self._with_body else RESPONSE_TIMEOUT_S)
         try:
             with request.deadline:
                 response = await self._handlers.get(method, self._refuse)(request)
-        except EXPECTED as error:
-            response = await handle(request, error)
+        except HANDLED_ERRORS as error:
+            response = await handle_error(request, error)
         await response(scope, receive, send)
 
     async def _options(self, _: ApiRequest) -> Response:
         return Response(status_code=204, headers={"allow": self._allow})
 
     async def _refuse(self, _: ApiRequest) -> Response:
-        raise RequestProblem(METHOD, f"use {self._allow}", headers={"allow": self._allow})
+        raise RequestProblem(METHOD_NOT_ALLOWED, f"use {self._allow}", headers={"allow": self._allow})
 
 
 class ExactPathDispatch:
-    """Finds a resource whose path has no parameters by the path alone; every other request goes the way of the routes."""
+    """Middleware that looks up resources without path parameters; other requests go through the routes."""
 
     def __init__(self, app: ASGIApp, resources: Mapping[str, Resource]) -> None:
         self._app = app
@@ -84,26 +87,26 @@ class ExactPathDispatch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, or pass it on."""
-        direct = scope["type"] == "http" and not scope.get("root_path")
-        await (self._resources.get(scope["path"], self._app) if direct else self._app)(scope, receive, send)
+        exact = scope["type"] == "http" and not scope.get("root_path")
+        await (self._resources.get(scope["path"], self._app) if exact else self._app)(scope, receive, send)
 
 
 def resources(operations: Sequence[Operation]) -> dict[str, Resource]:
-    """One resource for each path."""
+    """Return one resource for each path; all share one set of deadlines."""
     deadlines = Deadlines()
     by_path: dict[str, list[Operation]] = {}
     for operation in operations:
         by_path.setdefault(operation.path, []).append(operation)
     return {
         path: Resource(
-            {operation.method: operation.handler for operation in served},
-            [operation.method for operation in served if operation.body is not None],
+            {operation.method: operation.handler for operation in group},
+            [operation.method for operation in group if operation.body is not None],
             deadlines,
         )
-        for path, served in by_path.items()
+        for path, group in by_path.items()
     }
 
 
 def routes(by_path: Mapping[str, Resource]) -> list[BaseRoute]:
-    """One route for each path."""
+    """Return one route for each path."""
     return [Route(path, resource, name=path) for path, resource in by_path.items()]

@@ -1,4 +1,4 @@
-"""What describes the API over HTTP: the OpenAPI document, Swagger UI from our own files, the kinds of problems."""
+"""The API's own documentation: the OpenAPI document, Swagger UI from bundled files, the types of problems."""
 
 import asyncio
 import json
@@ -12,9 +12,9 @@ from starlette.staticfiles import StaticFiles
 from cplane.web.openapi import document
 from cplane.web.problems import BY_SLUG, NOT_FOUND, RequestProblem
 from cplane.web.request import ApiRequest
-from cplane.web.resource import Handler, Resource
+from cplane.web.routing import Handler, Resource
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 
 PAGE_HEADERS = {
     "content-security-policy": (
@@ -24,11 +24,11 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-"""A page of ours loads and runs our files alone."""
+"""The page loads and runs bundled files only."""
 
 
 async def openapi(request: ApiRequest) -> Response:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     jobs = [job for _, job in sorted(request.plane.catalog.jobs.items())]
     secured = bool(request.settings.api_keys)
     spec = await asyncio.to_thread(document, jobs, root_path=request.link(""), secured=secured)
@@ -36,28 +36,28 @@ async def openapi(request: ApiRequest) -> Response:
 
 
 async def docs(_: ApiRequest) -> Response:
-    """Swagger UI."""
+    """Return the page of Swagger UI."""
     return FileResponse(STATIC / "docs.html", headers=PAGE_HEADERS)
 
 
 async def home(request: ApiRequest) -> Response:
-    """The way to the documentation."""
+    """Redirect to the documentation."""
     return RedirectResponse(request.link("/docs"))
 
 
-async def problem(request: ApiRequest) -> Response:
-    """What a kind of problem means."""
-    kind = BY_SLUG.get(request.path_params["slug"])
-    if kind is None:
-        raise RequestProblem(NOT_FOUND, "there is no such kind of problem")
-    return PlainTextResponse(f"{kind.title} ({kind.status})\n\n{kind.about}\n")
+async def problem_type(request: ApiRequest) -> Response:
+    """Return the meaning of a problem type, as text."""
+    found = BY_SLUG.get(request.path_params["slug"])
+    if found is None:
+        raise RequestProblem(NOT_FOUND, "there is no such problem type")
+    return PlainTextResponse(f"{found.title} ({found.status})\n\n{found.description}\n")
 
 
-PAGES: Mapping[str, Handler] = {"/": home, "/docs": docs, "/openapi.json": openapi, "/problems/{slug}": problem}
+PAGES: Mapping[str, Handler] = {"/": home, "/docs": docs, "/openapi.json": openapi, "/problems/{slug}": problem_type}
 
 
-def pages() -> list[BaseRoute]:
-    """The routes of the pages and their files."""
+def docs_routes() -> list[BaseRoute]:
+    """Return the routes of the documentation and of its static files."""
     return [
         *(Route(path, Resource({"GET": handler}), name=path) for path, handler in PAGES.items()),
         Mount("/static", StaticFiles(directory=STATIC), name="static"),

@@ -1,4 +1,4 @@
-"""The handlers of records: submit, list, show, cancel, retry, and the files."""
+"""Jobs: submit, list, get, cancel, retry."""
 
 from collections.abc import Mapping
 from datetime import UTC
@@ -7,31 +7,29 @@ from uuid import UUID
 
 from starlette.responses import Response
 
-from cplane.errors import ArtifactNotFound, RecordNotFound
 from cplane.jobs.states import State
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import JobRecord
 from cplane.postgres.rows import RecordFilter
-from cplane.web.artifact import FILE_NAME, ArtifactResponse
 from cplane.web.body import read_body
 from cplane.web.inputs import ListQuery, RetryBody, SubmitBody, WaitQuery, encode_cursor
-from cplane.web.request import ApiRequest, not_for_transient, not_to_be_waited_for
-from cplane.web.responses import JsonAt, json_response
+from cplane.web.long_poll import wait_for_record
+from cplane.web.request import ApiRequest, key_not_supported, wait_not_supported
+from cplane.web.responses import LocatedJsonResponse, json_response
 from cplane.web.views import JobList, Retried, job_summary, job_view, queued_json
-from cplane.web.waiting import record_after
 
 JOBS = "/api/v1/jobs"
 
 
-async def submit(request: ApiRequest) -> Response:
+async def submit_job(request: ApiRequest) -> Response:
     """Record and schedule a job."""
     plane, wait_s = request.plane, request.query(WaitQuery).wait
     key = request.idempotency_key()
     body = await read_body(request, SubmitBody)
     if key is not None and not plane.options(body.job).record:
-        raise not_for_transient(body.job)
+        raise key_not_supported(body.job)
     if wait_s and not (options := plane.options(body.job)).keeps_result:
-        raise not_to_be_waited_for(options.no_result)
+        raise wait_not_supported(options.no_result)
     accepted = await plane.accept(
         body.job,
         body.args,
@@ -44,15 +42,15 @@ async def submit(request: ApiRequest) -> Response:
     submitted = accepted.submitted
     location = _url(request, submitted.id)
     if submitted.created and not wait_s:
-        return JsonAt(queued_json(accepted, location), 202, location)
+        return LocatedJsonResponse(queued_json(accepted, location), 202, location)
     headers = {"location": location}
     if not submitted.created:
         headers["idempotency-replayed"] = "true"
-    return await _moved(request, await record_after(request, submitted.id, wait_s), headers)
+    return await _response_to_post(request, await wait_for_record(request, submitted.id, wait_s), headers)
 
 
 async def list_jobs(request: ApiRequest) -> Response:
-    """A page of records."""
+    """Return a page of records."""
     query = request.query(ListQuery)
     where = RecordFilter(query.state, query.job, query.queue)
     records = await request.plane.records(where, before=query.cursor, limit=query.limit + 1)
@@ -67,28 +65,28 @@ async def list_jobs(request: ApiRequest) -> Response:
     )
 
 
-async def show(request: ApiRequest) -> Response:
-    """One record."""
-    record = await record_after(request, _record_id(request), request.query(WaitQuery).wait)
-    return await _shown(request, record, 200)
+async def get_job(request: ApiRequest) -> Response:
+    """Return one record, waiting for it to become final if `wait` says so."""
+    record = await wait_for_record(request, request.record_id(), request.query(WaitQuery).wait)
+    return await _response(request, record, 200)
 
 
-async def cancel(request: ApiRequest) -> Response:
+async def cancel_job(request: ApiRequest) -> Response:
     """Cancel a job."""
-    record_id = _record_id(request)
+    record_id = request.record_id()
     await request.plane.cancel(record_id)
-    return await _moved(request, await request.plane.job(record_id))
+    return await _response_to_post(request, await request.plane.job(record_id))
 
 
-async def retry(request: ApiRequest) -> Response:
-    """Run a failed or cancelled job again."""
-    record_id = _record_id(request)
+async def retry_job(request: ApiRequest) -> Response:
+    """Requeue a failed or cancelled job."""
+    record_id = request.record_id()
     await request.plane.retry(record_id)
-    return await _moved(request, await request.plane.record(record_id))
+    return await _response_to_post(request, await request.plane.record(record_id))
 
 
-async def retry_many(request: ApiRequest) -> Response:
-    """Run failed or cancelled jobs again, as many as one call may."""
+async def retry_jobs(request: ApiRequest) -> Response:
+    """Requeue failed or cancelled jobs, up to the limit of one call."""
     body = await read_body(request, RetryBody)
     where = RecordFilter(State(body.state), body.job, body.queue)
     retried, last = 0, None
@@ -98,41 +96,20 @@ async def retry_many(request: ApiRequest) -> Response:
     return json_response(Retried(retried=retried, next=encode_cursor(last) if more and last is not None else None))
 
 
-async def artifact(request: ApiRequest) -> Response:
-    """One file, streamed."""
-    record_id, name = _record_id(request), str(request.path_params["name"])
-    if not FILE_NAME.fullmatch(name):
-        raise ArtifactNotFound(f"job {record_id} has no artifact named '{name}'")
-    return await ArtifactResponse.open(
-        request.plane.open_artifact(record_id, name), if_none_match=request.headers.get("if-none-match")
-    )
-
-
-async def _moved(
+async def _response_to_post(
     request: ApiRequest, record: JobRecord | TransientJob, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer to a POST: 200 shows a final record, 202 one that will become final."""
-    return await _shown(request, record, 200 if record.state.final else 202, headers)
+    """Return the response to a POST: 200 with a final record, 202 with one that will become final."""
+    return await _response(request, record, 200 if record.state.final else 202, headers)
 
 
-async def _shown(
+async def _response(
     request: ApiRequest, record: JobRecord | TransientJob, status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
     started = isinstance(record, JobRecord) and record.attempt > 0
     attempts = await request.plane.attempts(record.id) if started else []
     artifacts = await request.plane.artifacts_of([record.id]) if started else []
     return json_response(job_view(record, attempts, artifacts, _url(request, record.id)), status, headers)
-
-
-def _record_id(request: ApiRequest) -> UUID:
-    given: str = request.path_params["id"]
-    try:
-        record_id = UUID(given)
-    except ValueError:
-        record_id = None
-    if record_id is None or str(record_id) != given.lower():
-        raise RecordNotFound(f"there is no job with the id '{given}'", hint="ids are UUIDs")
-    return record_id
 
 
 def _url(request: ApiRequest, record_id: UUID) -> str:

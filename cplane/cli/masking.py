@@ -1,4 +1,4 @@
-"""Addresses without the secrets in them."""
+"""Masks the secrets in URLs."""
 
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -7,7 +7,7 @@ SECRET_PARAMETERS = ("password", "secret", "token", "key")
 
 
 def masked(url: str) -> str:
-    """`url` as it may be shown: the password in it is `***`, and so is every parameter that sounds like a secret."""
+    """Return `url` with `***` for its password and for every parameter whose name suggests a secret."""
     parts = urlsplit(url)
     address, at, host = parts.netloc.rpartition("@")
     user, colon, _ = address.partition(":")

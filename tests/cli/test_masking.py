@@ -1,6 +1,6 @@
 import pytest
 
-from cplane.cli.masked import masked
+from cplane.cli.masking import masked
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Deadlines over answers: one timer for all of them, and what asyncio.timeout promises."""
+"""Deadlines of requests: one timer for all, and the guarantees of asyncio.timeout."""
 
 import asyncio
 
 import pytest
 
-from cplane.web.deadline import Deadline, Deadlines
+from cplane.web.deadlines import Deadline, Deadlines
 
 LONG_S = 60.0
 
@@ -18,7 +18,7 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
-async def test_what_takes_too_long_is_cancelled_and_raises(deadlines: Deadlines) -> None:
+async def test_an_expired_block_is_cancelled_and_raises_timeout_error(deadlines: Deadlines) -> None:
     with pytest.raises(TimeoutError) as caught, deadlines.after(0.01) as deadline:
         await never()
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
@@ -28,15 +28,15 @@ async def test_what_takes_too_long_is_cancelled_and_raises(deadlines: Deadlines)
     assert not task.cancelling()
 
 
-async def test_what_ends_in_time_is_left_alone(deadlines: Deadlines) -> None:
+async def test_a_block_that_ends_in_time_is_not_cancelled(deadlines: Deadlines) -> None:
     with deadlines.after(0.01) as first:
         pass
-    with deadlines.after(LONG_S), pytest.raises(TimeoutError), deadlines.after(0.03):  # beyond the first one's time
+    with deadlines.after(LONG_S), pytest.raises(TimeoutError), deadlines.after(0.03):  # longer than the first deadline
         await never()
     assert not first.expired
 
 
-async def test_only_those_whose_time_has_come_are_cancelled(deadlines: Deadlines) -> None:
+async def test_only_expired_blocks_are_cancelled(deadlines: Deadlines) -> None:
     ended: list[float] = []
 
     async def wait(seconds: float) -> None:
@@ -55,21 +55,21 @@ async def test_only_those_whose_time_has_come_are_cancelled(deadlines: Deadlines
     assert long.cancelled()
 
 
-async def test_a_deadline_can_be_moved_both_ways(deadlines: Deadlines) -> None:
+async def test_a_deadline_can_be_moved_earlier_and_later(deadlines: Deadlines) -> None:
     async def moved(deadline: Deadline) -> None:
-        deadline.allow(0.01)
+        deadline.reschedule(0.01)
         await never()
 
     with pytest.raises(TimeoutError), deadlines.after(LONG_S) as deadline:
         await moved(deadline)
     with deadlines.after(0.01) as deadline:
-        deadline.allow(LONG_S)
+        deadline.reschedule(LONG_S)
         with pytest.raises(TimeoutError), deadlines.after(0.03):
             await never()
     assert not deadline.expired
 
 
-async def test_a_cancel_from_elsewhere_stays_one(deadlines: Deadlines) -> None:
+async def test_a_cancellation_from_outside_stays_a_cancellation(deadlines: Deadlines) -> None:
     inside = asyncio.Event()
 
     async def wait() -> None:
@@ -84,7 +84,7 @@ async def test_a_cancel_from_elsewhere_stays_one(deadlines: Deadlines) -> None:
         await task
 
 
-async def test_a_cancel_that_comes_with_the_deadline_is_not_lost(deadlines: Deadlines) -> None:
+async def test_a_cancellation_together_with_the_deadline_is_not_lost(deadlines: Deadlines) -> None:
     opened: list[Deadline] = []
 
     async def wait() -> None:
@@ -100,37 +100,37 @@ async def test_a_cancel_that_comes_with_the_deadline_is_not_lost(deadlines: Dead
         await task
 
 
-async def test_an_error_after_the_time_has_come_is_the_one_that_is_raised(deadlines: Deadlines) -> None:
-    async def wrong(deadline: Deadline) -> None:
+async def test_an_error_after_expiry_is_raised_unchanged(deadlines: Deadlines) -> None:
+    async def fail_late(deadline: Deadline) -> None:
         try:
             await never()
         except asyncio.CancelledError:
-            deadline.allow(LONG_S)
+            deadline.reschedule(LONG_S)
             raise LookupError from None
 
     with pytest.raises(LookupError), deadlines.after(0.01) as deadline:
-        await wrong(deadline)
+        await fail_late(deadline)
     assert deadline.expired
-    await asyncio.sleep(0)  # nothing of it is left to cancel us
+    await asyncio.sleep(0)  # no cancellation is left over
 
 
-async def test_requests_one_after_another_need_one_timer(deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sequential_requests_need_one_timer(deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, timers = asyncio.get_running_loop(), 0
     call_at = loop.call_at
 
     def counted(*args: object, **kwargs: object) -> asyncio.TimerHandle:
         nonlocal timers
         timers += 1
-        return call_at(*args, **kwargs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  as it was called
+        return call_at(*args, **kwargs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  passed on unchanged
 
     monkeypatch.setattr(loop, "call_at", counted)
     for _ in range(100):
         with deadlines.after(LONG_S) as deadline:
-            deadline.allow(LONG_S / 2)
+            deadline.reschedule(LONG_S / 2)
     assert timers == 2
 
 
-def test_another_loop_has_a_timer_of_its_own(deadlines: Deadlines) -> None:
+def test_another_event_loop_has_its_own_timer(deadlines: Deadlines) -> None:
     async def quick() -> None:
         with deadlines.after(0.01):
             pass
@@ -139,5 +139,5 @@ def test_another_loop_has_a_timer_of_its_own(deadlines: Deadlines) -> None:
         with pytest.raises(TimeoutError), deadlines.after(0.03):
             await never()
 
-    asyncio.run(quick())  # its timer stands in a loop that is gone
+    asyncio.run(quick())  # its timer belongs to a loop that is closed
     asyncio.run(slow())

@@ -1,4 +1,4 @@
-"""What can be submitted: every job with the schemas of its arguments and its result."""
+"""The catalog: every job that can be submitted, with the schemas of its arguments and its result."""
 
 import inspect
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from cplane.web.responses import json_response
 from cplane.web.views import Catalog, CatalogEntry
 
 
-async def catalog(request: ApiRequest) -> Response:
-    """Every job, by name."""
+async def get_catalog(request: ApiRequest) -> Response:
+    """Return every job, by name."""
     jobs = request.plane.catalog.jobs
     return json_response(Catalog(jobs=[entry(jobs[name]) for name in sorted(jobs)]))
 
 
 def entry(job: AnyJob) -> CatalogEntry:
-    """What there is to know of a job before it is submitted."""
+    """Return the catalog entry of a job."""
     return CatalogEntry(
         name=job.name,
         description=describe(job),
@@ -34,12 +34,12 @@ def entry(job: AnyJob) -> CatalogEntry:
 
 
 def describe(job: AnyJob) -> str:
-    """The docstring of the job's function."""
+    """Return the docstring of the job's function, empty if it has none."""
     return inspect.getdoc(job.fn) or ""
 
 
 def schema_or_any(schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A schema; one that allows anything for a type that JSON Schema cannot describe."""
+    """Return a schema; for a type that JSON Schema cannot describe, one that allows anything."""
     try:
         return schema()
     except PydanticUserError:

@@ -1,4 +1,4 @@
-"""Whether the process is alive, and whether it can work: what an orchestrator asks."""
+"""Health checks for an orchestrator: is the process alive, and is it ready to serve requests?"""
 
 from starlette.responses import Response
 
@@ -9,14 +9,15 @@ from cplane.web.views import Liveness, Readiness
 
 
 async def livez(_: ApiRequest) -> Response:
-    """The process answers."""
+    """Return 200 while the process responds."""
     return json_response(Liveness())
 
 
 async def readyz(request: ApiRequest) -> Response:
-    """200 when everything it depends on answers, else 503."""
-    found = await request.plane.ready()
-    readiness = Readiness(ready=not any(found.values()), checks={name: wrong or "ok" for name, wrong in found.items()})
+    """Return 200 while Postgres (with tables of this version) and Redis respond, else 503."""
+    problems = await request.plane.ready()
+    checks = {name: problem or "ok" for name, problem in problems.items()}
+    readiness = Readiness(ready=not any(problems.values()), checks=checks)
     if readiness.ready:
         return json_response(readiness)
     return json_response(readiness, 503, {"retry-after": str(RETRY_AFTER_S)})
