@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cplane.dev.parent import bound_to_parent
+from cplane.dev.parent import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,7 +110,7 @@ def main() -> None:
     print(0, flush=True)  # noqa: T201  the protocol
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        die_with_us = bound_to_parent(signal.SIGKILL, None)
+        die_with_us = die_with_parent(signal.SIGKILL, None)
         pid = os.fork()
         if pid == 0:
             die_with_us()
