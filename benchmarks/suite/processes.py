@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cplane.dev.parent import bound_to_parent
+from cplane.dev.parent import die_with_parent
 
 STOP_S = 10.0
 ORDER_S = 600.0
@@ -52,7 +52,7 @@ async def child(
             stdout=asyncio.subprocess.PIPE if piped else output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=bound_to_parent(signal.SIGTERM, None),
+            preexec_fn=die_with_parent(signal.SIGTERM, None),
         )
     try:
         yield Child(process, log)

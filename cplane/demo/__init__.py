@@ -1,1 +1,1 @@
-"""What `cplane demo` shows: a sample site, jobs that visit it, and what came back."""
+"""The parts of `cplane demo`: a sample site, jobs that visit it, and their results."""

@@ -1,4 +1,4 @@
-"""How the tour looks on a terminal."""
+"""Formats the results of the demo for a terminal."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ STYLES = {"succeeded": "green", "failed": "red", "cancelled": "magenta"}
 
 
 def souvenirs_table(souvenirs: Sequence[Souvenir]) -> Table:
-    """One line a visit."""
+    """Return a table with one row per visit."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for column in ("job", "page", "state"):
         table.add_column(column, no_wrap=True)
     for column in ("took", "size"):
         table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("what came back", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("result", no_wrap=True, overflow="ellipsis", ratio=1)
     for souvenir in souvenirs:
         state = str(souvenir.record["state"])
         table.add_row(
@@ -33,7 +33,7 @@ def souvenirs_table(souvenirs: Sequence[Souvenir]) -> Table:
 
 
 def size(count: int) -> str:
-    """A number of bytes as people say it."""
+    """Format a number of bytes for people, for example "12 kB"."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"

@@ -1,4 +1,4 @@
-"""The sample site: a nursery with a static page, one drawn by a script, a catalogue in five pages, and a form."""
+"""The sample site: a plant nursery with a static page, a page drawn by a script, a catalogue of five pages, and a form."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """One item of the catalogue; `tint`, `pot` and `wash` are the colours it is drawn in."""
+    """One item of the catalogue. `tint`, `pot` and `wash` are the colours of its drawing."""
 
     name: str
     latin: str
@@ -43,17 +43,17 @@ class Plant:
 
 @cache
 def catalogue() -> tuple[Plant, ...]:
-    """Every plant."""
+    """Return all plants."""
     return tuple(Plant(**item) for item in json.loads(_text("catalogue.json")))
 
 
 def catalogue_pages() -> int:
-    """How many pages the catalogue has."""
+    """Return the number of pages of the catalogue."""
     return -(-len(catalogue()) // PER_PAGE)
 
 
 def create_site() -> Starlette:
-    """The site as an ASGI application."""
+    """Return the site as an ASGI application."""
     site = Starlette(
         routes=[
             Route("/", _home),
@@ -67,7 +67,7 @@ def create_site() -> Starlette:
             Route("/catalogue.json", _items),
         ]
     )
-    site.state.stopping = asyncio.Event()  # what cplane.web.open_server sets
+    site.state.stopping = asyncio.Event()  # set by cplane.web.open_server
     return site
 
 
@@ -110,10 +110,10 @@ async def _items(_: Request) -> Response:
 
 
 def _asset(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(_: Request) -> Response:
+    async def respond(_: Request) -> Response:
         return Response(_text(name), media_type=media_type)
 
-    return answer
+    return respond
 
 
 def _page(request: Request, title: str, main: str) -> HTMLResponse:

@@ -1,4 +1,4 @@
-"""The tour: every visit submitted over HTTP, awaited, and its files written down."""
+"""The tour: submits every visit over HTTP, waits for it, and writes its file."""
 
 import asyncio
 import json
@@ -13,13 +13,12 @@ from cplane.demo.api import Api
 from cplane.demo.visits import Visit
 from cplane.runtime.cancellation import end
 
-AT_ONCE = 16
-"""Requests under way at the same time."""
+MAX_CONCURRENT_REQUESTS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Souvenir:
-    """What came back from one visit: `file` is what was written, None when the job left nothing."""
+    """The result of one visit. `file` is the file that was written; None if the job failed."""
 
     visit: Visit
     record: dict[str, Any]
@@ -28,12 +27,12 @@ class Souvenir:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the job did."""
+        """Whether the job succeeded."""
         return bool(self.record["state"] == "succeeded")
 
     @property
     def took_s(self) -> float:
-        """From the start of the last attempt to its end, by the record."""
+        """Duration of the last attempt in seconds, from the record."""
         started, finished = self.record["started_at"], self.record["finished_at"]
         if started is None or finished is None:
             return 0.0
@@ -41,7 +40,7 @@ class Souvenir:
 
     @property
     def excerpt(self) -> str:
-        """What it says, in a few words."""
+        """A short summary of the result or the error."""
         if not self.succeeded:
             error = self.record["error"] or {"type": self.record["state"], "message": ""}
             return f"{error['type']}: {error['message']}"
@@ -49,9 +48,20 @@ class Souvenir:
 
 
 async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator[Souvenir]:
-    """Submit every visit, then yield each as it is done, its file written into `folder`."""
-    gate = asyncio.Semaphore(AT_ONCE)
-    tasks = [asyncio.create_task(_go(api, visit, folder, gate), name=f"{visit.job} {visit.page}") for visit in visits]
+    """Submit all visits concurrently and write their files.
+
+    Args:
+        api: the HTTP API.
+        visits: the jobs to submit.
+        folder: folder for the files; it must exist.
+
+    Yields:
+        Each result once its file is written, in order of completion.
+    """
+    requests = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
+    tasks = [
+        asyncio.create_task(_run(api, visit, folder, requests), name=f"{visit.job} {visit.page}") for visit in visits
+    ]
     try:
         for done in asyncio.as_completed(tasks):
             yield await done
@@ -59,21 +69,21 @@ async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator
         await end(tasks)
 
 
-async def _go(api: Api, visit: Visit, folder: Path, gate: asyncio.Semaphore) -> Souvenir:
-    async with gate:
+async def _run(api: Api, visit: Visit, folder: Path, requests: asyncio.Semaphore) -> Souvenir:
+    async with requests:
         record = await api.submit(visit.job, visit.args)
-    record = await api.finished(record["id"])
+    record = await api.wait(record["id"])
     if record["state"] != "succeeded":
         return Souvenir(visit, record, None, 0)
-    async with gate:
-        suffix, data = await _keepsake(api, visit, record)
+    async with requests:
+        suffix, data = await _fetch_file(api, visit, record)
     file = folder / f"{slug(visit)}{suffix}"
     await asyncio.to_thread(file.write_bytes, data)
     return Souvenir(visit, record, file, len(data))
 
 
-async def _keepsake(api: Api, visit: Visit, record: dict[str, Any]) -> tuple[str, bytes]:
-    """The file the job left, else its result as JSON."""
+async def _fetch_file(api: Api, visit: Visit, record: dict[str, Any]) -> tuple[str, bytes]:
+    """Return the suffix and content of the first artifact, or else of the result as JSON."""
     for artifact in record["artifacts"]:
         return Path(artifact["name"]).suffix, await api.file(artifact["url"])
     text = json.dumps(record["result"], indent=2, ensure_ascii=False)
@@ -81,12 +91,12 @@ async def _keepsake(api: Api, visit: Visit, record: dict[str, Any]) -> tuple[str
 
 
 def slug(visit: Visit) -> str:
-    """The name of a visit's file, without its suffix."""
+    """Return the file name for a visit, without a suffix."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", visit.page).strip("-.")[:120] or "page"
 
 
 def excerpt(job: str, result: dict[str, Any]) -> str:
-    """A result in a few words."""
+    """Return a short summary of a result."""
     match job:
         case "scrape":
             columns = [[element["text"] for element in found["results"]] for found in result["elements"]]

@@ -1,4 +1,4 @@
-"""Which jobs the demo submits."""
+"""The jobs that the demo submits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from urllib.parse import urlsplit
 
 from cplane.demo.sample import catalogue_pages
 
-CARD = [
+CARD_SELECTORS = [
     {"selector": ".card .name"},
     {"selector": ".card .latin"},
     {"selector": ".card .price"},
     {"selector": ".card .tag"},
 ]
-PRINTED = {"format": "a4", "print_background": True, "prefer_css_page_size": True}
-DRAWN = {"wait_for_selector": "#beds"}
-"""The greenhouse is drawn by a script: wait for its table."""
+PDF_OPTIONS = {"format": "a4", "print_background": True, "prefer_css_page_size": True}
+GREENHOUSE_OPTIONS = {"wait_for_selector": "#beds"}
+"""A script draws the greenhouse page: wait for its table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One job on one page: `page` names the page for people, and the files that come back."""
+    """One job on one page. `page` is the display name of the page and the base of the file name."""
 
     job: str
     page: str
@@ -29,30 +29,34 @@ class Visit:
 
     @property
     def args(self) -> dict[str, Any]:
-        """The job's arguments."""
+        """The arguments of the job."""
         return {"url": self.url, **self.options}
 
 
 def sample_visits(site_url: str) -> list[Visit]:
-    """Pictures, papers, texts, data and links of the sample site."""
+    """Return screenshots, PDFs, HTML, data and links of the sample site."""
     catalogue = [f"catalogue/{page}" for page in range(1, catalogue_pages() + 1)]
     return [
         *_each("screenshot", site_url, ["", "order", *catalogue], {"full_page": True}),
-        *_each("screenshot", site_url, ["greenhouse"], {"full_page": True, **DRAWN}),
-        *_each("screenshot", site_url, ["greenhouse"], {"selector": ".chart", **DRAWN}, suffix=" chart"),
+        *_each("screenshot", site_url, ["greenhouse"], {"full_page": True, **GREENHOUSE_OPTIONS}),
+        *_each("screenshot", site_url, ["greenhouse"], {"selector": ".chart", **GREENHOUSE_OPTIONS}, suffix=" chart"),
         *_each("screenshot", site_url, [""], {"viewport": {"width": 390, "height": 844}}, suffix=" on a phone"),
-        *_each("pdf", site_url, ["", "order", *catalogue], PRINTED),
-        *_each("pdf", site_url, ["greenhouse"], PRINTED | DRAWN),
-        *_each("scrape", site_url, catalogue, {"elements": CARD}),
-        *_each("scrape", site_url, ["greenhouse"], {"elements": [{"selector": "#beds td"}], **DRAWN}),
+        *_each("pdf", site_url, ["", "order", *catalogue], PDF_OPTIONS),
+        *_each("pdf", site_url, ["greenhouse"], PDF_OPTIONS | GREENHOUSE_OPTIONS),
+        *_each("scrape", site_url, catalogue, {"elements": CARD_SELECTORS}),
+        *_each("scrape", site_url, ["greenhouse"], {"elements": [{"selector": "#beds td"}], **GREENHOUSE_OPTIONS}),
         *_each("content", site_url, ["", "order", "thanks?name=Ada&plant=Aloe"]),
-        *_each("content", site_url, ["greenhouse"], DRAWN),
+        *_each("content", site_url, ["greenhouse"], GREENHOUSE_OPTIONS),
         *_each("links", site_url, ["", "order", "greenhouse", *catalogue]),
     ]
 
 
 def visits_of(urls: Sequence[str]) -> list[Visit]:
-    """A picture, a paper and the links of each page."""
+    """Return a screenshot, a PDF and the links of each page.
+
+    Args:
+        urls: pages; https:// is assumed if the scheme is missing.
+    """
     addresses = [url if "://" in url else f"https://{url}" for url in urls]
     return [
         Visit(job, _name(url), url, options)

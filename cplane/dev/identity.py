@@ -1,4 +1,4 @@
-"""Who runs Postgres: it refuses to be root."""
+"""The user that runs Postgres, because Postgres refuses to run as root."""
 
 import os
 import pwd
@@ -12,43 +12,56 @@ from cplane.errors import ServerStartError
 
 PROBE_TIMEOUT_S = 10.0
 UNSHARE = ("--user", "--map-user=1000", "--map-group=1000")
-"""In a user namespace root's files are owned by the mapped user, so nothing has to change hands."""
+"""In a user namespace, root's files belong to the mapped user, so no file has to change its owner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How a command is run: `prefix` goes before it, `account` is the uid and gid it changes to."""
+    """How a command is run.
+
+    Attributes:
+        prefix: command that the actual command is appended to.
+        account: uid and gid that the process changes to; None: no change.
+    """
 
     prefix: tuple[str, ...] = ()
     account: tuple[int, int] | None = None
 
     def own(self, folder: Path) -> None:
-        """Give `folder` to the account, which must write there."""
+        """Make the account the owner of `folder`, because it has to write there."""
         if self.account is not None:
             os.chown(folder, *self.account)
 
 
 async def find_identity(postgres: Path, folder: Path, *, log: Path) -> tuple[Identity, int]:
-    """The first identity that may run `postgres` and enter `folder`, and the major version `postgres` then tells.
+    """Find the first identity that can run `postgres` and enter `folder`.
+
+    Args:
+        postgres: path of the binary.
+        folder: folder that the identity must be able to enter.
+        log: file for the output of the probes.
+
+    Returns:
+        The identity, and the major version of `postgres`.
 
     Raises:
-        ServerStartError: none may.
+        ServerStartError: there is no such identity.
     """
     check = ("/bin/sh", "-c", 'cd "$1" && exec "$0" --version', str(postgres), str(folder))
     problem = ServerStartError("there is no other user")
     for identity in _identities():
         probe = ServerProcess("Postgres", [*identity.prefix, *check], log=log, account=identity.account)
         try:
-            printed = await probe.run(timeout_s=PROBE_TIMEOUT_S)
+            output = await probe.run(timeout_s=PROBE_TIMEOUT_S)
         except ServerStartError as error:
             problem = error
         else:
-            return identity, int(printed.split()[2].partition(".")[0])
+            return identity, int(output.split()[2].partition(".")[0])
     if os.geteuid() != 0:
         raise problem
     raise ServerStartError(
-        f"Postgres refuses to run as root, and could not be run otherwise: {problem.message}",
-        hint="run as another user, or set CPLANE_DATABASE_URL to a server of your own",
+        f"Postgres refuses to run as root, and no other user can run it: {problem.message}",
+        hint="run as another user, or set CPLANE_DATABASE_URL to another server",
     )
 
 

@@ -1,4 +1,4 @@
-"""The lock on a stack's folder: one stack at a time, with the pid of its owner inside."""
+"""The lock on the folder of a stack: allows one stack at a time and contains the pid of its owner."""
 
 import asyncio
 import fcntl
@@ -10,14 +10,14 @@ from typing import Self
 from cplane.errors import ServerStartError
 
 LEFTOVER_TIMEOUT_S = 30.0
-RETRY_EVERY_S = 0.02
+RETRY_INTERVAL_S = 0.02
 
 
 class FolderLock:
     """An exclusive flock on the file `path`.
 
-    Servers inherit `fileno`, so that the lock is free only when they are gone too: after a kill -9 of its owner the
-    next stack waits for them, and then knows that nobody uses the data.
+    The servers inherit `fileno`, so the lock is free only when they have ended too. After a kill -9 of its owner, the next stack
+    waits for them and then knows that no process uses the data.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +26,7 @@ class FolderLock:
 
     @property
     def fileno(self) -> int:
-        """The descriptor that holds the lock."""
+        """The file descriptor that holds the lock."""
         if self._fd is None:
             raise RuntimeError("the lock is not held")
         return self._fd
@@ -40,7 +40,8 @@ class FolderLock:
             self._close()
             if isinstance(error, TimeoutError):
                 raise ServerStartError(
-                    f"servers of an earlier run in {self._path.parent} do not end", hint="look for them with ps"
+                    f"servers of an earlier run in {self._path.parent} are still running",
+                    hint="find and stop them with ps and kill",
                 ) from None
             raise
         os.truncate(self._fd, 0)
@@ -50,7 +51,7 @@ class FolderLock:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        os.truncate(self.fileno, 0)  # what still holds the lock now is a leftover, not us
+        os.truncate(self.fileno, 0)  # a process that still holds the lock now is a leftover server
         self._close()
 
     async def _acquire(self, fd: int) -> None:
@@ -61,7 +62,7 @@ class FolderLock:
                     f"another stack runs in {self._path.parent.parent} (pid {owner})",
                     hint="use that one, or stop it first",
                 )
-            await asyncio.sleep(RETRY_EVERY_S)
+            await asyncio.sleep(RETRY_INTERVAL_S)
 
     def _close(self) -> None:
         if self._fd is not None:

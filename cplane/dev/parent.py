@@ -1,4 +1,4 @@
-"""How a child dies with its parent, even when the parent is killed with SIGKILL."""
+"""Ends a child process together with its parent, even if the parent is killed with SIGKILL."""
 
 import asyncio
 import ctypes
@@ -11,20 +11,27 @@ from types import TracebackType
 from typing import Self
 
 PR_SET_PDEATHSIG = 1
-KERNEL_TELLS = sys.platform == "linux"
-"""Whether the kernel signals a child when its parent dies; elsewhere a ParentWatch does."""
+KERNEL_SIGNALS_CHILD = sys.platform == "linux"
+"""Whether the kernel can signal a child when its parent dies; elsewhere a ParentWatch does."""
 
-WATCH = 'trap "" HUP INT TERM; read -r told || kill -s "$0" "$1"'
-"""A line on stdin dismisses the watch; the end of stdin, which is the death of the parent, sends the signal."""
+WATCH = 'trap "" HUP INT TERM; read -r line || kill -s "$0" "$1"'
+"""A line on stdin ends the watch. The end of stdin, caused by the death of the parent, sends the signal."""
 
 
-def bound_to_parent(sent: signal.Signals, account: tuple[int, int] | None) -> Callable[[], None]:
-    """What a forked child runs before it becomes the server: it changes to `account` and asks for `sent` at our death.
+def die_with_parent(death_signal: signal.Signals, account: tuple[int, int] | None) -> Callable[[], None]:
+    """Return a `preexec_fn` that changes to `account` and requests a signal when the parent dies.
 
     The kernel watches the thread that forks: start servers from a thread that lives as long as they do.
+
+    Args:
+        death_signal: signal that the child receives when its parent dies.
+        account: uid and gid to change to; None: no change.
+
+    Returns:
+        The function to run in the forked child before exec. Without support of the kernel it only changes the account.
     """
     parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if KERNEL_TELLS else None
+    prctl = ctypes.CDLL(None).prctl if KERNEL_SIGNALS_CHILD else None
 
     def before_exec() -> None:
         if account is not None:
@@ -32,7 +39,7 @@ def bound_to_parent(sent: signal.Signals, account: tuple[int, int] | None) -> Ca
             os.setgid(account[1])
             os.setuid(account[0])
         if prctl is not None:  # after setuid, which clears it
-            prctl(PR_SET_PDEATHSIG, int(sent))
+            prctl(PR_SET_PDEATHSIG, int(death_signal))
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -40,17 +47,17 @@ def bound_to_parent(sent: signal.Signals, account: tuple[int, int] | None) -> Ca
 
 
 class ParentWatch:
-    """A small shell that outlives us just long enough to signal `pid`; for systems whose kernel does not."""
+    """A small shell that outlives this process long enough to signal `pid`, for kernels that cannot do so."""
 
-    def __init__(self, pid: int, sent: signal.Signals) -> None:
+    def __init__(self, pid: int, death_signal: signal.Signals) -> None:
         self._pid = pid
-        self._sent = sent
+        self._death_signal = death_signal
         self._pipe: int | None = None
         self._shell: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
         stdin, self._pipe = os.pipe()
-        command = ("/bin/sh", "-c", WATCH, self._sent.name.removeprefix("SIG"), str(self._pid))
+        command = ("/bin/sh", "-c", WATCH, self._death_signal.name.removeprefix("SIG"), str(self._pid))
         try:
             self._shell = await asyncio.create_subprocess_exec(*command, stdin=stdin, start_new_session=True)
         except BaseException:

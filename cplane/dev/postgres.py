@@ -21,16 +21,21 @@ STOP_TIMEOUT_S = 20.0
 
 PORT = "5432"
 READY = "ready"
-"""The eighth line of postmaster.pid when the server takes connections."""
+"""The eighth line of postmaster.pid once the server accepts connections."""
 
-FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
+NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "wal_level=minimal", "max_wal_senders=0")
 
 
 class EmbeddedPostgres:
-    """A Postgres with a database `cplane`, reached through a socket in the folder `sockets`.
+    """A Postgres server with a database `cplane` on a Unix socket.
 
-    The data folder is made when it does not exist. Its owner must be alone there: DevStack's lock sees to that, and is
-    kept open by the server itself (`keep_open`). Without `durable` a crash of the machine may cost the data.
+    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock open.
+
+    Args:
+        data: the data folder; created if it does not exist. The log is next to it.
+        sockets: folder of the socket.
+        durable: if false, data may be lost when the machine crashes.
+        keep_open: file descriptors that the server inherits, for the lock.
     """
 
     def __init__(self, data: Path, sockets: Path, *, durable: bool = True, keep_open: Sequence[int] = ()) -> None:
@@ -43,7 +48,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The address, such as postgresql://app@/cplane?host=/run/user/1000/cplane-3f2a&port=5432."""
+        """The URL, for example postgresql://app@/cplane?host=/run/user/1000/cplane-3f2a&port=5432."""
         return f"postgresql://app@/cplane?host={quote(str(self._sockets))}&port={PORT}"
 
     async def __aenter__(self) -> Self:
@@ -54,7 +59,7 @@ class EmbeddedPostgres:
             await self._create(postgres, identity, major)
         self._check_version(major)
         identity.own(self._sockets)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # of a server that was killed
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # left by a server that was killed
         self._server = self._process(identity, [str(postgres), *self._options()], stop_signal=signal.SIGINT)
         await self._server.start(self._is_ready, timeout_s=START_TIMEOUT_S)
         return self
@@ -66,22 +71,24 @@ class EmbeddedPostgres:
             await self._server.stop(timeout_s=STOP_TIMEOUT_S)
 
     async def ended(self) -> InfrastructureError:
-        """Wait until the server ends; answers why."""
+        """Wait until the server ends, and return the reason as an error."""
         if self._server is None:
             raise RuntimeError("Postgres was not started")
         return await self._server.ended()
 
     async def _create(self, postgres: Path, identity: Identity, major: int) -> None:
-        unfinished = self._data.with_suffix(".new")  # a folder under its right name is a whole one
+        unfinished = self._data.with_suffix(
+            ".new"
+        )  # renamed at the end, so that a folder with the final name is complete
         await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         identity.own(unfinished)
         initdb = [str(postgres.with_name("initdb")), "--pgdata", str(unfinished), *_initdb_options(major)]
         await self._process(identity, initdb).run(timeout_s=INITDB_TIMEOUT_S)
         single = [str(postgres), "--single", "-F", "-D", str(unfinished), "postgres"]
-        printed = await self._process(identity, single).run(b"CREATE DATABASE cplane\n", timeout_s=INITDB_TIMEOUT_S)
-        if "ERROR:" in printed:  # single-user mode ends with exit code 0 all the same
-            raise ServerStartError(f"the database cplane could not be created: {printed}", hint=f"see {self._log}")
+        output = await self._process(identity, single).run(b"CREATE DATABASE cplane\n", timeout_s=INITDB_TIMEOUT_S)
+        if "ERROR:" in output:  # single-user mode still exits with code 0
+            raise ServerStartError(f"the database cplane could not be created: {output}", hint=f"see {self._log}")
         unfinished.rename(self._data)
 
     def _process(
@@ -92,7 +99,7 @@ class EmbeddedPostgres:
             [*identity.prefix, *command],
             log=self._log,
             stop_signal=stop_signal,
-            orphan_signal=signal.SIGQUIT,  # unlike SIGKILL it leaves no backend and no shared memory
+            orphan_signal=signal.SIGQUIT,  # unlike SIGKILL, it leaves no backend and no shared memory behind
             account=identity.account,
             keep_open=self._keep_open,
         )
@@ -107,21 +114,21 @@ class EmbeddedPostgres:
             "timezone=UTC",
             "log_timezone=UTC",
             "log_checkpoints=off",
-            *(() if self._durable else FAST),
+            *(() if self._durable else NOT_DURABLE),
         ]
         return ["-D", str(self._data), *(part for setting in settings for part in ("-c", setting))]
 
     def _check_version(self, major: int) -> None:
         try:
-            made_by = (self._data / "PG_VERSION").read_text().strip()
+            data_major = (self._data / "PG_VERSION").read_text().strip()
         except OSError as error:
             raise ServerStartError(
-                f"{self._data} is not a Postgres data folder", hint="move it away; a new one is made at the next start"
+                f"{self._data} is not a Postgres data folder", hint="move it away; the next start creates a new one"
             ) from error
-        if made_by != str(major):
+        if data_major != str(major):
             raise ServerStartError(
-                f"{self._data} was made by Postgres {made_by}, and the one found here is {major}",
-                hint=f"move the folder away to start empty, or serve it with a Postgres {made_by} of your own",
+                f"{self._data} was created by Postgres {data_major}, but the installed version is {major}",
+                hint=f"move the folder away to start empty, or run Postgres {data_major} yourself",
             )
 
     async def _is_ready(self, pid: int) -> bool:
@@ -134,6 +141,6 @@ class EmbeddedPostgres:
 
 def _initdb_options(major: int) -> list[str]:
     options = ["--username=app", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-    if major >= 17:  # sorts and folds case alike on every system
+    if major >= 17:  # the same sort order and case folding on every system
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     return options

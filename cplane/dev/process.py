@@ -1,4 +1,4 @@
-"""One child server process: started, probed until it is ready, stopped, and never left behind."""
+"""One server as a child process: starts it, probes it until it is ready, stops it, and never leaves it behind."""
 
 import asyncio
 import os
@@ -9,22 +9,30 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from cplane.dev.parent import KERNEL_TELLS, ParentWatch, bound_to_parent
+from cplane.dev.parent import KERNEL_SIGNALS_CHILD, ParentWatch, die_with_parent
 from cplane.errors import InfrastructureError, ServerStartError
 
-PROBE_EVERY_S = 0.01
+PROBE_INTERVAL_S = 0.01
 KILL_TIMEOUT_S = 5.0
-LAST_LINES = 5
+LOG_TAIL_LINES = 5
+"""Lines of the log that an error contains."""
 
 Probe = Callable[[int], Awaitable[bool]]
-"""Given the server's pid, whether the server is ready."""
+"""Takes the pid of the server and returns whether it is ready."""
 
 
 class ServerProcess:
-    """A child in a session of its own (Ctrl-C is for us, we stop it), whose output goes to the file `log`.
+    """A child process in its own process session, so that Ctrl-C reaches this process only, which then stops the child.
 
-    `stop_signal` asks it to end; `orphan_signal` is what it gets when this process dies. `account` is the uid and gid
-    it runs under, `keep_open` the file descriptors it inherits, `environment` what its environment has besides ours.
+    Args:
+        name: name of the server, for messages.
+        command: program and arguments.
+        log: file for its output.
+        stop_signal: signal that asks it to end.
+        orphan_signal: signal that it receives when this process dies.
+        account: uid and gid that it runs as; None: those of this process.
+        keep_open: file descriptors that it inherits.
+        environment: variables in addition to those of this process.
     """
 
     def __init__(
@@ -55,15 +63,19 @@ class ServerProcess:
         """The pid of the child.
 
         Raises:
-            RuntimeError: it was not started.
+            RuntimeError: the child was not started.
         """
         return self._running().pid
 
     async def start(self, ready: Probe, *, timeout_s: float) -> None:
-        """Start the child and wait until `ready`; a child that is not ready in time is stopped again.
+        """Start the child and wait until it is ready. A child that is not ready in time is stopped.
+
+        Args:
+            ready: the probe.
+            timeout_s: maximum time until the child is ready, seconds.
 
         Raises:
-            ServerStartError: it could not be started, ended, or was not ready in `timeout_s` seconds.
+            ServerStartError: the child could not be started, ended, or was not ready within `timeout_s`.
         """
         try:
             await self._spawn()
@@ -77,16 +89,23 @@ class ServerProcess:
             raise
 
     async def run(self, stdin: bytes = b"", *, timeout_s: float) -> str:
-        """Run the child to its end and answer what it printed.
+        """Run the child until it ends.
+
+        Args:
+            stdin: input of the child.
+            timeout_s: maximum run time, seconds.
+
+        Returns:
+            The output of the child: stdout and stderr.
 
         Raises:
-            ServerStartError: it could not be started, did not end in `timeout_s` seconds, or its exit code is not 0.
+            ServerStartError: the child could not be started, did not end within `timeout_s`, or its exit code is not 0.
         """
         try:
-            with tempfile.TemporaryFile() as given:
-                given.write(stdin)
-                given.seek(0)
-                await self._spawn(stdin=given.fileno())
+            with tempfile.TemporaryFile() as file:
+                file.write(stdin)
+                file.seek(0)
+                await self._spawn(stdin=file.fileno())
             async with asyncio.timeout(timeout_s):
                 await self._running().wait()
         except TimeoutError:
@@ -98,11 +117,11 @@ class ServerProcess:
         return self._log.read_text(errors="replace")
 
     async def stop(self, *, timeout_s: float = KILL_TIMEOUT_S) -> None:
-        """Ask the child to end, kill it after `timeout_s`; a cancel that arrives meanwhile waits until it is gone."""
-        await finished(self._stop(timeout_s), name=f"stop {self._name}")
+        """Ask the child to end, and kill it after `timeout_s`. A cancellation is raised only after the child has ended."""
+        await complete(self._stop(timeout_s), name=f"stop {self._name}")
 
     async def ended(self) -> InfrastructureError:
-        """Wait until the child ends; answers why nobody should use it any more."""
+        """Wait until the child ends, and return the reason as an error."""
         await self._running().wait()
         return InfrastructureError(f"{self._name} {self._ending()}", hint=f"see {self._log}")
 
@@ -122,11 +141,11 @@ class ServerProcess:
                     env={**clean_environment(), **self._environment},
                     start_new_session=True,
                     pass_fds=self._keep_open,
-                    preexec_fn=bound_to_parent(self._orphan_signal, self._account),
+                    preexec_fn=die_with_parent(self._orphan_signal, self._account),
                 )
         except OSError as error:
             raise ServerStartError(f"{self._name} could not be started: {error}") from error
-        if not KERNEL_TELLS:
+        if not KERNEL_SIGNALS_CHILD:
             await self._resources.enter_async_context(ParentWatch(self._process.pid, self._orphan_signal))
 
     async def _until_ready(self, ready: Probe) -> None:
@@ -134,15 +153,15 @@ class ServerProcess:
         while not await ready(process.pid):
             if process.returncode is not None:
                 raise self._start_error(self._ending())
-            await asyncio.sleep(PROBE_EVERY_S)
+            await asyncio.sleep(PROBE_INTERVAL_S)
 
     async def _stop(self, timeout_s: float) -> None:
         process = self._process
         if process is None:
             return
-        for sent in (self._stop_signal, signal.SIGKILL):
+        for stop_signal in (self._stop_signal, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                process.send_signal(sent)
+                process.send_signal(stop_signal)
             try:
                 async with asyncio.timeout(timeout_s):
                     await process.wait()
@@ -157,19 +176,19 @@ class ServerProcess:
             return "is still running"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def _start_error(self, what: str) -> ServerStartError:
+    def _start_error(self, problem: str) -> ServerStartError:
         with self._log.open(errors="replace") as lines:
-            last = "".join(deque(lines, LAST_LINES)).strip()
-        return ServerStartError(f"{self._name} {what}: {last or 'it printed nothing'}", hint=f"see {self._log}")
+            tail = "".join(deque(lines, LOG_TAIL_LINES)).strip()
+        return ServerStartError(f"{self._name} {problem}: {tail or 'there is no output'}", hint=f"see {self._log}")
 
 
 def clean_environment() -> dict[str, str]:
-    """Our environment without what would configure a server behind our back."""
+    """Return the environment of this process without variables that would configure a server by accident."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
 
 
-async def finished(work: Coroutine[object, object, None], *, name: str) -> None:
-    """Await `work`, which has deadlines of its own, to its end; a cancel meanwhile is raised afterwards."""
+async def complete(work: Coroutine[object, object, None], *, name: str) -> None:
+    """Await `work` to its end even if cancelled; the cancellation is raised afterwards. `work` must have its own deadlines."""
     task = asyncio.create_task(work, name=name)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

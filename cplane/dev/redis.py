@@ -1,4 +1,4 @@
-"""The embedded Redis, which is Valkey when the wheel is installed: one data folder, one server on a Unix socket."""
+"""The embedded Redis (Valkey if its wheel is installed): one data folder, one server on a Unix socket."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,10 +17,16 @@ STOP_TIMEOUT_S = 10.0
 
 
 class EmbeddedRedis:
-    """A Redis reached through a socket in the folder `sockets`; `durable` keeps what it holds in `data`.
+    """A Redis server on a Unix socket.
 
-    Its owner must be alone in the data folder: DevStack's lock sees to that, the server keeps it open (`keep_open`).
-    `allocator`: a shared library, by name or path, that gives it its memory instead of the C library.
+    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock open.
+
+    Args:
+        data: the data folder; created if it does not exist. The log is next to it.
+        sockets: folder of the socket.
+        durable: persist the keys in `data`.
+        keep_open: file descriptors that the server inherits, for the lock.
+        allocator: shared library, by name or path, that replaces the memory allocator of the C library.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The address, such as unix:///run/user/1000/cplane-3f2a/redis.sock?db=0."""
+        """The URL, for example unix:///run/user/1000/cplane-3f2a/redis.sock?db=0."""
         return f"unix://{quote(str(self._socket))}?db=0"
 
     async def __aenter__(self) -> Self:
@@ -62,7 +68,7 @@ class EmbeddedRedis:
             await self._server.stop(timeout_s=STOP_TIMEOUT_S)
 
     async def ended(self) -> InfrastructureError:
-        """Wait until the server ends; answers why."""
+        """Wait until the server ends, and return the reason as an error."""
         if self._server is None:
             raise RuntimeError("Redis was not started")
         return await self._server.ended()
@@ -80,7 +86,7 @@ class EmbeddedRedis:
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
-    async def _is_ready(self, pid: int) -> bool:  # noqa: ARG002  the socket is in a folder of our own
+    async def _is_ready(self, pid: int) -> bool:  # noqa: ARG002  no other server uses our socket folder
         try:
             reader, writer = await asyncio.open_unix_connection(self._socket)
         except OSError:

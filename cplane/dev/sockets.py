@@ -1,4 +1,4 @@
-"""The folder of the servers' Unix sockets: private, with a short path, gone when the servers are."""
+"""The folder for the Unix sockets of the servers: private, with a short path, removed when the servers end."""
 
 import hashlib
 import os
@@ -11,13 +11,13 @@ from types import TracebackType
 from cplane.errors import ServerStartError
 
 PATH_LIMIT = 103
-"""Bytes in the path of a socket: 103 on macOS, 107 on Linux."""
+"""Maximum bytes in the path of a socket: 103 on macOS, 107 on Linux."""
 
-LONGEST_NAME = 30
+MAX_NAME_BYTES = 30
 
 
 class SocketFolder:
-    """`with SocketFolder(root) as folder:` where the sockets of the stack in `root` are; of the same name each time."""
+    """`with SocketFolder(root) as folder:` creates the socket folder of the stack in `root`, with the same name each time."""
 
     def __init__(self, root: Path) -> None:
         key = f"{os.geteuid()}:{root.resolve()}"
@@ -36,7 +36,7 @@ class SocketFolder:
 
     def _make(self, base: Path) -> Path:
         folder = base / self._name
-        if _is_ours(folder):  # of a stack that was killed
+        if _is_ours(folder):  # left by a stack that was killed
             shutil.rmtree(folder)
         try:
             folder.mkdir(mode=0o700)
@@ -46,10 +46,10 @@ class SocketFolder:
 
 
 def check_length(socket: Path) -> None:
-    """Refuse a path that the kernel cannot bind.
+    """Reject a path that the kernel cannot bind.
 
     Raises:
-        ServerStartError: it is too long.
+        ServerStartError: the path is too long.
     """
     if len(os.fsencode(socket)) > PATH_LIMIT:
         raise ServerStartError(
@@ -59,11 +59,13 @@ def check_length(socket: Path) -> None:
 
 def _base() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    candidates = [tempfile.gettempdir(), "/tmp"]  # noqa: S108  the folder made there is private
-    if runtime and os.geteuid() != 0:  # root's is closed to the user that runs Postgres
+    candidates = [tempfile.gettempdir(), "/tmp"]  # noqa: S108  the folder that is created there is private
+    if runtime and os.geteuid() != 0:  # root's folder is not accessible to the user that runs Postgres
         candidates.insert(0, runtime)
     for candidate in candidates:
-        if len(os.fsencode(candidate)) + LONGEST_NAME <= PATH_LIMIT - LONGEST_NAME and os.access(candidate, os.W_OK):
+        if len(os.fsencode(candidate)) + MAX_NAME_BYTES <= PATH_LIMIT - MAX_NAME_BYTES and os.access(
+            candidate, os.W_OK
+        ):
             return Path(candidate)
     raise ServerStartError("there is no writable folder with a short path for sockets", hint="set TMPDIR to one")
 

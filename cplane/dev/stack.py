@@ -1,4 +1,4 @@
-"""The stack of `cplane dev`: Postgres, Redis and a folder for artifacts, below the project's `.cplane`."""
+"""The stack of `cplane dev`: Postgres, Redis and a folder for artifacts, in the project's folder `.cplane`."""
 
 import asyncio
 import json
@@ -17,10 +17,19 @@ from cplane.errors import InfrastructureError
 
 
 class DevStack:
-    """`async with DevStack(root) as stack:` both servers, with data that outlives them in `root`/.cplane.
+    """Postgres and Redis for development, with persistent data in `root`/.cplane.
 
-    While it runs, `.cplane/stack.json` holds its addresses: what programs started below `root` fall back on. Without
-    `durable` a crash of the machine may cost the data. Tables are not made here.
+    While it runs, `.cplane/stack.json` contains its addresses. Programs that are started below `root` use them as a fallback.
+    It does not create tables.
+
+    Args:
+        root: folder of the project.
+        durable: if false, data may be lost when the machine crashes.
+        api_url: where the HTTP API listens, for `stack.json`.
+
+    Example:
+        async with DevStack(Path.cwd()) as stack:
+            print(stack.database_url, stack.redis_url)
     """
 
     def __init__(self, root: Path, *, durable: bool = True, api_url: str | None = None) -> None:
@@ -32,28 +41,28 @@ class DevStack:
 
     @property
     def database_url(self) -> str:
-        """The address of Postgres."""
+        """The URL of Postgres."""
         return self._running()[0].url
 
     @property
     def redis_url(self) -> str:
-        """The address of Redis."""
+        """The URL of Redis."""
         return self._running()[1].url
 
     @property
     def artifacts_url(self) -> str:
-        """The address of the folder for artifacts."""
+        """The URL of the folder for artifacts."""
         return (self._folder / "artifacts").as_uri()
 
     async def __aenter__(self) -> Self:
         self._prepare()
         async with AsyncExitStack() as resources:
             lock = await resources.enter_async_context(FolderLock(self._folder / "lock"))
-            self._retract()  # what a stack that was killed left
+            self._retract()  # left by a stack that was killed
             resources.callback(self._retract)
             sockets = resources.enter_context(SocketFolder(self._folder))
             self._servers = self._embedded(sockets, lock)
-            await _enter_together(resources, *self._servers)
+            await _enter_concurrently(resources, *self._servers)
             self.announce(self._api_url)
             self._resources = resources.pop_all()
         return self
@@ -64,7 +73,12 @@ class DevStack:
         await self._resources.aclose()
 
     def announce(self, api_url: str | None, imports: Sequence[str] = ()) -> None:
-        """Write stack.json, with where the HTTP API listens and which modules define jobs."""
+        """Write stack.json.
+
+        Args:
+            api_url: where the HTTP API listens; None: it does not run.
+            imports: modules that define jobs.
+        """
         self._api_url = api_url
         addresses = {
             "pid": os.getpid(),
@@ -82,7 +96,7 @@ class DevStack:
         self._announcement.unlink(missing_ok=True)
 
     async def ended(self) -> InfrastructureError:
-        """Wait until one of the servers ends by itself; answers which, and why."""
+        """Wait until one of the servers ends unexpectedly, and return which one and why as an error."""
         postgres, redis = self._running()
         tasks = [
             asyncio.create_task(postgres.ended(), name="watch Postgres"),
@@ -117,7 +131,7 @@ class DevStack:
         )
 
 
-async def _enter_together(resources: AsyncExitStack, postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> None:
+async def _enter_concurrently(resources: AsyncExitStack, postgres: EmbeddedPostgres, redis: EmbeddedRedis) -> None:
     first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:

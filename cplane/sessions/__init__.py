@@ -1,1 +1,1 @@
-"""Browser sessions: named logins, encrypted in Postgres, held by one attempt at a time."""
+"""Browser sessions: named logins, stored encrypted in Postgres and held by one attempt at a time."""

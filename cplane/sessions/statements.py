@@ -1,9 +1,11 @@
-"""The SQL of browser sessions: one guarded statement a verb, each of which commits by itself.
+"""The SQL of browser sessions: one guarded statement per verb, each in its own transaction.
 
-A hold is live while its record runs with that attempt under a lease, and until `held_until`; nobody has to renew it. The rows of
-`jobs` are seen as they were when the statement began, but a session may change hands until its row is locked. So everything is judged
-as of the beginning, now(), which is before the statement's snapshot: a hold that began later is live, for its record may not be seen
-to run yet; one that began earlier belongs to a record whose start is seen, since a start is committed before a session is asked for.
+A hold is live while its record runs with that attempt and a valid lease, at the latest until `held_until`. It needs no renewal.
+
+A statement reads the rows of `jobs` as of its snapshot, but a session can change hands until the statement locks its row. So a hold is
+judged as of now(), the start of the transaction, which is before the snapshot. A hold that started later counts as live, because the
+snapshot may not contain the start of its record yet. A hold that started earlier belongs to a record whose start is in the snapshot,
+because a start is committed before the attempt acquires a session.
 """
 
 from cplane.postgres.statements import Statement
@@ -15,16 +17,16 @@ _LIVE = """
     )))
 """
 
-_MINE = "name = :name AND held_by = :record_id AND held_attempt = CAST(:attempt AS int)"
+_HELD_BY_CALLER = "name = :name AND held_by = :record_id AND held_attempt = CAST(:attempt AS int)"
 
-_FREE = "held_by = NULL, held_attempt = NULL, held_since = NULL, held_until = NULL"
+_NO_HOLDER = "held_by = NULL, held_attempt = NULL, held_since = NULL, held_until = NULL"
 
 _METADATA = f"""
     name, key_id, size, version, created_at, updated_at, used_at,
     CASE WHEN {_LIVE} THEN held_by END AS held_by, CASE WHEN {_LIVE} THEN held_attempt END AS held_attempt
 """
 
-# A session that is missing is made, empty. Asking again for one's own hold answers it again.
+# Creates a missing session, empty. The holder may acquire again: it gets the same hold.
 ACQUIRE = Statement(f"""
     INSERT INTO cplane.sessions (name, held_by, held_attempt, held_since, held_until, used_at)
     SELECT :name, id, attempt, clock_timestamp(), clock_timestamp() + CAST(:hold_s AS float8) * interval '1 second', clock_timestamp()
@@ -37,17 +39,17 @@ ACQUIRE = Statement(f"""
     RETURNING ciphertext, key_id, version
 """)
 
-# As a finish does, it asks whether the attempt still is its record's, not whether the lease is over
+# Like a finish, it checks that the attempt is still the current one of its record, not that the lease is valid
 SAVE = Statement(f"""
     UPDATE cplane.sessions
     SET ciphertext = :ciphertext, key_id = :key_id, size = CAST(:size AS int), version = version + 1, updated_at = clock_timestamp()
-    WHERE {_MINE} AND EXISTS (
+    WHERE {_HELD_BY_CALLER} AND EXISTS (
         SELECT FROM cplane.jobs WHERE id = :record_id AND state = 'running' AND jobs.attempt = CAST(:attempt AS int)
     )
     RETURNING version
 """)
 
-RELEASE = Statement(f"UPDATE cplane.sessions SET {_FREE} WHERE {_MINE}")
+RELEASE = Statement(f"UPDATE cplane.sessions SET {_NO_HOLDER} WHERE {_HELD_BY_CALLER}")
 
 LIST = Statement(f"""
     SELECT {_METADATA} FROM cplane.sessions
@@ -63,16 +65,16 @@ PUT = Statement(f"""
     VALUES (:name, :ciphertext, :key_id, CAST(:size AS int), 1)
     ON CONFLICT (name) DO UPDATE
     SET ciphertext = excluded.ciphertext, key_id = excluded.key_id, size = excluded.size, version = sessions.version + 1,
-        updated_at = clock_timestamp(), {_FREE}
+        updated_at = clock_timestamp(), {_NO_HOLDER}
     WHERE NOT {_LIVE}
     RETURNING {_METADATA}, xmax = 0 AS created
 """)
 
 KEYS = Statement(
-    "SELECT key_id, count(*) AS number FROM cplane.sessions WHERE key_id IS NOT NULL GROUP BY key_id ORDER BY key_id"
+    "SELECT key_id, count(*) AS count FROM cplane.sessions WHERE key_id IS NOT NULL GROUP BY key_id ORDER BY key_id"
 )
 
-# One by one: what is read is changed only if nobody saved, deleted or made it anew meanwhile
+# One session at a time. REKEY changes it only if it was not saved, deleted or created again since STALE read it.
 STALE = Statement("""
     SELECT name, ciphertext, key_id, version, created_at FROM cplane.sessions
     WHERE key_id <> :first AND name COLLATE "C" > CAST(:after AS text) ORDER BY name COLLATE "C" LIMIT 1

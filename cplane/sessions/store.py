@@ -1,7 +1,7 @@
 """Browser sessions in Postgres: encrypted, each held by one attempt at a time.
 
-A hold ends by itself: when its record no longer runs with that attempt, when the record's lease ends, at the latest after `hold_s`.
-What a session holds leaves only towards whoever acquired it; everybody else sees its metadata.
+A hold ends without a release when its record no longer runs with that attempt or the record's lease expires, at the latest after
+`hold_s`. Only the attempt that acquired a session gets its content; all other callers get metadata.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from cplane.sessions import statements, storage_state
 from cplane.sessions.storage_state import StorageState
 
 HOLD_S = 86_400.0
-"""After so long a session is free again, whatever its holder does."""
+"""Maximum duration of a hold. After it the session is free, whatever its holder does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,19 @@ class Held:
     record_id: UUID
     attempt: int
     version: int
-    """How often it was saved; 0: it is empty."""
+    """Number of times it was saved; 0: it is empty."""
     storage_state: StorageState = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What may be known of a session: nothing of what it holds."""
+    """The metadata of a session, without its content."""
 
     name: str
     size: int
-    """Bytes of its JSON."""
+    """Size of its JSON in bytes."""
     version: int
-    """How often it was saved; 0: it is empty."""
+    """Number of times it was saved; 0: it is empty."""
     key_id: str | None
     created_at: datetime
     updated_at: datetime
@@ -53,31 +53,40 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """One session that a rotation came by: `problem` says why it could not be encrypted anew."""
+    """One session of a rotation. `problem` says why it could not be encrypted again; None: it was."""
 
     name: str
     problem: str | None = None
 
 
 class Sessions:
-    """The verbs. Every one raises DatabaseUnavailable within 6 seconds when Postgres does not answer."""
+    """The sessions of one database. Every method raises DatabaseUnavailable within 6 seconds if Postgres does not respond."""
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database
         self.keyring = keyring
 
-    # what a worker does
+    # used by workers
 
     async def acquire(self, name: str, record_id: UUID, attempt: int, *, hold_s: float = HOLD_S) -> Held | None:
-        """Hold a session for a running attempt; one that is missing is made, empty. Asking again answers the same hold.
+        """Acquire a session for a running attempt. A missing session is created, empty.
 
-        None: another running job holds it, or the asker itself is not running (any more). A newer attempt of a record takes over from
-        the one before. A record is needed: transient jobs cannot hold a session.
+        The holder may acquire again: it gets the same hold. A newer attempt of a record takes the session over from an older one.
+        A record is required: transient jobs cannot hold a session.
+
+        Args:
+            name: name of the session.
+            record_id: the record that runs.
+            attempt: number of its current attempt.
+            hold_s: maximum duration of the hold, seconds.
+
+        Returns:
+            The hold with the content of the session. None: another running job holds it, or this attempt does not run.
 
         Raises:
-            InvalidSession: this cannot be the name of a session.
+            InvalidSession: `name` is not a valid session name.
             SecretKeyMissing: there is no key.
-            SecretUnreadable: it is encrypted with a key that is not set, or was changed.
+            SecretUnreadable: the session is encrypted with a key that is not set, or was changed in the database.
         """
         check_name(name)
         _ = self.keyring.first
@@ -89,44 +98,63 @@ class Sessions:
         return Held(name, record_id, attempt, rows[0]["version"], state)
 
     async def save(self, held: Held, state: Mapping[str, Any]) -> bool:
-        """Keep the state, while the record runs: before it is finished. False: the attempt no longer holds the session; nothing was kept.
+        """Save the state of a held session. It must be called before the record is finished.
+
+        Args:
+            held: the hold that `acquire` returned.
+            state: what `context.storage_state()` returned.
+
+        Returns:
+            False if the attempt no longer holds the session; then nothing was saved.
 
         Raises:
-            InvalidSession: it is no storage_state.
-            SessionTooLarge: it has more than 5 MiB.
+            InvalidSession: `state` is not a storage_state.
+            SessionTooLarge: `state` has more than 5 MiB.
         """
         values = {"name": held.name, "record_id": held.record_id, "attempt": held.attempt}
         return bool(await self._database.fetch(statements.SAVE, values | await self._sealed(held.name, state)))
 
     async def release(self, held: Held) -> None:
-        """Let go of a session; of one that is no longer held, nothing happens."""
+        """Release a session. Does nothing if it is no longer held."""
         values = {"name": held.name, "record_id": held.record_id, "attempt": held.attempt}
         await self._database.fetch(statements.RELEASE, values)
 
-    # what those do who look after them
+    # used by the control plane
 
     async def list(self, *, after: str = "", limit: int = 100) -> list[SessionInfo]:
-        """Sessions by name, those after the name `after`."""
+        """Return the metadata of sessions, in the order of their names.
+
+        Args:
+            after: return only names after this one; "": from the start.
+            limit: maximum number of sessions.
+        """
         rows = await self._database.fetch(statements.LIST, {"after": after, "limit": limit})
         return [SessionInfo(**row) for row in rows]
 
     async def get(self, name: str) -> SessionInfo:
-        """One session.
+        """Return the metadata of one session.
 
         Raises:
-            SessionNotFound: there is none of that name.
+            SessionNotFound: there is no session of that name.
         """
         rows = await self._database.fetch(statements.GET, {"name": name}) if SESSION_NAME.fullmatch(name) else []
         if not rows:
-            raise SessionNotFound(f"there is no session '{name}'", hint="`cplane sessions list` shows those there are")
+            raise SessionNotFound(f"there is no session '{name}'", hint="`cplane sessions list` shows all sessions")
         return SessionInfo(**rows[0])
 
     async def put(self, name: str, state: Mapping[str, Any]) -> tuple[SessionInfo, bool]:
-        """Keep a state from elsewhere under a name, in the place of what was there. Answers too whether the session is new.
+        """Import a state: create the session, or replace its content.
+
+        Args:
+            name: name of the session.
+            state: what `context.storage_state()` returned.
+
+        Returns:
+            The metadata, and whether the session is new.
 
         Raises:
-            InvalidSession: it is no storage_state, or this cannot be the name of a session.
-            SessionTooLarge: it has more than 5 MiB.
+            InvalidSession: `state` is not a storage_state, or `name` is not a valid session name.
+            SessionTooLarge: `state` has more than 5 MiB.
             SessionInUse: a running job holds the session.
             SecretKeyMissing: there is no key.
         """
@@ -137,10 +165,10 @@ class Sessions:
         return SessionInfo(**{key: value for key, value in rows[0].items() if key != "created"}), rows[0]["created"]
 
     async def delete(self, name: str) -> None:
-        """Forget a session.
+        """Delete a session.
 
         Raises:
-            SessionNotFound: there is none of that name.
+            SessionNotFound: there is no session of that name.
             SessionInUse: a running job holds it.
         """
         await self.get(name)
@@ -149,13 +177,16 @@ class Sessions:
             raise _in_use(name)
 
     async def keys(self) -> dict[str, int]:
-        """The ids of the keys with which sessions are encrypted → how many."""
-        return {row["key_id"]: row["number"] for row in await self._database.fetch(statements.KEYS, {})}
+        """Return the number of sessions by the id of the key that encrypts them."""
+        return {row["key_id"]: row["count"] for row in await self._database.fetch(statements.KEYS, {})}
 
     async def rotate(self) -> AsyncIterator[Rotated]:
-        """Encrypt with the first key what is encrypted with another; held sessions too. Answers each as it is done.
+        """Encrypt all sessions with the first key that are encrypted with another one, held sessions too.
 
-        It can be stopped at any time, and be called again. A session that cannot be decrypted is left as it is.
+        It can be stopped at any time and called again. A session that cannot be decrypted stays unchanged.
+
+        Yields:
+            Each session, once it is done or has failed.
 
         Raises:
             SecretKeyMissing: there is no key.
@@ -171,13 +202,11 @@ class Sessions:
                 continue
             values = {"name": row["name"], "version": row["version"], "created_at": row["created_at"]}
             values |= {"old_key_id": row["key_id"], "key_id": sealed.key_id, "ciphertext": sealed.ciphertext}
-            if await self._database.fetch(
-                statements.REKEY, values
-            ):  # else it was saved meanwhile: it is looked at again
+            if await self._database.fetch(statements.REKEY, values):  # else it was saved concurrently: read it again
                 after = row["name"]
                 yield Rotated(row["name"])
 
-    # encrypting takes milliseconds for each megabyte: it is done in threads
+    # encryption takes milliseconds per megabyte, so it runs in threads
 
     async def _sealed(self, name: str, state: Mapping[str, Any]) -> dict[str, object]:
         size, sealed = await asyncio.to_thread(self._seal, name, state)
@@ -198,14 +227,14 @@ class Sessions:
 
 
 def check_name(name: str) -> None:
-    """Whether a session can have this name.
+    """Check the name of a session.
 
     Raises:
-        InvalidSession: it cannot.
+        InvalidSession: `name` is not a valid session name.
     """
     if not SESSION_NAME.fullmatch(name):
-        hint = "letters, digits, '_', '.', ':', '@', '-'; the first a letter, a digit or '_'; at most 200"
-        raise InvalidSession("this cannot be the name of a session", hint=hint)
+        hint = "use up to 200 letters, digits, '_', '.', ':', '@' and '-'; start with a letter, a digit or '_'"
+        raise InvalidSession("not a valid session name", hint=hint)
 
 
 def _in_use(name: str) -> SessionInUse:

@@ -1,4 +1,4 @@
-"""The built-in jobs. They are written against public names only, as a customer would write them."""
+"""The built-in jobs. They use public names only, as user code would."""
 
 from cplane.tasks.check import check
 from cplane.tasks.content import content

@@ -1,4 +1,4 @@
-"""`check`: whether a page is as expected, and how long it took. For monitoring."""
+"""`check`: test whether a page is as expected and how long it takes to load, for monitoring."""
 
 import re
 from collections.abc import Mapping
@@ -11,24 +11,16 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import (
-    RETRY,
-    Milliseconds,
-    Pattern,
-    Selector,
-    Visited,
-    VisitFailed,
-    VisitOptions,
-    check_visit,
-    not_found,
-    page_options,
-    storable,
-    strict,
-    visit,
-)
+from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, selector_failure, storable, visit
+from cplane.tasks.visit_options import Milliseconds, Pattern, Selector, VisitOptions, check_visit, page_options, strict
 
-MOST_NOTED = 20
-LONGEST_NOTE = 300
+MAX_PROBLEMS = 20
+"""Console errors, and failed requests, that a verdict lists."""
+
+MAX_PROBLEM_LENGTH = 300
+MAX_MATCHED_URL_LENGTH = 2000
+"""Characters of the final URL that `expect.url` is matched against."""
+
 TIMINGS = """() => {
   const entry = performance.getEntriesByType('navigation')[0];
   if (!entry) return null;
@@ -46,7 +38,7 @@ TEXT = "(wanted) => wanted.map((text) => (document.body?.innerText ?? '').includ
 
 @strict
 class Count(TypedDict):
-    """How many elements a selector finds."""
+    """The number of elements that a selector matches."""
 
     selector: Selector
     count: Annotated[int, Field(ge=0)]
@@ -54,22 +46,22 @@ class Count(TypedDict):
 
 @strict
 class Expectations(TypedDict, total=False):
-    """What the page has to be. Each one gets a verdict."""
+    """What the page is expected to be. Each expectation gets a verdict."""
 
     status: Annotated[int, Field(ge=100, le=599)]
-    title: Annotated[str, Field(description="the whole title")]
-    url: Annotated[Pattern, Field(description="a regular expression found in the URL after redirects")]
-    text: Annotated[list[str], Field(max_length=100, description="texts that can be seen")]
-    no_text: Annotated[list[str], Field(max_length=100, description="texts that cannot")]
-    visible: Annotated[list[Selector], Field(max_length=100, description="selectors whose first element can be seen")]
+    title: Annotated[str, Field(description="the complete title")]
+    url: Annotated[Pattern, Field(description="a regular expression that matches a part of the URL after redirects")]
+    text: Annotated[list[str], Field(max_length=100, description="texts that are visible on the page")]
+    no_text: Annotated[list[str], Field(max_length=100, description="texts that are not visible on the page")]
+    visible: Annotated[list[Selector], Field(max_length=100, description="selectors whose first element is visible")]
     count: Annotated[list[Count], Field(max_length=100)]
-    max_load_ms: Annotated[Milliseconds, Field(description="until the load event, at most")]
-    no_console_errors: Annotated[bool, Field(description="no console.error and no uncaught exception")]
-    no_failed_requests: Annotated[bool, Field(description="no request that failed or was answered with 400 or above")]
+    max_load_ms: Annotated[Milliseconds, Field(description="maximum time until the load event, milliseconds")]
+    no_console_errors: Annotated[bool, Field(description="there is no console.error and no uncaught exception")]
+    no_failed_requests: Annotated[bool, Field(description="no request failed or returned a status of 400 or above")]
 
 
 class Verdict(BaseModel):
-    """One expectation, and what was there."""
+    """The result of one expectation: what was expected and what was found."""
 
     expectation: str
     expected: str
@@ -78,59 +70,59 @@ class Verdict(BaseModel):
 
 
 class Timings(BaseModel):
-    """From the browser's Navigation Timing: milliseconds since the navigation began, or the length of a phase."""
+    """Navigation Timing of the browser: milliseconds since the navigation started, or the duration of a phase."""
 
     dns_ms: float
     connect_ms: float
     first_byte_ms: float
     dom_content_loaded_ms: float
-    load_ms: float = Field(description="0 when the page did not reach its load event")
+    load_ms: float = Field(description="0 if the page did not reach its load event")
     transferred_bytes: int
 
 
-class Checked(Visited):
-    """Whether everything was as expected."""
+class CheckResult(VisitResult):
+    """The verdicts and the load times of one page."""
 
-    ok: bool = Field(description="every verdict is ok")
+    ok: bool = Field(description="whether every verdict is ok")
     verdicts: list[Verdict]
-    timings: Timings | None = Field(description="null when the page did not load, and for `html`")
-    screenshot: Artifact | None = Field(description="what was seen when an expectation failed")
+    timings: Timings | None = Field(description="null if the page did not load, and for `html`")
+    screenshot: Artifact | None = Field(description="screenshot of the page if an expectation failed")
 
 
 class CheckFailed(Exception):
-    """The page is not as expected, and `fail` was asked for."""
+    """The page is not as expected, and `fail` was set."""
 
 
 @dataclass
-class _Noted:
-    """What went wrong while the page loaded."""
+class _Problems:
+    """Console errors and failed requests while the page loads, each at most `MAX_PROBLEMS`."""
 
     errors: list[str] = field(default_factory=list[str])
     requests: list[str] = field(default_factory=list[str])
 
     def watch(self, page: Page) -> None:
-        page.on("console", self._console)
-        page.on("pageerror", self._pageerror)
-        page.on("requestfailed", self._failed)
-        page.on("response", self._response)
+        page.on("console", self._on_console)
+        page.on("pageerror", self._on_pageerror)
+        page.on("requestfailed", self._on_requestfailed)
+        page.on("response", self._on_response)
 
-    def _console(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            _note(self.errors, message.text)
+            _append(self.errors, message.text)
 
-    def _pageerror(self, error: PlaywrightError) -> None:
-        _note(self.errors, error.message)
+    def _on_pageerror(self, error: PlaywrightError) -> None:
+        _append(self.errors, error.message)
 
-    def _failed(self, request: Request) -> None:
-        _note(self.requests, f"{request.failure} {request.url}")
+    def _on_requestfailed(self, request: Request) -> None:
+        _append(self.requests, f"{request.failure} {request.url}")
 
-    def _response(self, response: Response) -> None:
+    def _on_response(self, response: Response) -> None:
         if response.status >= 400:
-            _note(self.requests, f"{response.status} {response.url}")
+            _append(self.requests, f"{response.status} {response.url}")
 
 
 def check_expectations(arguments: Mapping[str, Any]) -> None:
-    """Refuse at submit a check of nothing."""
+    """Reject a check without expectations, at submission."""
     check_visit(arguments)
     if not arguments["expect"]:
         raise ValueError(f"expect is empty; it takes {', '.join(Expectations.__annotations__)}")
@@ -142,67 +134,73 @@ async def check(
     ctx: Context,
     *,
     expect: Expectations,
-    fail: Annotated[bool, Field(description="fail the job when an expectation does")] = False,
+    fail: Annotated[bool, Field(description="fail the job if an expectation fails")] = False,
     **options: Unpack[VisitOptions],
-) -> Checked:
-    """Answer whether a page is as expected. A page that does not load is a result too: `ok` is false."""
-    noted = _Noted()
-    noted.watch(page)
+) -> CheckResult:
+    """Check whether a page is as expected. A page that does not load is a result too: `ok` is false."""
+    problems = _Problems()
+    problems.watch(page)
     try:
-        visited = await visit(page, options, busy_is_news=True)
+        visited = await visit(page, options, accept_busy=True)
     except VisitFailed as error:
         verdict = Verdict(expectation="loads", expected="true", found=storable(str(error)), ok=False)
         return await _finish(
-            page, ctx, Visited(final_url=storable(page.url), status=None, title=""), [verdict], fail=fail
+            page, ctx, VisitResult(final_url=storable(page.url), status=None, title=""), [verdict], fail=fail
         )
-    verdicts = [*_of_visit(expect, visited), *await _of_page(page, expect)]
-    timings = Timings(**answer) if "url" in options and (answer := await page.evaluate(TIMINGS)) else None
-    verdicts += _of_load(expect, timings, noted)
+    verdicts = [*_judge_visit(expect, visited), *await _judge_page(page, expect)]
+    timings = Timings(**values) if "url" in options and (values := await page.evaluate(TIMINGS)) else None
+    verdicts += _judge_load(expect, timings, problems)
     return await _finish(page, ctx, visited, verdicts, fail=fail, timings=timings)
 
 
 async def _finish(
-    page: Page, ctx: Context, visited: Visited, verdicts: list[Verdict], *, fail: bool, timings: Timings | None = None
-) -> Checked:
-    wrong = [verdict for verdict in verdicts if not verdict.ok]
-    picture = await _picture(page, ctx) if wrong else None
-    if wrong and fail:
-        first = wrong[0]
-        raise CheckFailed(f"{len(wrong)} of {len(verdicts)} expectations failed; {first.expectation}: {first.found}")
-    return Checked(**visited.model_dump(), ok=not wrong, verdicts=verdicts, timings=timings, screenshot=picture)
+    page: Page,
+    ctx: Context,
+    visited: VisitResult,
+    verdicts: list[Verdict],
+    *,
+    fail: bool,
+    timings: Timings | None = None,
+) -> CheckResult:
+    failed = [verdict for verdict in verdicts if not verdict.ok]
+    screenshot = await _screenshot(page, ctx) if failed else None
+    if failed and fail:
+        first = failed[0]
+        raise CheckFailed(f"{len(failed)} of {len(verdicts)} expectations failed; {first.expectation}: {first.found}")
+    return CheckResult(**visited.model_dump(), ok=not failed, verdicts=verdicts, timings=timings, screenshot=screenshot)
 
 
-async def _picture(page: Page, ctx: Context) -> Artifact | None:
+async def _screenshot(page: Page, ctx: Context) -> Artifact | None:
     try:
         image = await page.screenshot(timeout=10_000)
     except PlaywrightError as error:
-        ctx.log.warning("no picture of a failed check", reason=error.message.partition("\n")[0])
+        ctx.log.warning("check_screenshot_failed", reason=error.message.partition("\n")[0])
         return None
     return await ctx.artifact("failed.png", image, media_type="image/png")
 
 
-def _of_visit(expect: Expectations, visited: Visited) -> list[Verdict]:
+def _judge_visit(expect: Expectations, visited: VisitResult) -> list[Verdict]:
     verdicts: list[Verdict] = []
     if "status" in expect:
         verdicts.append(_verdict("status", expect["status"], visited.status, expect["status"] == visited.status))
     if "title" in expect:
         verdicts.append(_verdict("title", expect["title"], visited.title, expect["title"] == visited.title))
     if "url" in expect:
-        found = re.search(expect["url"], visited.final_url[:2000]) is not None
-        verdicts.append(_verdict("url", expect["url"], visited.final_url, found))
+        matches = re.search(expect["url"], visited.final_url[:MAX_MATCHED_URL_LENGTH]) is not None
+        verdicts.append(_verdict("url", expect["url"], visited.final_url, matches))
     return verdicts
 
 
-async def _of_page(page: Page, expect: Expectations) -> list[Verdict]:
+async def _judge_page(page: Page, expect: Expectations) -> list[Verdict]:
     present, absent = expect.get("text", []), expect.get("no_text", [])
     seen: list[bool] = await page.evaluate(TEXT, [*present, *absent]) if present or absent else []
     verdicts = [
-        _verdict("text" if number < len(present) else "no_text", text, "there" if there else "not there", ok)
+        _verdict("text" if number < len(present) else "no_text", text, "present" if there else "absent", ok)
         for number, (text, there) in enumerate(zip([*present, *absent], seen, strict=True))
         for ok in [there == (number < len(present))]
     ]
     for selector in expect.get("visible", []):
-        visible = await _visible(page, selector)
+        visible = await _is_visible(page, selector)
         verdicts.append(_verdict("visible", selector, "visible" if visible else "not visible", visible))
     for wanted in expect.get("count", []):
         count = await _count(page, wanted["selector"])
@@ -211,37 +209,38 @@ async def _of_page(page: Page, expect: Expectations) -> list[Verdict]:
     return verdicts
 
 
-def _of_load(expect: Expectations, timings: Timings | None, noted: _Noted) -> list[Verdict]:
+def _judge_load(expect: Expectations, timings: Timings | None, problems: _Problems) -> list[Verdict]:
     verdicts: list[Verdict] = []
     if "max_load_ms" in expect:
         load_ms = timings.load_ms if timings else 0.0
         verdicts.append(_verdict("max_load_ms", expect["max_load_ms"], load_ms, 0 < load_ms <= expect["max_load_ms"]))
     if expect.get("no_console_errors"):
-        verdicts.append(_verdict("no_console_errors", "none", "; ".join(noted.errors) or "none", not noted.errors))
+        found = "; ".join(problems.errors) or "none"
+        verdicts.append(_verdict("no_console_errors", "none", found, not problems.errors))
     if expect.get("no_failed_requests"):
-        found = "; ".join(noted.requests) or "none"
-        verdicts.append(_verdict("no_failed_requests", "none", found, not noted.requests))
+        found = "; ".join(problems.requests) or "none"
+        verdicts.append(_verdict("no_failed_requests", "none", found, not problems.requests))
     return verdicts
 
 
-async def _visible(page: Page, selector: str) -> bool:
+async def _is_visible(page: Page, selector: str) -> bool:
     try:
         return await page.locator(selector).first.is_visible()
     except PlaywrightError as error:
-        raise not_found(selector, error) from error
+        raise selector_failure(selector, error) from error
 
 
 async def _count(page: Page, selector: str) -> int:
     try:
         return await page.locator(selector).count()
     except PlaywrightError as error:
-        raise not_found(selector, error) from error
+        raise selector_failure(selector, error) from error
 
 
 def _verdict(expectation: str, expected: object, found: object, ok: bool) -> Verdict:
     return Verdict(expectation=expectation, expected=str(expected), found=storable(str(found)), ok=ok)
 
 
-def _note(notes: list[str], note: str) -> None:
-    if len(notes) < MOST_NOTED:
-        notes.append(note[:LONGEST_NOTE])
+def _append(problems: list[str], problem: str) -> None:
+    if len(problems) < MAX_PROBLEMS:
+        problems.append(problem[:MAX_PROBLEM_LENGTH])

@@ -1,4 +1,4 @@
-"""`content`: the HTML of a page, after its scripts ran."""
+"""`content`: the HTML of a page, after its scripts have run."""
 
 from typing import Annotated, Unpack
 
@@ -6,27 +6,32 @@ from playwright.async_api import Page
 from pydantic import Field
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import RETRY, TooLarge, Visited, VisitOptions, check_visit, page_options, storable, visit
+from cplane.tasks.visit import RETRY, TooLarge, VisitResult, storable, visit
+from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 INLINE_BYTES = 256 * 1024
+"""UTF-8 bytes of text that a result holds itself; a longer text becomes an artifact."""
+
 MAX_BYTES = 16 * 1024 * 1024
 
 
-class Content(Visited):
-    """The HTML: in `html` up to 256 KiB of UTF-8, else in `artifact`."""
+class Content(VisitResult):
+    """The HTML of the page: in `html` up to 256 KiB of UTF-8, above that in `artifact`."""
 
-    html: str | None = Field(description="null when it is longer than 256 KiB")
-    artifact: Artifact | None = Field(description="the file content.html when `html` is null")
+    html: str | None = Field(description="null if it is longer than 256 KiB")
+    artifact: Artifact | None = Field(description="the file content.html if `html` is null")
 
 
-MaxBytes = Annotated[int, Field(ge=1, le=64 * 1024 * 1024, description="a page with more HTML fails")]
+MaxBytes = Annotated[
+    int, Field(ge=1, le=64 * 1024 * 1024, description="maximum size of the HTML in bytes; a larger page fails the job")
+]
 
 
 @job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def content(
     page: Page, ctx: Context, *, max_bytes: MaxBytes = MAX_BYTES, **options: Unpack[VisitOptions]
 ) -> Content:
-    """Answer the HTML of a page as it is after its scripts ran."""
+    """Return the HTML of a page after its scripts have run."""
     visited = await visit(page, options)
     html = await read_html(page, max_bytes)
     text, artifact = await keep_text(ctx, html, "content.html", "text/html")
@@ -34,10 +39,17 @@ async def content(
 
 
 async def read_html(page: Page, max_bytes: int) -> str:
-    """The HTML of the page as it is now; it is measured before it leaves the browser.
+    """Return the current HTML of the page. Its length is checked before it is transferred from the browser.
+
+    Args:
+        page: the page, loaded.
+        max_bytes: maximum size as UTF-8, bytes.
+
+    Returns:
+        The HTML as text that JSON can store.
 
     Raises:
-        TooLarge: it is longer than `max_bytes`.
+        TooLarge: the HTML is longer than `max_bytes`.
     """
     length: int = await page.evaluate("document.documentElement?.outerHTML.length ?? 0")
     html = storable(await page.content()) if length <= max_bytes else ""
@@ -47,7 +59,17 @@ async def read_html(page: Page, max_bytes: int) -> str:
 
 
 async def keep_text(ctx: Context, text: str, name: str, media_type: str) -> tuple[str | None, Artifact | None]:
-    """A short text as it is, a long one as an artifact."""
+    """Return a short text as it is, and store a long one as an artifact.
+
+    Args:
+        ctx: context of the job, which stores the artifact.
+        text: the text; up to `INLINE_BYTES` of UTF-8 count as short.
+        name: name of the artifact.
+        media_type: media type of the artifact, without charset.
+
+    Returns:
+        The text and None, or None and the artifact.
+    """
     data = text.encode()
     if len(data) <= INLINE_BYTES:
         return text, None

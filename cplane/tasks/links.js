@@ -1,4 +1,4 @@
-// In: {visibleOnly: boolean}. Out: the http(s) links of the page, each address once, in the page's order.
+// Input: {visibleOnly: boolean}. Returns: the http(s) links of the page, each address once, in document order.
 ({ visibleOnly }) => {
   const links = new Map();
   for (const anchor of document.querySelectorAll("a[href], area[href]")) {

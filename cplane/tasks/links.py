@@ -1,4 +1,4 @@
-"""`links`: where a page leads."""
+"""`links`: the links of a page."""
 
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -7,21 +7,22 @@ from playwright.async_api import Page
 from pydantic import BaseModel, Field
 
 from cplane import job
-from cplane.tasks.visit import RETRY, Visited, VisitOptions, check_visit, page_options, storable, visit
+from cplane.tasks.visit import RETRY, VisitResult, storable, visit
+from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
 
 class Link(BaseModel):
-    """A link, once for each address."""
+    """A link. Each address is listed once."""
 
-    href: str = Field(description="absolute")
-    text: str = Field(description="as it is seen; of the first link to this address that has any")
+    href: str = Field(description="absolute URL")
+    text: str = Field(description="visible text, taken from the first link to this address that has a text")
     external: bool = Field(description="whether it leads to another host")
 
 
-class Links(Visited):
-    """The http(s) links of a page, in its order."""
+class Links(VisitResult):
+    """The http(s) links of a page, in document order."""
 
     links: list[Link]
 
@@ -30,11 +31,11 @@ class Links(Visited):
 async def links(
     page: Page,
     *,
-    visible_links_only: Annotated[bool, Field(description="leave out links that cannot be seen")] = False,
-    exclude_external_links: Annotated[bool, Field(description="leave out links to other hosts")] = False,
+    visible_links_only: Annotated[bool, Field(description="omit links that are not visible")] = False,
+    exclude_external_links: Annotated[bool, Field(description="omit links to other hosts")] = False,
     **options: Unpack[VisitOptions],
 ) -> Links:
-    """Answer where a page leads."""
+    """Return the http(s) links of a page."""
     visited = await visit(page, options)
     found: list[dict[str, Any]] = await page.evaluate(SCRIPT, {"visibleOnly": visible_links_only})
     kept = [link for link in found if not (exclude_external_links and link["external"])]

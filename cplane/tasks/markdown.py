@@ -10,10 +10,11 @@ from pydantic import Field
 
 from cplane import Artifact, Context, job
 from cplane.tasks.content import MaxBytes, keep_text, read_html
-from cplane.tasks.visit import RETRY, Visited, VisitOptions, check_visit, page_options, storable, visit
+from cplane.tasks.visit import RETRY, VisitResult, storable, visit
+from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 MAX_BYTES = 4 * 1024 * 1024
-UNREADABLE = ("script", "style", "noscript", "template", "head", "iframe")
+IGNORED_ELEMENTS = ("script", "style", "noscript", "template", "head", "iframe")
 MAIN = """() => {
   const found = document.querySelector('main, [role=main]') ?? document.querySelector('article');
   if (found) return found.outerHTML;
@@ -23,11 +24,11 @@ MAIN = """() => {
 }"""
 
 
-class Markdown(Visited):
-    """The text: in `markdown` up to 256 KiB of UTF-8, else in `artifact`."""
+class Markdown(VisitResult):
+    """The text of the page: in `markdown` up to 256 KiB of UTF-8, above that in `artifact`."""
 
-    markdown: str | None = Field(description="null when it is longer than 256 KiB")
-    artifact: Artifact | None = Field(description="the file page.md when `markdown` is null")
+    markdown: str | None = Field(description="null if it is longer than 256 KiB")
+    artifact: Artifact | None = Field(description="the file page.md if `markdown` is null")
 
 
 @job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
@@ -36,12 +37,13 @@ async def markdown(
     ctx: Context,
     *,
     main_content: Annotated[
-        bool, Field(description="only <main> or the first <article>; else the body without navigation")
+        bool,
+        Field(description="convert only <main>, or else the first <article>, or else the body without navigation"),
     ] = False,
     max_bytes: MaxBytes = MAX_BYTES,
     **options: Unpack[VisitOptions],
 ) -> Markdown:
-    """Answer the text of a page, after its scripts ran, as Markdown."""
+    """Return the text of a page as Markdown, after its scripts have run."""
     visited = await visit(page, options)
     html = await read_html(page, max_bytes)
     if main_content:
@@ -52,8 +54,8 @@ async def markdown(
 
 
 def to_markdown(html: str) -> str:
-    """Convert; processor time, so not for the event loop."""
+    """Convert HTML to Markdown. It is CPU-bound: call it in a thread, not on the event loop."""
     soup = BeautifulSoup(html, "html.parser")
-    for element in soup(UNREADABLE):
+    for element in soup(IGNORED_ELEMENTS):
         element.decompose()
     return MarkdownConverter(heading_style="ATX", bullets="-").convert_soup(soup)

@@ -1,4 +1,4 @@
-"""`pdf`: a page as printed."""
+"""`pdf`: a page printed as PDF."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Unpack
@@ -9,16 +9,19 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import RETRY, Visited, VisitFailed, VisitOptions, check_visit, page_options, strict, visit
+from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, visit
+from cplane.tasks.visit_options import VisitOptions, check_visit, page_options, strict
 
-Length = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(px|in|cm|mm)$", description="with its unit: px, in, cm or mm")]
+Length = Annotated[
+    str, Field(pattern=r"^\d+(\.\d+)?(px|in|cm|mm)$", description="a length with its unit: px, in, cm or mm")
+]
 Format = Literal["letter", "legal", "tabloid", "ledger", "a0", "a1", "a2", "a3", "a4", "a5", "a6"]
 PageRanges = Annotated[str, Field(pattern=r"^\d+(-\d*)?(, *\d+(-\d*)?)*$", description="for example 1-5, 8, 11-13")]
 
 
 @strict
 class Margin(TypedDict, total=False):
-    """Blank paper around the page; none unless told otherwise."""
+    """Margins of the paper. The default is no margin."""
 
     top: Length
     right: Length
@@ -26,17 +29,17 @@ class Margin(TypedDict, total=False):
     left: Length
 
 
-class Pdf(Visited):
-    """Where the document is, and what it shows."""
+class Pdf(VisitResult):
+    """The printed document."""
 
     artifact: Artifact
 
 
 def check_pdf(arguments: Mapping[str, Any]) -> None:
-    """Refuse at submit what cannot be printed."""
+    """Reject arguments that cannot be printed, at submission."""
     check_visit(arguments)
     if (arguments["width"] is None) != (arguments["height"] is None):
-        raise ValueError("width and height go together")
+        raise ValueError("width and height must be given together")
     if arguments["format"] is not None and arguments["width"] is not None:
         raise ValueError("give either format or width and height")
 
@@ -46,7 +49,7 @@ async def pdf(
     page: Page,
     ctx: Context,
     *,
-    format: Format | None = None,  # noqa: A002  the name users know
+    format: Format | None = None,  # noqa: A002  the name that Playwright uses
     width: Length | None = None,
     height: Length | None = None,
     margin: Margin | None = None,
@@ -61,9 +64,10 @@ async def pdf(
     tagged: bool = False,
     **options: Unpack[VisitOptions],
 ) -> Pdf:
-    """Print a page; on paper of the format letter unless told otherwise.
+    """Print a page as PDF. The default paper format is letter.
 
-    Templates are HTML, with the classes `date`, `title`, `url`, `pageNumber` and `totalPages`; they need a margin to be seen.
+    The header and footer templates are HTML with the classes `date`, `title`, `url`, `pageNumber` and `totalPages`.
+    They are visible only if there is a margin.
     """
     visited = await visit(page, options)
     await ctx.progress(1, 2, "loaded")
@@ -85,6 +89,7 @@ async def pdf(
             tagged=tagged,
         )
     except PlaywrightError as error:
-        raise VisitFailed(f"{visited.final_url} cannot be printed: {error.message.partition(chr(10))[0]}") from error
+        reason = error.message.partition("\n")[0]
+        raise VisitFailed(f"{visited.final_url} cannot be printed: {reason}") from error
     artifact = await ctx.artifact("page.pdf", document, media_type="application/pdf")
     return Pdf(**visited.model_dump(), artifact=artifact)

@@ -1,4 +1,4 @@
-// In: {selectors: [string], limit: number}. Out: for each selector, the elements it finds, at most `limit`.
+// Input: {selectors: [string], limit: number}. Returns: for each selector, up to `limit` elements that it matches.
 ({ selectors, limit }) =>
   selectors.map((selector) => {
     let found;

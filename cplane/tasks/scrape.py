@@ -1,4 +1,4 @@
-"""`scrape`: text, HTML, attributes and position of the elements that selectors find."""
+"""`scrape`: text, HTML, attributes and position of the elements that selectors match."""
 
 from pathlib import Path
 from typing import Annotated, Any, Unpack
@@ -8,31 +8,21 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from cplane import job
-from cplane.tasks.visit import (
-    RETRY,
-    Selector,
-    SelectorInvalid,
-    Visited,
-    VisitOptions,
-    check_visit,
-    page_options,
-    storable,
-    strict,
-    visit,
-)
+from cplane.tasks.visit import RETRY, SelectorInvalid, VisitResult, storable, visit
+from cplane.tasks.visit_options import Selector, VisitOptions, check_visit, page_options, strict
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
 
 @strict
-class Wanted(TypedDict):
-    """Elements to look for, by CSS selector."""
+class ElementQuery(TypedDict):
+    """Elements to find, by CSS selector."""
 
     selector: Selector
 
 
 class Box(BaseModel):
-    """Where an element is on the page, in CSS pixels."""
+    """Position and size of an element on the page, in CSS pixels."""
 
     x: float
     y: float
@@ -41,46 +31,46 @@ class Box(BaseModel):
 
 
 class Element(BaseModel):
-    """One element."""
+    """One element that a selector matches."""
 
-    text: str = Field(description="as it is seen")
-    html: str = Field(description="what is inside it")
+    text: str = Field(description="visible text")
+    html: str = Field(description="inner HTML")
     attributes: dict[str, str]
     box: Box
 
 
-class Found(BaseModel):
-    """What one selector found, in the page's order."""
+class ElementMatches(BaseModel):
+    """The elements that one selector matches, in document order."""
 
     selector: str
     results: list[Element]
 
 
-class Scraped(Visited):
-    """What all selectors found."""
+class ScrapeResult(VisitResult):
+    """The matches of all selectors, in the order of the arguments."""
 
-    elements: list[Found]
+    elements: list[ElementMatches]
 
 
 @job(browser=page_options, retries=RETRY, per_host={}, check=check_visit)
 async def scrape(
     page: Page,
     *,
-    elements: Annotated[list[Wanted], Field(min_length=1, max_length=100)],
-    limit: Annotated[int, Field(ge=1, le=10_000, description="elements for each selector at most")] = 1000,
+    elements: Annotated[list[ElementQuery], Field(min_length=1, max_length=100)],
+    limit: Annotated[int, Field(ge=1, le=10_000, description="maximum number of elements per selector")] = 1000,
     **options: Unpack[VisitOptions],
-) -> Scraped:
-    """Answer every element that the selectors find; a selector that finds none has no results."""
+) -> ScrapeResult:
+    """Return the elements that the selectors match. A selector without a match has an empty list of results."""
     visited = await visit(page, options)
-    selectors = [wanted["selector"] for wanted in elements]
+    selectors = [query["selector"] for query in elements]
     found: list[dict[str, Any]] = await page.evaluate(SCRIPT, {"selectors": selectors, "limit": limit})
-    if invalid := [answer["selector"] for answer in found if answer["invalid"]]:
+    if invalid := [match["selector"] for match in found if match["invalid"]]:
         raise SelectorInvalid(f"not a CSS selector: {', '.join(invalid)}")
-    return Scraped(**visited.model_dump(), elements=[_found(answer) for answer in found])
+    return ScrapeResult(**visited.model_dump(), elements=[_matches(match) for match in found])
 
 
-def _found(answer: dict[str, Any]) -> Found:
-    return Found(selector=answer["selector"], results=[_element(result) for result in answer["results"]])
+def _matches(match: dict[str, Any]) -> ElementMatches:
+    return ElementMatches(selector=match["selector"], results=[_element(result) for result in match["results"]])
 
 
 def _element(result: dict[str, Any]) -> Element:

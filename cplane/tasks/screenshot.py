@@ -1,4 +1,4 @@
-"""`screenshot`: a picture of a page, of its whole length or of one element."""
+"""`screenshot`: an image of the viewport, the full page, one element or a rectangle."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Unpack
@@ -8,8 +8,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.picture import take_picture
-from cplane.tasks.visit import RETRY, Selector, Visited, VisitOptions, check_visit, page_options, strict, visit
+from cplane.tasks.capture import capture
+from cplane.tasks.visit import RETRY, VisitResult, visit
+from cplane.tasks.visit_options import Selector, VisitOptions, check_visit, page_options, strict
 
 
 @strict
@@ -22,21 +23,21 @@ class Clip(TypedDict):
     height: Annotated[float, Field(gt=0, le=16384)]
 
 
-class Screenshot(Visited):
-    """Where the picture is, and what it shows."""
+class Screenshot(VisitResult):
+    """The image."""
 
     artifact: Artifact
 
 
 def check_screenshot(arguments: Mapping[str, Any]) -> None:
-    """Refuse at submit what cannot be pictured."""
+    """Reject combinations of arguments that Playwright does not accept, at submission."""
     check_visit(arguments)
     if arguments["quality"] is not None and arguments["type"] != "jpeg":
         raise ValueError('quality is for type "jpeg" only')
     if arguments["omit_background"] and arguments["type"] == "jpeg":
         raise ValueError('omit_background is for type "png" only')
     if sum([arguments["full_page"], arguments["selector"] is not None, arguments["clip"] is not None]) > 1:
-        raise ValueError("full_page, selector and clip exclude each other")
+        raise ValueError("give only one of full_page, selector and clip")
 
 
 @job(browser=page_options, retries=RETRY, per_host={}, check=check_screenshot)
@@ -47,15 +48,15 @@ async def screenshot(
     full_page: bool = False,
     selector: Selector | None = None,
     clip: Clip | None = None,
-    type: Literal["png", "jpeg"] = "png",  # noqa: A002  the name users know
+    type: Literal["png", "jpeg"] = "png",  # noqa: A002  the name that Playwright uses
     quality: Annotated[int, Field(ge=0, le=100)] | None = None,
     omit_background: bool = False,
     **options: Unpack[VisitOptions],
 ) -> Screenshot:
-    """Take a picture: of the viewport, the full page, the first element of `selector`, or the rectangle `clip`."""
+    """Take a screenshot of the viewport, the full page, the first element of `selector`, or the rectangle `clip`."""
     visited = await visit(page, options)
     await ctx.progress(1, 2, "loaded")
-    image = await take_picture(
+    image = await capture(
         page,
         full_page=full_page,
         selector=selector,

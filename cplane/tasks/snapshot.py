@@ -1,4 +1,4 @@
-"""`snapshot`: the HTML of a page and a picture of it, in one visit."""
+"""`snapshot`: the HTML of a page and a screenshot of it, in one visit."""
 
 from typing import Unpack
 
@@ -6,16 +6,17 @@ from playwright.async_api import Page
 from pydantic import Field
 
 from cplane import Artifact, Context, job
+from cplane.tasks.capture import capture
 from cplane.tasks.content import MAX_BYTES, MaxBytes, keep_text, read_html
-from cplane.tasks.picture import take_picture
-from cplane.tasks.visit import RETRY, Visited, VisitOptions, check_visit, page_options, visit
+from cplane.tasks.visit import RETRY, VisitResult, visit
+from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 
-class Snapshot(Visited):
-    """The HTML, as `content` answers it, and the picture."""
+class Snapshot(VisitResult):
+    """The HTML, as the job `content` returns it, and the screenshot."""
 
-    html: str | None = Field(description="null when it is longer than 256 KiB")
-    content: Artifact | None = Field(description="the file content.html when `html` is null")
+    html: str | None = Field(description="null if it is longer than 256 KiB")
+    content: Artifact | None = Field(description="the file content.html if `html` is null")
     screenshot: Artifact
 
 
@@ -28,10 +29,10 @@ async def snapshot(
     max_bytes: MaxBytes = MAX_BYTES,
     **options: Unpack[VisitOptions],
 ) -> Snapshot:
-    """Answer the HTML of a page and take its picture at the same moment."""
+    """Return the HTML of a page together with a screenshot of the same moment."""
     visited = await visit(page, options)
     html = await read_html(page, max_bytes)
-    image = await take_picture(page, full_page=full_page)
-    text, kept = await keep_text(ctx, html, "content.html", "text/html")
-    picture = await ctx.artifact("screenshot.png", image, media_type="image/png")
-    return Snapshot(**visited.model_dump(), html=text, content=kept, screenshot=picture)
+    image = await capture(page, full_page=full_page)
+    text, long_text = await keep_text(ctx, html, "content.html", "text/html")
+    screenshot = await ctx.artifact("screenshot.png", image, media_type="image/png")
+    return Snapshot(**visited.model_dump(), html=text, content=long_text, screenshot=screenshot)

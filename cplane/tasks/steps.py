@@ -1,4 +1,4 @@
-"""`steps`: a visit in which things are done, one after the other: clicked, filled in, waited for, read."""
+"""`steps`: a visit followed by actions in order, such as click, fill, wait and extract."""
 
 import asyncio
 import mimetypes
@@ -16,26 +16,26 @@ from typing_extensions import TypedDict
 from cplane import Artifact, Context, job
 from cplane.errors import UsageError
 from cplane.tasks.download import MAX_BYTES, keep_download
-from cplane.tasks.visit import (
-    RETRY,
+from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, storable, visit
+from cplane.tasks.visit_options import (
     Milliseconds,
     Pattern,
     Selector,
     Url,
-    Visited,
-    VisitFailed,
     VisitOptions,
     check_visit,
     page_options,
-    storable,
     strict,
-    visit,
 )
 
-TIMEOUT_MS = 10_000.0
-LARGEST_UPLOAD = 20 * 1024 * 1024
-MOST_EXTRACTED = 1000
-READ = """(elements, [what, attribute, most]) => elements.slice(0, most).map((element) =>
+DEFAULT_TIMEOUT_MS = 10_000.0
+MAX_UPLOAD_BYTES = 20 * 1024 * 1024
+"""Size of one artifact that an `upload` step reads."""
+
+MAX_EXTRACTED = 1000
+"""Elements that one `extract` step with `all` reads."""
+
+READ = """(elements, [what, attribute, limit]) => elements.slice(0, limit).map((element) =>
   what === 'html' ? element.innerHTML : what === 'attribute' ? element.getAttribute(attribute) : element.innerText)"""
 
 
@@ -43,8 +43,8 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$")
 
 
 @strict
-class Act(TypedDict):
-    """Do something with an element, once it is ready for it."""
+class ElementStep(TypedDict):
+    """Perform an action on an element once it is ready for it."""
 
     action: Literal["click", "hover", "check", "uncheck", "wait", "scroll"]
     selector: Selector
@@ -52,7 +52,7 @@ class Act(TypedDict):
 
 
 @strict
-class Enter(TypedDict):
+class InputStep(TypedDict):
     """Fill a field, select an option by value or label, or press a key such as Enter."""
 
     action: Literal["fill", "select", "press"]
@@ -62,21 +62,21 @@ class Enter(TypedDict):
 
 
 @strict
-class Extract(TypedDict):
-    """Read an element, or with `all` every element (1000 at most), into `extracted` under `name`."""
+class ExtractStep(TypedDict):
+    """Read an element, or with `all` up to 1000 elements, into `extracted` under `name`."""
 
     action: Literal["extract"]
     name: Annotated[str, Field(min_length=1, max_length=100)]
     selector: Selector
     what: NotRequired[Literal["text", "html"]]
-    attribute: NotRequired[Annotated[str, Field(description="read this attribute, instead of `what`")]]
+    attribute: NotRequired[Annotated[str, Field(description="name of an attribute to read, instead of `what`")]]
     all: NotRequired[bool]
     timeout: NotRequired[Milliseconds]
 
 
 @strict
-class Picture(TypedDict):
-    """Take a picture of the viewport or of an element; it is the artifact `name`.png."""
+class ScreenshotStep(TypedDict):
+    """Take a screenshot of the viewport or of an element and store it as the artifact `name`.png."""
 
     action: Literal["screenshot"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
@@ -85,8 +85,8 @@ class Picture(TypedDict):
 
 
 @strict
-class Go(TypedDict):
-    """Open another page in the same window."""
+class GotoStep(TypedDict):
+    """Navigate to another URL in the same page."""
 
     action: Literal["goto"]
     url: Url
@@ -94,8 +94,8 @@ class Go(TypedDict):
 
 
 @strict
-class WaitFor(TypedDict):
-    """Wait for one thing: an address that matches a regular expression, a state of loading, or some milliseconds."""
+class WaitForStep(TypedDict):
+    """Wait for exactly one of: a URL that matches a regular expression, a load state, a number of milliseconds."""
 
     action: Literal["wait_for"]
     url: NotRequired[Pattern]
@@ -105,8 +105,8 @@ class WaitFor(TypedDict):
 
 
 @strict
-class Assert(TypedDict):
-    """Fail unless an element is there and, as far as given, is visible or hidden, contains a text, or is there so often."""
+class AssertStep(TypedDict):
+    """Fail unless an element is visible (the default) or hidden, contains a text, or occurs `count` times."""
 
     action: Literal["assert"]
     selector: Selector
@@ -117,8 +117,8 @@ class Assert(TypedDict):
 
 
 @strict
-class Inline(TypedDict):
-    """A file as base64, or as text."""
+class InlineFile(TypedDict):
+    """A file given as base64 or as text."""
 
     name: FileName
     base64: NotRequired[Annotated[str, Field(max_length=2 * 1024 * 1024)]]
@@ -126,26 +126,26 @@ class Inline(TypedDict):
 
 
 @strict
-class Reference(TypedDict):
+class ArtifactReference(TypedDict):
     """An artifact of another job."""
 
-    job: Annotated[UUID, Field(description="its id")]
+    job: Annotated[UUID, Field(description="id of the job that stored the artifact")]
     name: FileName
 
 
 @strict
-class Upload(TypedDict):
-    """Put files into a file field; each 20 MiB at most."""
+class UploadStep(TypedDict):
+    """Set the files of a file input. Each may have up to 20 MiB."""
 
     action: Literal["upload"]
     selector: Selector
-    files: Annotated[list[Inline | Reference], Field(min_length=1, max_length=10)]
+    files: Annotated[list[InlineFile | ArtifactReference], Field(min_length=1, max_length=10)]
     timeout: NotRequired[Milliseconds]
 
 
 @strict
-class Fetch(TypedDict):
-    """Click an element that starts a download; the file is the artifact `name`, or has the server's name."""
+class DownloadStep(TypedDict):
+    """Click an element that starts a download. The file becomes the artifact `name`, by default the server's name."""
 
     action: Literal["download"]
     selector: Selector
@@ -153,34 +153,44 @@ class Fetch(TypedDict):
     timeout: NotRequired[Milliseconds]
 
 
-AnyStep = Act | Enter | Extract | Picture | Go | WaitFor | Assert | Upload | Fetch
+AnyStep = (
+    ElementStep
+    | InputStep
+    | ExtractStep
+    | ScreenshotStep
+    | GotoStep
+    | WaitForStep
+    | AssertStep
+    | UploadStep
+    | DownloadStep
+)
 Step = Annotated[AnyStep, Field(discriminator="action")]
 
 
 class StepFailed(VisitFailed):
-    """A step could not be done; the message names its number, its action and what was there."""
+    """A step failed. The message names its number, action and selector, and how many elements match."""
 
 
-class Stepped(Visited):
-    """The page after the last step, and what the steps read and took."""
+class StepsResult(VisitResult):
+    """The page after the last step, and what the steps extracted and stored."""
 
-    extracted: dict[str, list[str | None]] = Field(description="by the name of the step")
+    extracted: dict[str, list[str | None]] = Field(description="extracted values by the `name` of the step")
     artifacts: list[Artifact]
 
 
 def check_steps(arguments: Mapping[str, Any]) -> None:
-    """Refuse at submit what cannot be done."""
+    """Reject steps that cannot be performed, at submission."""
     check_visit(arguments)
     for number, step in enumerate(arguments["steps"], 1):
         if step["action"] == "wait_for" and len(step.keys() & {"url", "load_state", "milliseconds"}) != 1:
-            raise ValueError(f"step {number}: wait_for takes one of url, load_state and milliseconds")
+            raise ValueError(f"step {number}: wait_for takes exactly one of url, load_state and milliseconds")
         for file in step.get("files", ()):
             if "job" not in file and len(file.keys() & {"base64", "text"}) != 1:
                 raise ValueError(f"step {number}: the file '{file['name']}' takes either base64 or text")
 
 
 def steps_options(arguments: Mapping[str, Any]) -> dict[str, object]:
-    """The options of the page, which may download if a step does."""
+    """Return the options of the page, which accepts downloads only if a step downloads."""
     downloads = any(step["action"] == "download" for step in arguments["steps"])
     return {**page_options(arguments), "accept_downloads": downloads}
 
@@ -192,32 +202,32 @@ async def steps(
     *,
     steps: Annotated[list[Step], Field(min_length=1, max_length=200)],
     **options: Unpack[VisitOptions],
-) -> Stepped:
-    """Open a page and do the steps in order. Each has 10 s unless its `timeout` (milliseconds) says otherwise."""
+) -> StepsResult:
+    """Open a page and perform the steps in order. Each has a timeout of 10 s unless it sets `timeout` (milliseconds)."""
     visited = await visit(page, options)
-    stepped = Stepped(**visited.model_dump(), extracted={}, artifacts=[])
+    result = StepsResult(**visited.model_dump(), extracted={}, artifacts=[])
     for number, step in enumerate(steps, 1):
         await ctx.progress(number - 1, len(steps), step["action"])
-        timeout_ms = step.get("timeout", TIMEOUT_MS)
+        timeout_ms = step.get("timeout", DEFAULT_TIMEOUT_MS)
         page.set_default_timeout(timeout_ms)
         try:
-            async with asyncio.timeout(timeout_ms / 1000 + 1):  # what has no timeout of its own
-                await _do(page, ctx, step, stepped)
+            async with asyncio.timeout(timeout_ms / 1000 + 1):  # for the calls that have no timeout
+                await _perform(page, ctx, step, result)
         except (PlaywrightError, TimeoutError, AssertionError, UsageError) as error:
-            raise await _failed(page, number, step, error) from error
+            raise await _failure(page, number, step, error) from error
     title = storable(await page.title())
-    return stepped.model_copy(update={"final_url": storable(page.url), "title": title})
+    return result.model_copy(update={"final_url": storable(page.url), "title": title})
 
 
-async def _do(page: Page, ctx: Context, step: AnyStep, stepped: Stepped) -> None:
+async def _perform(page: Page, ctx: Context, step: AnyStep, result: StepsResult) -> None:
     match step["action"]:
         case "extract":
-            stepped.extracted[step["name"]] = await _read(page, step)
+            result.extracted[step["name"]] = await _read(page, step)
         case "screenshot":
             image = await (page.locator(step["selector"]).first if "selector" in step else page).screenshot()
-            stepped.artifacts.append(await ctx.artifact(f"{step['name']}.png", image, media_type="image/png"))
+            result.artifacts.append(await ctx.artifact(f"{step['name']}.png", image, media_type="image/png"))
         case "download":
-            stepped.artifacts.append(await _download(page, ctx, step))
+            result.artifacts.append(await _download(page, ctx, step))
         case "upload":
             files = [await _file(ctx, file) for file in step["files"]]
             await page.locator(step["selector"]).first.set_input_files(files)
@@ -228,12 +238,12 @@ async def _do(page: Page, ctx: Context, step: AnyStep, stepped: Stepped) -> None
         case "assert":
             await _assert(page, step)
         case "fill" | "select" | "press":
-            await _enter(page.locator(step["selector"]).first, step)
+            await _input(page.locator(step["selector"]).first, step)
         case action:
             await _act(page.locator(step["selector"]).first, action)
 
 
-async def _wait(page: Page, step: WaitFor) -> None:
+async def _wait(page: Page, step: WaitForStep) -> None:
     if "url" in step:
         await page.wait_for_url(re.compile(step["url"]))
     elif "load_state" in step:
@@ -242,9 +252,9 @@ async def _wait(page: Page, step: WaitFor) -> None:
         await page.wait_for_timeout(step.get("milliseconds", 0))
 
 
-async def _assert(page: Page, step: Assert) -> None:
-    """Playwright's own assertions look again until they hold, or the step's time is over."""
-    found, timeout_ms = page.locator(step["selector"]), step.get("timeout", TIMEOUT_MS)
+async def _assert(page: Page, step: AssertStep) -> None:
+    """Playwright's assertions poll until they hold or the step's timeout expires."""
+    found, timeout_ms = page.locator(step["selector"]), step.get("timeout", DEFAULT_TIMEOUT_MS)
     if "count" in step:
         await expect(found).to_have_count(step["count"], timeout=timeout_ms)
     elif step.get("visible", True):
@@ -255,17 +265,17 @@ async def _assert(page: Page, step: Assert) -> None:
         await expect(found.first).to_contain_text(step["text"], timeout=timeout_ms)
 
 
-async def _file(ctx: Context, file: Inline | Reference) -> FilePayload:
+async def _file(ctx: Context, file: InlineFile | ArtifactReference) -> FilePayload:
     if "job" in file:
-        reference = cast("Reference", cast("object", file))
-        artifact, data = await ctx.read_artifact(reference["job"], reference["name"], max_bytes=LARGEST_UPLOAD)
+        reference = cast("ArtifactReference", cast("object", file))
+        artifact, data = await ctx.read_artifact(reference["job"], reference["name"], max_bytes=MAX_UPLOAD_BYTES)
         return {"name": artifact.name, "mimeType": artifact.media_type, "buffer": data}
     data = b64decode(file["base64"]) if "base64" in file else file.get("text", "").encode()
     media_type = mimetypes.guess_type(file["name"])[0] or "application/octet-stream"
     return {"name": file["name"], "mimeType": media_type, "buffer": data}
 
 
-async def _download(page: Page, ctx: Context, step: Fetch) -> Artifact:
+async def _download(page: Page, ctx: Context, step: DownloadStep) -> Artifact:
     async with page.expect_download() as started:
         await page.locator(step["selector"]).first.click()
     return (await keep_download(ctx, await started.value, MAX_BYTES, step.get("name"))).artifact
@@ -289,7 +299,7 @@ async def _act(element: Locator, action: str) -> None:
             raise ValueError(f"there is no action '{action}'")
 
 
-async def _enter(element: Locator, step: Enter) -> None:
+async def _input(element: Locator, step: InputStep) -> None:
     match step["action"]:
         case "fill":
             await element.fill(step["value"])
@@ -299,26 +309,29 @@ async def _enter(element: Locator, step: Enter) -> None:
             await element.press(step["value"])
 
 
-async def _read(page: Page, step: Extract) -> list[str | None]:
+async def _read(page: Page, step: ExtractStep) -> list[str | None]:
     found = page.locator(step["selector"])
     await found.first.wait_for(state="attached")
     what = "attribute" if "attribute" in step else step.get("what", "text")
-    most = MOST_EXTRACTED if step.get("all") else 1
-    values: list[str | None] = await found.evaluate_all(READ, [what, step.get("attribute"), most])
+    limit = MAX_EXTRACTED if step.get("all") else 1
+    values: list[str | None] = await found.evaluate_all(READ, [what, step.get("attribute"), limit])
     return [storable(value) if value is not None else None for value in values]
 
 
-async def _failed(page: Page, number: int, step: AnyStep, error: Exception) -> StepFailed:
-    """The step by number, action and selector, and how many such elements there are. Never the value: it may be secret."""
+async def _failure(page: Page, number: int, step: AnyStep, error: Exception) -> StepFailed:
+    """Describe a failed step by number, action, selector and number of matches. Never by value: it may be secret."""
     selector = str(step.get("selector", ""))
     try:
         async with asyncio.timeout(2):
-            there = f"{await page.locator(selector).count() if selector else 0} such elements"
+            matches = f"{await page.locator(selector).count() if selector else 0} matching elements"
     except (PlaywrightError, TimeoutError):
-        there = "it is not a selector, or the page does not answer"
-    kind = "not done in time" if "imeout" in type(error).__name__ else "refused by the page"
+        matches = "the selector is invalid or the page does not respond"
     if isinstance(error, AssertionError):
-        kind = "not so"
+        outcome = "did not hold"
     elif isinstance(error, UsageError):
-        kind = f"not possible: {error}"
-    return StepFailed(f"step {number} ({step['action']} '{selector}') was {kind}; on {storable(page.url)}: {there}")
+        outcome = f"is not possible: {error}"
+    elif "imeout" in type(error).__name__:
+        outcome = "timed out"
+    else:
+        outcome = "was rejected by the page"
+    return StepFailed(f"step {number} ({step['action']} '{selector}') {outcome}; on {storable(page.url)}: {matches}")

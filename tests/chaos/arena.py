@@ -1,4 +1,4 @@
-"""Where a scenario takes place: a Postgres with an audit of its records, a Redis of its own, a proxy before each, and ways to break them."""
+"""The servers of a scenario: a Postgres with an audit of its records, its own Redis, a proxy in front of each, and ways to break them."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ CREATE SCHEMA chaos;
 CREATE TABLE chaos.effects (record uuid NOT NULL, attempt int NOT NULL);
 CREATE TABLE chaos.moves (
     seq bigserial PRIMARY KEY, record uuid NOT NULL, old text, new text NOT NULL, attempt int NOT NULL, cause text NOT NULL);
-CREATE FUNCTION chaos.note() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION chaos.log_move() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO chaos.moves (record, new, attempt, cause) VALUES (NEW.id, NEW.state, NEW.attempt, NEW.cause);
@@ -34,18 +34,18 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON cplane.jobs FOR EACH ROW EXECUTE FUNCTION chaos.note();
+CREATE TRIGGER log_move AFTER INSERT OR UPDATE ON cplane.jobs FOR EACH ROW EXECUTE FUNCTION chaos.log_move();
 """
-"""The database writes down every move of a record itself, in the transaction that makes it: whoever made it, and by whatever statement."""
+"""A trigger logs every state change of a record in the transaction that makes it, whichever client and statement made it."""
 
 SOCKET = ".s.PGSQL.5432"
 
 PREFIX = "cplane-tests-"
-"""What a killed run leaves under this name and its pid is removed by the next (see tests/conftest.py)."""
+"""Prefix of temporary folders, followed by the pid. The next run removes those of a killed run (see tests/conftest.py)."""
 
 
 class Arena:
-    """The addresses workers use (through the proxies), the servers' own, and the servers if they are ours to break."""
+    """The addresses of the servers, directly and through the proxies, and the faults that can be injected into the servers."""
 
     def __init__(
         self, database_url: str, redis: EmbeddedRedis, folder: Path, postgres: EmbeddedPostgres | None
@@ -56,23 +56,23 @@ class Arena:
         self._redis = redis
         self._redis_data = folder / "redis"
         self._postgres = postgres
-        self._through = folder / "p"
-        self._through.mkdir()
-        self.postgres_proxy = Proxy(self._through / SOCKET, _postgres_address(database_url))
-        self.redis_proxy = Proxy(self._through / "redis.sock", Path(unquote(urlsplit(redis.url).path)))
+        self._proxy_folder = folder / "p"
+        self._proxy_folder.mkdir()
+        self.postgres_proxy = Proxy(self._proxy_folder / SOCKET, _postgres_address(database_url))
+        self.redis_proxy = Proxy(self._proxy_folder / "redis.sock", Path(unquote(urlsplit(redis.url).path)))
 
     @property
     def proxied_database_url(self) -> str:
         parts = urlsplit(self.database_url)
         user = f"{parts.netloc.rpartition('@')[0]}@"
-        return parts._replace(netloc=user, query=f"host={quote(str(self._through))}&port=5432").geturl()
+        return parts._replace(netloc=user, query=f"host={quote(str(self._proxy_folder))}&port=5432").geturl()
 
     @property
     def proxied_redis_url(self) -> str:
-        return f"unix://{quote(str(self._through / 'redis.sock'))}?db=0"
+        return f"unix://{quote(str(self._proxy_folder / 'redis.sock'))}?db=0"
 
     async def query(self, statement: str, *values: object) -> list[dict[str, Any]]:
-        """LimitRequest Postgres past everything."""
+        """Query Postgres directly, without a proxy."""
         return await query(self.database_url, statement, *values)
 
     # Redis
@@ -86,13 +86,13 @@ class Arena:
         await self._redis.__aenter__()
 
     def save_redis(self) -> Path:
-        """A copy of what Redis holds on disk now."""
+        """Return a copy of the data that Redis has on disk now."""
         copy = self.folder / f"saved-{uuid4().hex[:8]}"
         shutil.copytree(self._redis_data, copy)
         return copy
 
     def load_redis(self, saved: Path | None) -> None:
-        """Put a copy (None: nothing) in the place of what Redis, which must not run, had on disk."""
+        """Replace the data of Redis, which must not run, with a copy; None: with nothing."""
         shutil.rmtree(self._redis_data)
         if saved is not None:
             shutil.copytree(saved, self._redis_data)
@@ -101,7 +101,7 @@ class Arena:
         await self.redis_command("FLUSHALL")
 
     async def redis_command(self, *words: str) -> Any:
-        """One command, past everything."""
+        """Send one command to Redis directly, without a proxy."""
         from redis.asyncio import Redis
 
         client: Any = Redis.from_url(self.redis_url)  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
@@ -109,7 +109,7 @@ class Arena:
             return await client.execute_command(*words)
 
     async def scheduled(self) -> list[str]:
-        """Every id that some queue holds."""
+        """Return the ids in all queues."""
         ids: list[str] = []
         for key in cast("list[bytes]", await self.redis_command("KEYS", "arq:queue*")):
             if await self.redis_command("TYPE", key.decode()) == b"zset":
@@ -118,11 +118,11 @@ class Arena:
 
     # Postgres
 
-    async def stop_postgres(self, sent: signal.Signals) -> None:
-        """SIGINT: fast, SIGQUIT: immediate, as after a crash."""
+    async def stop_postgres(self, stop_signal: signal.Signals) -> None:
+        """Stop Postgres. SIGINT: fast shutdown; SIGQUIT: immediate, like a crash."""
         assert self._postgres is not None
         pid = int((self.folder / "postgres" / "postmaster.pid").read_text().splitlines()[0])
-        os.kill(pid, sent)
+        os.kill(pid, stop_signal)
         await self._postgres.ended()
 
     async def start_postgres(self) -> None:
@@ -130,7 +130,7 @@ class Arena:
         await self._postgres.__aenter__()
 
     async def end_sessions(self) -> int:
-        """End every session of this database but our own; answers how many there were."""
+        """End all other sessions of this database, and return their number."""
         statement = """SELECT count(pg_terminate_backend(pid)) AS ended FROM pg_stat_activity
                        WHERE datname = current_database() AND pid <> pg_backend_pid()"""
         return cast("int", (await self.query(statement))[0]["ended"])
@@ -138,7 +138,7 @@ class Arena:
 
 @asynccontextmanager
 async def arena(database_url: str | None = None) -> AsyncGenerator[Arena]:
-    """An arena in the migrated database `database_url`, or with a Postgres of its own, which can be broken."""
+    """Open an arena in the migrated database `database_url`; None: with its own Postgres, which can be broken."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=_base())))
         postgres = None
@@ -171,15 +171,15 @@ async def query(database_url: str, statement: str, *values: object) -> list[dict
             await connection.close()
 
 
-async def until(deadline_s: float, look: Any, *, every_s: float = 0.05) -> bool:
-    """LimitRequest `look` until it answers true; False when it does not in time. A server that is away just then is no answer."""
+async def until(deadline_s: float, condition: Any, *, interval_s: float = 0.05) -> bool:
+    """Poll `condition` until it returns true. Returns False at the deadline. Errors of an unavailable server count as not true."""
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             while True:
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    if await look():
+                    if await condition():
                         return True
-                await asyncio.sleep(every_s)
+                await asyncio.sleep(interval_s)
     return False
 
 
@@ -190,7 +190,7 @@ def _postgres_address(url: str) -> Address:
 
 
 def _base() -> Path:
-    """In memory, where a server starts fast, and with a short path, as sockets need."""
+    """Return a folder in memory, where a server starts fast, with a path short enough for sockets."""
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1024**3:
         return memory

@@ -1,4 +1,4 @@
-"""A nursery of workers for each process of the test run, an arena for each test."""
+"""Fixtures: one nursery of workers per test process, one arena per test."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,14 +19,14 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest_asyncio.fixture(name="arena")
 async def _arena(database_url: str) -> AsyncIterator[Arena]:
-    """A database and a Redis of this test alone."""
+    """A database and a Redis for this test only."""
     async with arena(database_url) as made:
         yield made
 
 
 @pytest_asyncio.fixture
 async def own_arena() -> AsyncIterator[Arena]:
-    """With a Postgres that can be broken."""
+    """An arena whose Postgres can be broken too."""
     async with arena() as made:
         yield made
 

@@ -1,6 +1,6 @@
-"""Faults at the worker's gateways: every verb of Store, Queue and Events, found by looking, with a crash point before and after it.
+"""Faults at the gateways of a worker: a crash point before and after every verb of Store, Queue and Events, found by inspection.
 
-Nothing in the product knows of this: the verbs are wrapped on their classes, in the worker's process, before the worker is made.
+The product has no hook for this: the verbs are wrapped on their classes, in the worker's process, before the worker is created.
 """
 
 import asyncio
@@ -58,31 +58,31 @@ CLIENT = frozenset(
         ),
     }
 )
-"""Verbs that a worker calls for nobody, or only for jobs with files: a crash there is a crash of the client."""
+"""Verbs that a worker does not call, or only for jobs with files. A crash there is a crash of the client."""
 
-SLOW_S = 0.25
-"""A call that takes longer is noted: on a busy machine leases of a second are lost by themselves."""
+SLOW_CALL_S = 0.25
+"""A longer call is logged as a stall: a busy machine loses leases of one second without any fault."""
 
-WAITS = frozenset({"queue.sleep", "events.read"})
-"""Verbs whose trade is waiting."""
+WAITING_VERBS = frozenset({"queue.sleep", "events.read"})
+"""Verbs whose purpose is to wait."""
 
 
-class Act(StrEnum):
-    """What happens at a point."""
+class Action(StrEnum):
+    """What happens at a crash point."""
 
     EXIT = "exit"
     FAIL = "fail"
-    """before: not done, and an error. after: done, but reported as an error."""
+    """Before the call: not done, and an error. After it: done, but reported as an error."""
     DELAY = "delay"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A place in a worker where something happens once: `verb` is like store.finish, `place` is before or after."""
+    """A crash point. `verb` is for example store.finish, `place` is before or after."""
 
     verb: str
     place: str
-    act: Act
+    act: Action
     delay_s: float = 0.0
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """How often calls of a worker go wrong, 0 to 1: not done and an error; done and an error; late."""
+    """The share of a worker's calls, 0 to 1, that fail undone (`error`), fail although done (`late_error`), or are delayed."""
 
     seed: int
     error: float = 0.0
@@ -101,48 +101,48 @@ class Rates:
 
 
 class Faults(Protocol):
-    """What happens around a call."""
+    """Code that runs before and after each call."""
 
-    async def before(self, verb: str, given: object) -> None: ...
+    async def before(self, verb: str, argument: object) -> None: ...
 
-    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
-        """`joined`: within a transaction of the caller's, which may yet be rolled back."""
+    async def after(self, verb: str, result: object, *, joined: bool) -> None:
+        """`joined`: the call was part of the caller's transaction, which may still be rolled back."""
         ...
 
 
-class Armed:
-    """One point, once, at the first call that has something to do."""
+class SingleFault:
+    """One fault at one crash point, at the first call that has work to do."""
 
     def __init__(self, point: Point, journal: Journal) -> None:
         self._point = point
         self._journal = journal
-        self._left = 1
+        self._armed = True
 
-    async def before(self, verb: str, given: object) -> None:
-        await self._meet(verb, "before", _has_content(given))
+    async def before(self, verb: str, argument: object) -> None:
+        await self._trigger(verb, "before", _has_content(argument))
 
-    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
-        await self._meet(verb, "after", _has_content(answer))
+    async def after(self, verb: str, result: object, *, joined: bool) -> None:
+        await self._trigger(verb, "after", _has_content(result))
 
-    async def _meet(self, verb: str, place: str, content: bool) -> None:
+    async def _trigger(self, verb: str, place: str, content: bool) -> None:
         point = self._point
-        if not self._left or (verb, place) != (point.verb, point.place) or not content:
+        if not self._armed or (verb, place) != (point.verb, point.place) or not content:
             return
-        self._left -= 1
+        self._armed = False
         self._journal.write("reached", point=str(point))
         now = time.monotonic()
-        if point.act is Act.EXIT:
+        if point.act is Action.EXIT:
             self._journal.write("fault", kind=FaultKind.CRASH, began=now, ended=now, note=str(point))
             os._exit(70)
         self._journal.write("fault", kind=FaultKind.CALL, began=now, ended=now + point.delay_s, note=str(point))
-        if point.act is Act.DELAY:
+        if point.act is Action.DELAY:
             await asyncio.sleep(point.delay_s)
         else:
             raise _unavailable(verb)
 
 
-class Dice:
-    """Calls go wrong at random, always in the same order for the same seed, until `heal`."""
+class RandomFaults:
+    """Random faults until `heal`, in the same order for the same seed."""
 
     def __init__(self, rates: Rates, journal: Journal) -> None:
         self._rates = rates
@@ -150,44 +150,44 @@ class Dice:
         self._random = random.Random(rates.seed)
 
     def heal(self) -> None:
-        """From now on calls go well."""
+        """Stop the faults."""
         self._rates = Rates(seed=self._rates.seed)
 
-    async def before(self, verb: str, given: object) -> None:
+    async def before(self, verb: str, argument: object) -> None:
         if self._random.random() < self._rates.delay:
-            self._note(verb, "delay", self._rates.delay_s)
+            self._log(verb, "delay", self._rates.delay_s)
             await asyncio.sleep(self._rates.delay_s)
         if self._random.random() < self._rates.error:
-            self._note(verb, "error")
+            self._log(verb, "error")
             raise _unavailable(verb)
 
-    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+    async def after(self, verb: str, result: object, *, joined: bool) -> None:
         if self._random.random() < self._rates.late_error:
-            self._note(verb, "done, but an error")
+            self._log(verb, "done, but reported as an error")
             raise _unavailable(verb)
 
-    def _note(self, verb: str, what: str, took_s: float = 0.0) -> None:
+    def _log(self, verb: str, problem: str, took_s: float = 0.0) -> None:
         now = time.monotonic()
-        self._journal.write("fault", kind=FaultKind.CALL, began=now, ended=now + took_s, note=f"{verb}: {what}")
+        self._journal.write("fault", kind=FaultKind.CALL, began=now, ended=now + took_s, note=f"{verb}: {problem}")
 
 
-class Watch:
-    """No fault of ours: notes outcomes that were accepted."""
+class OutcomeLog:
+    """Injects no fault: logs the outcomes that the store accepted."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    async def before(self, verb: str, given: object) -> None:
+    async def before(self, verb: str, argument: object) -> None:
         return
 
-    async def after(self, verb: str, answer: object, *, joined: bool) -> None:
+    async def after(self, verb: str, result: object, *, joined: bool) -> None:
         if verb == "store.finish" and not joined:
-            for (record, attempt), state in cast("dict[tuple[object, int], str]", answer).items():
+            for (record, attempt), state in cast("dict[tuple[object, int], str]", result).items():
                 self._journal.write("accepted", record=record, attempt=attempt, state=str(state))
 
 
 def verbs() -> dict[str, Callable[..., Any]]:
-    """Every verb that a worker may call, by its name; what is added to a gateway later is found as well."""
+    """Return all verbs that a worker can call, by name. Verbs that are added to a gateway later are found too."""
     found = {
         f"{gateway}.{name}": verb
         for gateway, kind in GATEWAYS.items()
@@ -201,7 +201,7 @@ def verbs() -> dict[str, Callable[..., Any]]:
 def wrapped(
     faults: Sequence[Faults], journal: Journal | None = None, names: frozenset[str] | None = None
 ) -> Generator[None]:
-    """The gateways with faults around their verbs (all that a worker calls, or `names`), until the block ends."""
+    """Wrap verbs of the gateways with faults until the block ends: all that a worker calls, or only `names`."""
     chosen = verbs() if names is None else {name: _verb(name) for name in names}
     for name, verb in chosen.items():
         gateway, _, attribute = name.partition(".")
@@ -225,18 +225,18 @@ def _wrap_call(
 ) -> Callable[..., Any]:
     @wraps(verb)
     async def call(self: object, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else True
+        argument = args[0] if args else True
         began = time.monotonic()
         for fault in faults:
-            await fault.before(name, given)
-        answer = await verb(self, *args, **kwargs)
+            await fault.before(name, argument)
+        result = await verb(self, *args, **kwargs)
         joined = any(isinstance(value, AsyncSession) for value in (*args, *kwargs.values()))
         for fault in faults:
-            await fault.after(name, answer, joined=joined)
-        patience_s = SLOW_S + (args[1] if name == "queue.sleep_and_claim" else 0.0)
-        if journal is not None and name not in WAITS and time.monotonic() - began > patience_s:
+            await fault.after(name, result, joined=joined)
+        slow_s = SLOW_CALL_S + (args[1] if name == "queue.sleep_and_claim" else 0.0)
+        if journal is not None and name not in WAITING_VERBS and time.monotonic() - began > slow_s:
             journal.write("fault", kind=FaultKind.STALL, began=began, ended=time.monotonic(), note=f"{name} took long")
-        return answer
+        return result
 
     return call
 
@@ -262,11 +262,11 @@ def _opens_block(verb: object) -> bool:
 
 
 def _has_content(value: object) -> bool:
-    """Whether a call was given, or answered, anything to lose. A verb that answers nothing always counts."""
+    """Return whether an argument or a result contains anything that can be lost. A verb without a result always counts."""
     if isinstance(value, Claim):
         return bool(value.leases)
     if isinstance(value, tuple):
-        value = next(iter(cast("tuple[object, ...]", value)), None)  # events, and the position after them
+        value = next(iter(cast("tuple[object, ...]", value)), None)  # events and the position after them
     if isinstance(value, list | dict):
         return bool(cast("list[object]", value))
     return True
@@ -274,4 +274,4 @@ def _has_content(value: object) -> bool:
 
 def _unavailable(verb: str) -> Exception:
     error = DatabaseUnavailable if verb.startswith("store.") else QueueUnavailable
-    return error(f"chaos: {verb} did not answer")
+    return error(f"chaos: {verb} did not respond")

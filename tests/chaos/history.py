@@ -1,4 +1,4 @@
-"""What happened in a run, as values: what was asked, what ran, what was broken, and what the records say in the end."""
+"""A run as values: the requests, the runs of jobs, the faults, and the final state of the records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,37 +8,37 @@ FINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class FaultKind(StrEnum):
-    """What was broken."""
+    """The kind of a fault."""
 
     KILL = "kill"
-    """A worker was sent SIGKILL."""
+    """A worker received SIGKILL."""
     CRASH = "crash"
-    """A worker left with os._exit at a crash point."""
+    """A worker ended with os._exit at a crash point."""
     POISON = "poison"
     """A job ended its worker."""
     STOP = "stop"
-    """A worker was sent SIGTERM."""
+    """A worker received SIGTERM."""
     FREEZE = "freeze"
-    """A worker was stopped with SIGSTOP."""
+    """A worker was suspended with SIGSTOP."""
     BLOCK = "block"
-    """A job held the event loop."""
+    """A job blocked the event loop."""
     STALL = "stall"
-    """Nobody's doing: a worker's loop was late, or a call took long. Small machines do this by themselves."""
+    """Not injected: a worker's event loop was late, or a call took long, as happens on a busy machine."""
     CALL = "call"
-    """One call of a worker failed, was late, or was carried out and reported as failed."""
+    """One call of a worker failed, was late, or was done but reported as failed."""
     REDIS = "redis"
-    """Redis was killed, emptied or set back."""
+    """Redis was killed, emptied or restored from an older copy."""
     POSTGRES = "postgres"
     """Postgres was restarted, or its sessions were ended."""
     PARTITION = "partition"
-    """The network between a worker and a server was cut, held or slow."""
+    """The network between a worker and a server was cut, blocked or slow."""
     CLOCK = "clock"
     """The clock of a worker was set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that was broken, from when to when; `pid`: of one worker alone."""
+    """A fault with its start and end. `pid` is set if it concerns one worker only."""
 
     kind: FaultKind
     began: float
@@ -49,7 +49,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """One submission. `record` None: nobody was told that it was accepted."""
+    """One submission. `record` is None if it was not acknowledged."""
 
     tag: str
     job: str
@@ -61,7 +61,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a job's code. `ended` None: its process died, or it was left behind."""
+    """One run of a job's code. `ended` is None if its process died or the run was abandoned."""
 
     record: str
     attempt: int
@@ -72,7 +72,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transient:
-    """A job without a record that was acknowledged: `state` is what its handle says at the end, None: nothing is known of it."""
+    """An acknowledged transient job. `state` is what its handle returns at the end; None: the job is unknown."""
 
     id: str
     at: float
@@ -81,7 +81,7 @@ class Transient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One change of a record, as the database itself noted it, in the order of its commits."""
+    """One state change of a record, as the trigger in the database logged it, in the order of commits."""
 
     record: str
     old: str | None
@@ -92,7 +92,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """What a worker was answered when it recorded an outcome: the record is in this state by this attempt."""
+    """The reply to a worker that recorded an outcome: this attempt put the record into this state."""
 
     record: str
     attempt: int
@@ -100,8 +100,8 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steer:
-    """A cancel or a replay that was acknowledged: `state` is what the record was left in."""
+class Command:
+    """An acknowledged cancel or replay. `state` is the state of the record after it."""
 
     record: str
     verb: str
@@ -111,7 +111,7 @@ class Steer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A record at the end. `result_attempt`: the attempt that its result comes from."""
+    """The final state of a record. `result_attempt` is the attempt that returned its result."""
 
     id: str
     tag: str
@@ -127,8 +127,8 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """An attempt, as the control plane tells it at the end."""
+class AttemptOutcome:
+    """An attempt, as the control plane returns it at the end."""
 
     record: str
     attempt: int
@@ -146,7 +146,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """One run of the suite."""
+    """Everything that happened in one scenario."""
 
     submits: tuple[Submit, ...] = ()
     runs: tuple[Run, ...] = ()
@@ -155,11 +155,11 @@ class History:
     faults: tuple[Fault, ...] = ()
     moves: tuple[Move, ...] = ()
     accepted: tuple[Accepted, ...] = ()
-    steers: tuple[Steer, ...] = ()
+    commands: tuple[Command, ...] = ()
     records: tuple[Record, ...] = ()
-    attempts: tuple[Ended, ...] = ()
+    attempts: tuple[AttemptOutcome, ...] = ()
     exits: tuple[Exit, ...] = ()
     effects: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Rows that a record's job wrote in `ctx.transaction()`."""
+    """Number of rows that the job of a record wrote in `ctx.transaction()`."""
     scheduled: tuple[str, ...] = ()
-    """What Redis still holds at the end."""
+    """The ids that Redis still holds at the end."""

@@ -1,4 +1,4 @@
-"""The jobs of the chaos suite: each writes what it does into the journal. Imported by CPLANE_IMPORTS=tests.chaos.jobs."""
+"""The jobs of the chaos suite. Each logs its start and end in the journal. Imported by CPLANE_IMPORTS=tests.chaos.jobs."""
 
 import asyncio
 import os
@@ -14,18 +14,18 @@ from cplane.jobs.retry import RetryPolicy
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import TRANSIENT, here
 
-SOON = RetryPolicy(retries=2, backoff_s=0.05, factor=1.0)
+FAST_RETRY = RetryPolicy(retries=2, backoff_s=0.05, factor=1.0)
 STEP_S = 0.05
-OVERSTAY_S = 30.0
+MAX_BLOCK_S = 30.0
 
 
-class Unlucky(Exception):
-    """What jobs raise that fail on purpose."""
+class IntentionalFailure(Exception):
+    """Raised by jobs that fail on purpose."""
 
 
 @contextmanager
-def told(ctx: Context, kind: str = "") -> Generator[None]:
-    """Note that this attempt's code runs, and how it ended."""
+def logged(ctx: Context, kind: str = "") -> Generator[None]:
+    """Log the start and the end of this attempt's code."""
     run = {"record": ctx.id, "attempt": ctx.attempt}
     here().write(f"{kind}begin", **run)
     try:
@@ -36,14 +36,14 @@ def told(ctx: Context, kind: str = "") -> Generator[None]:
 
 @job
 async def chaos_ok(ctx: Context, tag: str) -> dict[str, int]:
-    with told(ctx):
+    with logged(ctx):
         return {"attempt": ctx.attempt}
 
 
 @job
 async def chaos_works(ctx: Context, tag: str, seconds: float) -> dict[str, int]:
-    """Works for a while and tells its progress."""
-    with told(ctx):
+    """Work for `seconds` and report progress."""
+    with logged(ctx):
         steps = max(1, round(seconds / STEP_S))
         for step in range(steps):
             await ctx.progress(step, steps)
@@ -51,29 +51,29 @@ async def chaos_works(ctx: Context, tag: str, seconds: float) -> dict[str, int]:
         return {"attempt": ctx.attempt}
 
 
-@job(retries=SOON)
+@job(retries=FAST_RETRY)
 async def chaos_flaky(ctx: Context, tag: str, times: int, folder: str) -> dict[str, int]:
-    """Fails `times` times, whoever runs it."""
-    with told(ctx):
+    """Fail the first `times` times, in whichever worker."""
+    with logged(ctx):
         failures = Path(folder) / f"flaky-{tag}"
         if failures.exists() and len(failures.read_text()) >= times:
             return {"attempt": ctx.attempt}
         with failures.open("a") as file:
             file.write("x")
-        raise Unlucky(tag)
+        raise IntentionalFailure(tag)
 
 
-@job(retries=SOON)
+@job(retries=FAST_RETRY)
 async def chaos_fails(ctx: Context, tag: str) -> None:
-    """Fails until its retries are spent."""
-    with told(ctx):
-        raise Unlucky(tag)
+    """Fail until the retries are used up."""
+    with logged(ctx):
+        raise IntentionalFailure(tag)
 
 
 @job
 async def chaos_writes(ctx: Context, tag: str) -> dict[str, int]:
-    """Writes a row that must be there exactly once."""
-    with told(ctx):
+    """Write a row that must exist exactly once."""
+    with logged(ctx):
         async with ctx.transaction() as session:
             connection = await session.connection()
             row = {"record": ctx.id, "attempt": ctx.attempt}
@@ -85,8 +85,8 @@ async def chaos_writes(ctx: Context, tag: str) -> dict[str, int]:
 
 @job
 async def chaos_poison(ctx: Context, tag: str) -> None:
-    """Takes its worker along."""
-    with told(ctx):
+    """End its worker process."""
+    with logged(ctx):
         now = time.monotonic()
         here().write("fault", kind=FaultKind.POISON, began=now, ended=now)
         os._exit(9)
@@ -94,27 +94,27 @@ async def chaos_poison(ctx: Context, tag: str) -> None:
 
 @job
 async def chaos_blocks(ctx: Context, tag: str, folder: str) -> dict[str, int]:
-    """Holds the event loop on its first attempt, as no job should, until the driver makes `let_go_of`'s file."""
-    with told(ctx):
+    """Block the event loop on the first attempt until the driver creates `release_file`."""
+    with logged(ctx):
         began = time.monotonic()
-        while ctx.attempt == 1 and not let_go_of(folder).exists() and time.monotonic() < began + OVERSTAY_S:
+        while ctx.attempt == 1 and not release_file(folder).exists() and time.monotonic() < began + MAX_BLOCK_S:
             time.sleep(STEP_S)  # noqa: ASYNC251  the fault itself
         return {"attempt": ctx.attempt}
 
 
-def let_go_of(folder: str | Path) -> Path:
-    """The file that ends every `chaos_blocks` of a run."""
-    return Path(folder) / "let-go"
+def release_file(folder: str | Path) -> Path:
+    """Return the file whose existence ends every `chaos_blocks` of a scenario."""
+    return Path(folder) / "release"
 
 
 @job
 async def chaos_overstays(ctx: Context, tag: str, folder: str) -> dict[str, int]:
-    """Its first attempt holds the loop until the second has begun; the second works until the first has had time to record its end."""
-    with told(ctx):
+    """Block the loop on the first attempt until the second has begun; the second works until the first could record its outcome."""
+    with logged(ctx):
         began = time.monotonic()
         second = Path(folder) / f"second-{tag}"
         if ctx.attempt == 1:
-            while not second.exists() and time.monotonic() < began + OVERSTAY_S:
+            while not second.exists() and time.monotonic() < began + MAX_BLOCK_S:
                 time.sleep(STEP_S)  # noqa: ASYNC251  the fault itself
             here().write("fault", kind=FaultKind.BLOCK, began=began, ended=time.monotonic())
         else:
@@ -125,12 +125,12 @@ async def chaos_overstays(ctx: Context, tag: str, folder: str) -> dict[str, int]
 
 @job(record=False)
 async def chaos_unrecorded(ctx: Context, tag: str, seconds: float) -> None:
-    """Works for a while and leaves no record."""
-    with told(ctx, TRANSIENT):
+    """Work for `seconds`, without a record."""
+    with logged(ctx, TRANSIENT):
         await asyncio.sleep(seconds)
 
 
 @job(record=False)
 async def chaos_transient(x: int) -> int:
-    """What a plain arq worker knows as well."""
+    """A job that a plain arq worker has too."""
     return x + 1

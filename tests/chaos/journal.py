@@ -1,7 +1,7 @@
-"""The journal of a run: one line of JSON for each thing that happens, written by the driver, the workers and the jobs themselves.
+"""The journal of a scenario: one line of JSON per event, written by the driver, the workers and the jobs.
 
-A line is one append to a file that all of them share: lines never mix, and a kill loses nothing that was written. Times are those of the
-machine's monotonic clock, which is one for all processes and which no clock step moves.
+A line is one append to a shared file: lines never mix, and a kill loses no written line. Times are those of the machine's monotonic
+clock, which all processes share and which clock steps do not change.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 VARIABLE = "CHAOS_JOURNAL"
 
 TRANSIENT = "transient "
-"""What the events of jobs without a record begin with."""
+"""Prefix of the events of transient jobs."""
 
 
 class Journal:
-    """Appends to the file `path`."""
+    """Appends events to the file `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,5 +40,5 @@ class Journal:
 
 @cache
 def here() -> Journal:
-    """The journal of this worker process."""
+    """Return the journal of this worker process."""
     return Journal(Path(os.environ[VARIABLE]))

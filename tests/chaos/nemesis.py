@@ -1,4 +1,4 @@
-"""The long run: jobs for minutes, and all the while something breaks, drawn from a seeded generator. Then everything is healed and judged."""
+"""The long run: submits jobs for minutes while it injects faults from a seeded generator, then heals everything and judges."""
 
 import asyncio
 import signal
@@ -7,22 +7,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tests.chaos.checker import Violation
-from tests.chaos.gateways import Act, Point, Rates, verbs
+from tests.chaos.gateways import Action, Point, Rates, verbs
 from tests.chaos.history import FaultKind, History
 from tests.chaos.nursery import ChaosWorker
-from tests.chaos.scenario import AFTER_S, Scenario
+from tests.chaos.scenario import FAULT_TAIL_S, Scenario
 from tests.chaos.worker import Plan
 
 WORKERS = 4
-PAUSE_S = 1.0
-CHUNK = 50
+MAX_PAUSE_S = 1.0
+"""Between two faults."""
+
+SUBMIT_BATCH = 50
 CALLS = Rates(seed=0, error=0.002, late_error=0.002, delay=0.002)
-"""Rare enough that what happens to a job has one reason most of the time."""
+"""Rare enough that an event of a job usually has one cause only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a long run is."""
+    """The progress of a long run."""
 
     at_s: float
     submitted: int
@@ -30,40 +32,40 @@ class Progress:
 
 
 class Nemesis:
-    """Submits `jobs` within `minutes` while it breaks one thing after the other."""
+    """Submits `jobs` within `minutes` while it injects one fault after the other."""
 
-    def __init__(self, run: Scenario, *, jobs: int, minutes: float, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, run: Scenario, *, jobs: int, minutes: float, report: Callable[[Progress], None]) -> None:
         self._run = run
         self._jobs = jobs
         self._duration_s = minutes * 60
-        self._tell = tell
+        self._report = report
         self._submitted = 0
         self._began = time.monotonic()
 
     async def work(self, final_s: float) -> tuple[list[Violation], History]:
-        """Everything; answers what was violated."""
+        """Run everything, and return the violations and the history."""
         for _ in range(WORKERS):
             await self._start()
         submitting = asyncio.create_task(self._submit(), name="submit")
         while not submitting.done():
             fault = self._run.random.choice(FAULTS)
-            self._tell(self._progress(fault.__name__))
+            self._report(self._progress(fault.__name__))
             await self._replace_dead()
             await fault(self)
-            await asyncio.sleep(self._run.random.uniform(0, PAUSE_S))
+            await asyncio.sleep(self._run.random.uniform(0, MAX_PAUSE_S))
         await submitting
-        self._tell(self._progress("healed; waiting until everything is final"))
+        self._report(self._progress("healed; waiting until everything is final"))
         return await self._run.violations(final_s)
 
     def _progress(self, fault: str) -> Progress:
         return Progress(at_s=time.monotonic() - self._began, submitted=self._submitted, fault=fault)
 
     async def _submit(self) -> None:
-        """Evenly over the minutes."""
+        """Submit the jobs, evenly distributed over the duration."""
         while self._submitted < self._jobs:
-            number = min(CHUNK, self._jobs - self._submitted)
-            ids = await self._run.submit_all(self._run.workload.mixed(number, longest_s=1.0))
-            await self._run.submit_transient(self._run.workload.unrecorded(1 + number // 10, longest_s=1.0))
+            number = min(SUBMIT_BATCH, self._jobs - self._submitted)
+            ids = await self._run.submit_all(self._run.workload.mixed(number, max_s=1.0))
+            await self._run.submit_transient(self._run.workload.unrecorded(1 + number // 10, max_s=1.0))
             self._submitted += number
             for record in ids:
                 if record is not None and self._run.random.random() < 0.03:
@@ -102,7 +104,7 @@ class Nemesis:
     async def crash_at_a_call(self) -> None:
         verb = self._run.random.choice(sorted(verbs()))
         place = self._run.random.choice(["before", "after"])
-        await self._start(Plan(point=Point(verb=verb, place=place, act=Act.EXIT)))
+        await self._start(Plan(point=Point(verb=verb, place=place, act=Action.EXIT)))
         await asyncio.sleep(2.0)
 
     async def step_a_clock(self) -> None:
@@ -111,44 +113,44 @@ class Nemesis:
             victim.send(signal.SIGUSR1)
 
     async def flush_redis(self) -> None:
-        with self._run.fault(FaultKind.REDIS, "flushed", after_s=AFTER_S):
+        with self._run.fault(FaultKind.REDIS, "flushed", after_s=FAULT_TAIL_S):
             await self._run.arena.flush_redis()
 
     async def restart_redis(self) -> None:
-        """Empty, as it was, or as it was a second ago."""
+        """Restart Redis: empty, with its data, or with the data of a second ago."""
         arena = self._run.arena
-        how = self._run.random.choice(["empty", "as it was", "set back"])
-        saved = arena.save_redis() if how == "set back" else None
+        mode = self._run.random.choice(["empty", "unchanged", "older copy"])
+        saved = arena.save_redis() if mode == "older copy" else None
         await asyncio.sleep(1.0)
-        with self._run.fault(FaultKind.REDIS, how, after_s=AFTER_S):
+        with self._run.fault(FaultKind.REDIS, mode, after_s=FAULT_TAIL_S):
             await arena.kill_redis()
-            if how != "as it was":
+            if mode != "unchanged":
                 arena.load_redis(saved)
             await asyncio.sleep(self._run.random.uniform(0, 2))
             await arena.start_redis()
 
     async def restart_postgres(self) -> None:
-        how = self._run.random.choice([signal.SIGINT, signal.SIGQUIT])
-        with self._run.fault(FaultKind.POSTGRES, how.name, after_s=AFTER_S):
-            await self._run.arena.stop_postgres(how)
+        mode = self._run.random.choice([signal.SIGINT, signal.SIGQUIT])
+        with self._run.fault(FaultKind.POSTGRES, mode.name, after_s=FAULT_TAIL_S):
+            await self._run.arena.stop_postgres(mode)
             await asyncio.sleep(self._run.random.uniform(0, 2))
             await self._run.arena.start_postgres()
 
     async def end_sessions(self) -> None:
-        with self._run.fault(FaultKind.POSTGRES, "sessions ended", after_s=AFTER_S):
+        with self._run.fault(FaultKind.POSTGRES, "sessions ended", after_s=FAULT_TAIL_S):
             await self._run.arena.end_sessions()
 
     async def cut_off(self) -> None:
-        """One of the servers, for the workers behind the proxies."""
-        arena, chance = self._run.arena, self._run.random
-        proxy = chance.choice([arena.postgres_proxy, arena.redis_proxy])
-        direction = chance.choice([proxy.to_server, proxy.to_client])
-        how = chance.choice(["held", "slow", "cut"])
-        with self._run.fault(FaultKind.PARTITION, how, after_s=AFTER_S):
-            proxy.refusing = how == "cut"
-            if how == "slow":
+        """Disturb the connection to one server for the workers behind the proxies."""
+        arena, random = self._run.arena, self._run.random
+        proxy = random.choice([arena.postgres_proxy, arena.redis_proxy])
+        direction = random.choice([proxy.to_server, proxy.to_client])
+        mode = random.choice(["blocked", "slow", "cut"])
+        with self._run.fault(FaultKind.PARTITION, mode, after_s=FAULT_TAIL_S):
+            proxy.refusing = mode == "cut"
+            if mode == "slow":
                 direction.delay_s = 0.1
-            elif how == "held":
+            elif mode == "blocked":
                 direction.hold()
             else:
                 proxy.reset()

@@ -1,6 +1,6 @@
-"""Where chaos workers come from: one process that has imported everything and forks a worker in milliseconds.
+"""The parent of the chaos workers: one process that has imported everything and forks a worker in milliseconds.
 
-It ends when its stdin does, which is when the test does, and every worker it made dies with it.
+It ends when its stdin is closed, at the end of the tests, and all its workers die with it.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cplane.dev.parent import bound_to_parent
+from cplane.dev.parent import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 
 
 class ChaosWorker:
-    """A worker process. It is no child of ours: a descriptor of the process itself tells when it ends."""
+    """A worker process. It is not our child: a pidfd signals its end."""
 
     def __init__(self, pid: int, log: Path) -> None:
         self.pid = pid
@@ -32,21 +32,21 @@ class ChaosWorker:
         try:
             self._fd = os.pidfd_open(pid)
         except ProcessLookupError:
-            self._note_end()
+            self._on_end()
             return
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._note_end)
+        self._loop.add_reader(self._fd, self._on_end)
 
     @property
     def alive(self) -> bool:
         return not self._ended.is_set()
 
-    def send(self, sent: signal.Signals) -> bool:
-        """Signal it; answers whether it was there to be signalled."""
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal. Returns False if the process has ended."""
         if not self.alive:
             return False
         try:
-            signal.pidfd_send_signal(self._fd, sent)
+            signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
             return False
         return True
@@ -54,18 +54,18 @@ class ChaosWorker:
     async def ended(self) -> None:
         await self._ended.wait()
 
-    def _note_end(self) -> None:
+    def _on_end(self) -> None:
         if self._ended.is_set():
             return
         self.ended_at = time.monotonic()
         self._ended.set()
-        with suppress(AttributeError):  # it was gone before it could be watched
+        with suppress(AttributeError):  # it ended before it could be watched
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
 
 
 class Nursery:
-    """`with Nursery() as nursery:` then `nursery.fork(…)`."""
+    """Forks workers: `with Nursery() as nursery: nursery.fork(…)`."""
 
     def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CPLANE_")}
@@ -76,7 +76,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._read()  # it has imported everything
+        self._read()  # sent once everything is imported
         return self
 
     def __exit__(
@@ -85,7 +85,7 @@ class Nursery:
         self._process.communicate()
 
     def fork(self, environment: Mapping[str, str], log: Path) -> ChaosWorker:
-        """A worker with these variables beside its own, which prints into `log`."""
+        """Fork a worker with these additional variables, whose output goes to `log`."""
         assert self._process.stdin is not None
         request = {"environment": dict(environment), "log": str(log)}
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -101,25 +101,25 @@ class Nursery:
 
 
 def main() -> None:
-    """Fork a worker for each line of stdin; answer its pid."""
+    """Fork a worker for each line of stdin, and print its pid."""
     from tests.chaos import worker
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: the system buries them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the workers: the kernel reaps them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a worker, too, from its first moment until its clock can be set
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited by a worker, until its clock can be set
     print(0, flush=True)  # noqa: T201  the protocol
     for line in sys.stdin:
         request: dict[str, Any] = json.loads(line)
-        die_with_us = bound_to_parent(signal.SIGKILL, None)
+        bind = die_with_parent(signal.SIGKILL, None)
         pid = os.fork()
         if pid == 0:
-            die_with_us()
+            bind()
             _become(request, worker.main)
         print(pid, flush=True)  # noqa: T201
 
 
 def _become(request: dict[str, Any], run: Any) -> None:
-    """Be a worker: in a session of its own, with its own output. Never returns."""
+    """Turn this process into a worker with its own process session and output. Never returns."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""A worker of arq itself, as it would stand beside ours: `python -m arq tests.chaos.plain_arq.Settings`. It knows nothing of cplane."""
+"""A plain arq worker that serves the same queue: `python -m arq tests.chaos.plain_arq.Settings`. It does not use cplane."""
 
 import os
 from typing import Any, ClassVar
@@ -8,12 +8,12 @@ from arq.connections import RedisSettings
 
 
 async def chaos_transient(_: dict[Any, Any], x: int) -> int:
-    """The same job as ours of this name: whoever claims it may do it."""
+    """The same job as in `tests.chaos.jobs`: either worker may run it."""
     return x + 1
 
 
 class Settings:
-    """What arq reads."""
+    """The settings of the arq worker."""
 
     functions: ClassVar = [chaos_transient]
     redis_settings = RedisSettings.from_dsn(os.environ.get("CPLANE_REDIS_URL", "redis://localhost"))

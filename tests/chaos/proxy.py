@@ -1,4 +1,4 @@
-"""A proxy of ours between a worker and a server: it cuts, holds or slows the bytes, each way apart from the other."""
+"""A proxy between a worker and a server that cuts, blocks or delays the bytes, separately in each direction."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,11 +10,11 @@ CHUNK = 65_536
 
 
 Address = Path | tuple[str, int]
-"""A Unix socket, or a host and port."""
+"""A Unix socket, or a host and a port."""
 
 
 class Direction:
-    """What happens to the bytes of one direction: `delay_s` late each, and none at all while it is not open."""
+    """One direction of a connection: chunks are delayed by `delay_s`, and blocked while it is not open."""
 
     def __init__(self) -> None:
         self.delay_s = 0.0
@@ -22,12 +22,12 @@ class Direction:
         self.open.set()
 
     def hold(self) -> None:
-        """Bytes vanish from now on: nothing arrives, no error either. They are delivered when it is open again."""
+        """Block all bytes without an error. They are delivered when the direction is open again."""
         self.open.clear()
 
 
 class Proxy:
-    """Listens on the Unix socket `path` and hands everything on to `server`."""
+    """Listens on the Unix socket `path` and forwards everything to `server`."""
 
     def __init__(self, path: Path, server: Address) -> None:
         self._path = path
@@ -54,19 +54,19 @@ class Proxy:
             await asyncio.wait(self._tasks)
 
     def hold(self) -> None:
-        """Hold both directions."""
+        """Block both directions."""
         self.to_server.hold()
         self.to_client.hold()
 
     def heal(self) -> None:
-        """Everything passes at once again."""
+        """Forward everything without delay again."""
         self.refusing = False
         for direction in (self.to_server, self.to_client):
             direction.delay_s = 0.0
             direction.open.set()
 
     def reset(self) -> None:
-        """Cut every connection there is."""
+        """Abort all connections."""
         for writer in list(self._writers):
             writer.transport.abort()
 
@@ -76,7 +76,7 @@ class Proxy:
             if not self.refusing:
                 await self._connect(reader, writer)
         except OSError:
-            pass  # the server is away, or either side has cut the connection: so it looks to the other
+            pass  # the server is unavailable, or one side cut the connection: pass that on to the other side
         finally:
             self._writers.discard(writer)
             writer.transport.abort()
@@ -85,7 +85,7 @@ class Proxy:
         server_reader, server_writer = await _open(self._address)
         self._writers.add(server_writer)
         try:
-            await self._either(
+            await self._run_until_one_ends(
                 lambda: _pump(reader, server_writer, self.to_server),
                 lambda: _pump(server_reader, writer, self.to_client),
             )
@@ -93,8 +93,8 @@ class Proxy:
             self._writers.discard(server_writer)
             server_writer.transport.abort()
 
-    async def _either(self, *pumps: Callable[[], Awaitable[None]]) -> None:
-        """Until one side closes: then the other is cut as well."""
+    async def _run_until_one_ends(self, *pumps: Callable[[], Awaitable[None]]) -> None:
+        """Run both pumps until one side closes, then cancel the other."""
         tasks = {asyncio.ensure_future(pump()) for pump in pumps}
         self._tasks |= tasks
         try:
@@ -116,7 +116,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dire
             writer.write(data)
             await writer.drain()
     except OSError:
-        return  # cut
+        return  # the connection was cut
 
 
 async def _open(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

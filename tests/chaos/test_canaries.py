@@ -1,10 +1,10 @@
-"""With a guard of the product switched off the suite must cry out: a suite that is silent then would be silent always."""
+"""With a guard of the product switched off, the suite must report violations; otherwise it could never find any."""
 
 from tests.chaos.scenario import Scenario
 from tests.chaos.worker import Plan
 
-SHORT_S = 9.0
-"""How long a run that cannot end is waited for."""
+STUCK_RUN_S = 9.0
+"""How long to wait for a scenario that cannot end."""
 
 
 async def broken_rules(run: Scenario, deadline_s: float = 30.0) -> set[str]:
@@ -13,24 +13,24 @@ async def broken_rules(run: Scenario, deadline_s: float = 30.0) -> set[str]:
 
 
 async def a_worker_overstays_its_lease(run: Scenario, plan: Plan) -> None:
-    """One worker holds its loop past the lease, another takes over, and while it works the first records its outcome."""
+    """One worker blocks its loop past the lease, another takes over, and the first records its outcome while the other works."""
     await run.start_worker(plan, CPLANE_QUEUES="default:1")
     await run.submit_all([run.workload.call("chaos_overstays")])
     await run.until_runs(1)
     await run.start_worker(plan, CPLANE_QUEUES="default:1")
 
 
-async def test_a_store_without_its_fence_is_found(run: Scenario) -> None:
+async def test_a_store_without_fence_breaks_a_rule(run: Scenario) -> None:
     await a_worker_overstays_its_lease(run, Plan(without=("fence",)))
     assert "one finish" in await broken_rules(run)
 
 
-async def test_the_same_run_with_its_fence_breaks_no_rule(run: Scenario) -> None:
+async def test_the_same_scenario_with_fence_breaks_no_rule(run: Scenario) -> None:
     await a_worker_overstays_its_lease(run, Plan())
     await run.judge()
 
 
-async def test_a_worker_without_a_reconciler_is_found(run: Scenario) -> None:
+async def test_workers_without_reconciler_break_a_rule(run: Scenario) -> None:
     plan = Plan(without=("reconciler",))
     killed = await run.start_worker(plan)
     await run.submit_all([run.workload.call("chaos_works", seconds=2.0) for _ in range(3)])
@@ -38,10 +38,10 @@ async def test_a_worker_without_a_reconciler_is_found(run: Scenario) -> None:
     run.kill(killed)
     await run.arena.flush_redis()
     await run.start_worker(plan)
-    assert "accepted is final" in await broken_rules(run, SHORT_S)
+    assert "accepted is final" in await broken_rules(run, STUCK_RUN_S)
 
 
-async def test_leases_that_are_not_renewed_are_found(run: Scenario) -> None:
+async def test_workers_without_renewal_break_rules(run: Scenario) -> None:
     plan = Plan(without=("renewal",))
     await run.start_worker(plan)
     await run.start_worker(plan)

@@ -1,4 +1,4 @@
-"""Each rule of the checker, on histories made by hand: one that keeps it, and one that breaks it."""
+"""Each rule of the checker, on handwritten histories: some that keep it and some that break it."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import pytest
 from tests.chaos.checker import RULES, Bounds, check
 from tests.chaos.history import (
     Accepted,
-    Ended,
+    AttemptOutcome,
+    Command,
     Exit,
     Fault,
     FaultKind,
@@ -15,7 +16,6 @@ from tests.chaos.history import (
     Move,
     Record,
     Run,
-    Steer,
     Submit,
     Transient,
 )
@@ -24,10 +24,10 @@ BOUNDS = Bounds(lease_s=2.0, restart_s=5.0)
 
 SUBMIT = Submit(tag="t", job="chaos_ok", at=100.0, record="r")
 RUN = Run(record="r", attempt=1, pid=7, began=100.1, ended=100.2)
-AGAIN = Run(record="r", attempt=2, pid=8, began=104.0, ended=104.1)
+SECOND_RUN = Run(record="r", attempt=2, pid=8, began=104.0, ended=104.1)
 RECORD = Record(id="r", tag="t", job="chaos_ok", state="succeeded", attempt=1, result_attempt=1)
-FIRST = Ended(record="r", attempt=1, cause="submit", state="succeeded")
-SECOND = Ended(record="r", attempt=2, cause="lost", state="succeeded")
+FIRST = AttemptOutcome(record="r", attempt=1, cause="submit", state="succeeded")
+SECOND = AttemptOutcome(record="r", attempt=2, cause="lost", state="succeeded")
 KILL = Fault(kind=FaultKind.KILL, began=101.0, ended=101.0, pid=7)
 
 
@@ -49,7 +49,7 @@ QUIET = History(
 
 KILLED = History(
     submits=(SUBMIT,),
-    runs=(replace(RUN, began=100.5, ended=None), AGAIN),
+    runs=(replace(RUN, began=100.5, ended=None), SECOND_RUN),
     faults=(KILL,),
     moves=(
         *STARTED,
@@ -64,12 +64,12 @@ KILLED = History(
 )
 """One job whose first worker was killed."""
 
-REPLAY = Steer(record="r", verb="replay", at=103.0, state="queued")
-CANCEL = Steer(record="r", verb="cancel", at=100.0, state="cancelled")
+REPLAY = Command(record="r", verb="replay", at=103.0, state="queued")
+CANCEL = Command(record="r", verb="cancel", at=100.0, state="cancelled")
 PARTITION = Fault(kind=FaultKind.PARTITION, began=101.0, ended=103.0, pid=None)
 WRITES = replace(RECORD, job="chaos_writes")
 REPLAYED = History(
-    runs=(RUN, AGAIN),
+    runs=(RUN, SECOND_RUN),
     moves=(
         *STARTED,
         move("running", "failed", 1),
@@ -78,32 +78,38 @@ REPLAYED = History(
         move("running", "succeeded", 2, "replay"),
     ),
     accepted=(Accepted(record="r", attempt=1, state="failed"), Accepted(record="r", attempt=2, state="succeeded")),
-    steers=(REPLAY,),
+    commands=(REPLAY,),
     records=(replace(RECORD, attempt=2, result_attempt=2),),
     attempts=(replace(FIRST, state="failed"), replace(SECOND, cause="replay")),
 )
 
 TRANSIENT = History(
     transients=(Transient(id="t", at=100.0, state="succeeded"),),
-    transient_runs=(replace(KILLED.runs[0], record="t"), replace(AGAIN, record="t")),
+    transient_runs=(replace(KILLED.runs[0], record="t"), replace(SECOND_RUN, record="t")),
     faults=(KILL,),
 )
-"""A job without a record whose first worker was killed."""
+"""A transient job whose first worker was killed."""
 
 BROKEN: list[tuple[str, History]] = [
     ("accepted is final", replace(QUIET, records=(), attempts=(FIRST,))),
     ("accepted is final", replace(QUIET, records=(replace(RECORD, state="queued"),))),
     ("accepted is final", replace(QUIET, records=(replace(RECORD, state="running"),))),
     ("runs once", replace(QUIET, runs=(RUN, replace(RUN, pid=8)))),
-    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), AGAIN), faults=())),
-    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=None), AGAIN), faults=(replace(KILL, pid=8),))),
-    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), AGAIN), faults=(PARTITION,))),
-    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=109.5), AGAIN), faults=(PARTITION,), records=(WRITES,))),
-    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=None), AGAIN), faults=(PARTITION,), records=(WRITES,))),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), SECOND_RUN), faults=())),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=None), SECOND_RUN), faults=(replace(KILL, pid=8),))),
+    ("runs alone", replace(KILLED, runs=(replace(RUN, ended=104.05), SECOND_RUN), faults=(PARTITION,))),
+    (
+        "runs alone",
+        replace(KILLED, runs=(replace(RUN, ended=109.5), SECOND_RUN), faults=(PARTITION,), records=(WRITES,)),
+    ),
+    (
+        "runs alone",
+        replace(KILLED, runs=(replace(RUN, ended=None), SECOND_RUN), faults=(PARTITION,), records=(WRITES,)),
+    ),
     ("one finish", replace(KILLED, accepted=(*QUIET.accepted, *KILLED.accepted))),
     ("one finish", replace(QUIET, accepted=KILLED.accepted)),
     ("one finish", replace(KILLED, records=(replace(KILLED.records[0], result_attempt=1),))),
-    ("one finish", replace(REPLAYED, steers=())),
+    ("one finish", replace(REPLAYED, commands=())),
     ("moves are legal", replace(QUIET, moves=(*QUIET.moves, move("succeeded", "succeeded", 1)))),
     ("moves are legal", replace(QUIET, moves=(*QUIET.moves, move("succeeded", "queued", 1, "replay")))),
     ("moves are legal", replace(QUIET, moves=(*QUIET.moves, move("succeeded", "running", 2)))),
@@ -111,11 +117,11 @@ BROKEN: list[tuple[str, History]] = [
     ("moves are legal", replace(QUIET, moves=(move(None, "queued"), move("queued", "running")))),
     ("moves are legal", replace(QUIET, moves=(move(None, "queued"), move("queued", "running", 2)))),
     ("moves are legal", replace(KILLED, moves=(*KILLED.moves[:2], move("running", "succeeded", 2)))),
-    ("moves are legal", replace(REPLAYED, steers=())),
+    ("moves are legal", replace(REPLAYED, commands=())),
     ("attempts are told", replace(QUIET, attempts=())),
     ("attempts are told", replace(KILLED, attempts=(SECOND,))),
     ("attempts are told", replace(QUIET, attempts=(replace(FIRST, state="running"),))),
-    ("attempts are told", replace(QUIET, runs=(RUN, AGAIN))),
+    ("attempts are told", replace(QUIET, runs=(RUN, SECOND_RUN))),
     ("attempts are explained", replace(KILLED, faults=())),
     ("attempts are explained", replace(KILLED, faults=(replace(KILL, began=99.0, ended=99.0),))),
     ("attempts are explained", replace(KILLED, faults=(replace(KILL, began=105.0, ended=105.0),))),
@@ -134,13 +140,13 @@ BROKEN: list[tuple[str, History]] = [
     ("transient jobs end", replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state="failed"),))),
     (
         "restarts in time",
-        replace(TRANSIENT, transient_runs=(TRANSIENT.transient_runs[0], replace(AGAIN, record="t", began=108.1))),
+        replace(TRANSIENT, transient_runs=(TRANSIENT.transient_runs[0], replace(SECOND_RUN, record="t", began=108.1))),
     ),
-    ("restarts in time", replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=108.1, ended=None)))),
+    ("restarts in time", replace(KILLED, runs=(KILLED.runs[0], replace(SECOND_RUN, began=108.1, ended=None)))),
     ("nothing runs early", replace(QUIET, submits=(replace(SUBMIT, delay_s=1.0),))),
     (
         "nothing runs early",
-        replace(QUIET, submits=(replace(SUBMIT, delay_s=3.0),), steers=(replace(REPLAY, at=102.0),)),
+        replace(QUIET, submits=(replace(SUBMIT, delay_s=3.0),), commands=(replace(REPLAY, at=102.0),)),
     ),
     ("effects are exactly once", replace(QUIET, records=(WRITES,))),
     ("effects are exactly once", replace(QUIET, records=(WRITES,), effects={"r": 2})),
@@ -153,12 +159,12 @@ BROKEN: list[tuple[str, History]] = [
         "keys lead to one record",
         replace(QUIET, submits=(replace(SUBMIT, key="k"), replace(SUBMIT, key="k", record="s"))),
     ),
-    ("cancelled stays cancelled", replace(QUIET, steers=(CANCEL,))),
+    ("cancelled stays cancelled", replace(QUIET, commands=(CANCEL,))),
     (
         "cancelled stays cancelled",
-        replace(QUIET, steers=(CANCEL,), records=(replace(RECORD, state="cancelled"),)),
+        replace(QUIET, commands=(CANCEL,), records=(replace(RECORD, state="cancelled"),)),
     ),
-    ("outcomes are right", replace(QUIET, records=(replace(RECORD, state="failed", error_type="Unlucky"),))),
+    ("outcomes are right", replace(QUIET, records=(replace(RECORD, state="failed", error_type="IntentionalFailure"),))),
     (
         "outcomes are right",
         replace(QUIET, records=(replace(RECORD, state="failed", error_type="WorkerLost", crashes=2),)),
@@ -180,8 +186,8 @@ def test_a_kill_explains_the_next_attempt() -> None:
     assert check(KILLED, BOUNDS) == []
 
 
-def test_a_replayed_job_waits_no_longer() -> None:
-    deferred = replace(QUIET, submits=(replace(SUBMIT, delay_s=60.0),), steers=(replace(REPLAY, at=100.05),))
+def test_a_replay_ends_the_delay_of_a_job() -> None:
+    deferred = replace(QUIET, submits=(replace(SUBMIT, delay_s=60.0),), commands=(replace(REPLAY, at=100.05),))
     assert check(deferred, BOUNDS) == []
 
 
@@ -189,18 +195,18 @@ def test_a_kill_explains_the_next_run_of_a_transient_job() -> None:
     assert check(TRANSIENT, BOUNDS) == []
 
 
-def test_a_redis_that_forgets_excuses_a_transient_job_that_is_gone() -> None:
-    gone = replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state=None),))
-    forgot = replace(KILL, kind=FaultKind.REDIS, pid=None)
-    assert check(replace(gone, faults=(KILL, forgot)), BOUNDS) == []
+def test_data_loss_of_redis_excuses_a_lost_transient_job() -> None:
+    lost = replace(TRANSIENT, transients=(replace(TRANSIENT.transients[0], state=None),))
+    data_loss = replace(KILL, kind=FaultKind.REDIS, pid=None)
+    assert check(replace(lost, faults=(KILL, data_loss)), BOUNDS) == []
 
 
-def test_a_replay_allows_a_second_end() -> None:
+def test_a_replay_allows_a_second_finish() -> None:
     assert check(REPLAYED, BOUNDS) == []
 
 
 @pytest.mark.parametrize(("rule", "history"), BROKEN, ids=[f"{n}: {rule}" for n, (rule, _) in enumerate(BROKEN)])
-def test_a_history_that_breaks_a_rule_is_told(rule: str, history: History) -> None:
+def test_a_broken_rule_is_reported(rule: str, history: History) -> None:
     assert [violation for violation in RULES[rule](history, BOUNDS) if violation.rule == rule]
 
 
@@ -216,13 +222,15 @@ def test_every_rule_is_shown_to_fail() -> None:
     ],
 )
 def test_a_restart_has_more_time_while_something_else_is_broken(death: Fault) -> None:
-    late = replace(KILLED, runs=(KILLED.runs[0], replace(AGAIN, began=109.5, ended=109.6)))
+    late = replace(KILLED, runs=(KILLED.runs[0], replace(SECOND_RUN, began=109.5, ended=109.6)))
     assert [violation.rule for violation in check(late, BOUNDS)] == ["restarts in time"]
     assert check(replace(late, faults=(KILL, death)), BOUNDS) == []
 
 
-def test_poison_fails_after_three_crashes_and_by_no_other_way() -> None:
-    lost = [Ended(record="r", attempt=n, cause="lost" if n > 1 else "submit", state="lost") for n in range(1, 4)]
+def test_a_poison_job_may_fail_after_three_crashes() -> None:
+    lost = [
+        AttemptOutcome(record="r", attempt=n, cause="lost" if n > 1 else "submit", state="lost") for n in range(1, 4)
+    ]
     poisoned = History(
         submits=(SUBMIT,),
         faults=tuple(replace(KILL, kind=FaultKind.POISON, began=at, ended=at) for at in (100.2, 103.2, 106.2)),

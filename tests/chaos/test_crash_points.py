@@ -1,4 +1,4 @@
-"""A crash, an error, a lost answer and a delay at every call that a worker makes to its servers, one run each."""
+"""A crash, an error, a lost reply and a delay at every call of a worker to its servers, one scenario each."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,7 +13,7 @@ from cplane.postgres.rows import NewRecord
 from cplane.redis.messages import EnqueueRequest
 from cplane.runtime.ids import new_id
 from tests.chaos.arena import Arena, arena, query, until
-from tests.chaos.gateways import Act, Point, verbs
+from tests.chaos.gateways import Action, Point, verbs
 from tests.chaos.nursery import Nursery
 from tests.chaos.scenario import Scenario, scenario
 from tests.chaos.worker import Plan
@@ -21,18 +21,18 @@ from tests.conftest import Servers, with_database
 
 LEASE_S = 1.0
 LATE_S = 1.5
-"""Longer than a lease: what is late has been given to somebody else meanwhile."""
+"""Longer than a lease: by then another worker has taken over."""
 
-TOGETHER = 6
-"""Runs at once: they wait for leases to end most of the time."""
+CONCURRENT_RUNS = 6
+"""Concurrent scenarios: most of the time they wait for leases to expire."""
 
-REACH_S = 20.0
-"""A worker comes within a second to what the workload leads to; a machine with other work needs longer."""
+REACH_TIMEOUT_S = 20.0
+"""A worker reaches an expected verb within a second; a busy machine needs longer."""
 
-LOOK_S = 5.0
-"""The same for a verb that the workload may not lead to."""
+PROBE_TIMEOUT_S = 5.0
+"""The same for a verb that the workload may not call."""
 
-REACHED = (
+EXPECTED_VERBS = (
     *(
         "store.start",
         "store.renew",
@@ -59,24 +59,24 @@ REACHED = (
     *("queue.sweep", "queue.epoch", "dead_letters.add", "queue.aborts", "queue.eviction"),
     *("events.publish", "events.position"),
 )
-"""Verbs that the workload is known to lead to; one that is new to a gateway is tried as well, and passes if it is never called."""
+"""Verbs that the workload calls. A verb that is new in a gateway is tried too, and skipped if it is never called."""
 
-LEAVING = frozenset({"queue.nudge"})
-"""Verbs that a worker calls when it is told to stop while it sleeps."""
+STOP_VERBS = frozenset({"queue.nudge"})
+"""Verbs that a worker calls when it is stopped while it sleeps."""
 
-STOPPED = 3
-"""Workers that are told so: one of them may just not sleep."""
+STOPPED_WORKERS = 3
+"""Workers that are stopped, in case one of them does not sleep at that moment."""
 
-PLACES = [(place, act) for act in (Act.EXIT, Act.FAIL, Act.DELAY) for place in ("before", "after")]
+PLACES = [(place, act) for act in (Action.EXIT, Action.FAIL, Action.DELAY) for place in ("before", "after")]
 
 
 def points(verb: str) -> list[Point]:
-    return [Point(verb=verb, place=place, act=act, delay_s=LATE_S * (act is Act.DELAY)) for place, act in PLACES]
+    return [Point(verb=verb, place=place, act=act, delay_s=LATE_S * (act is Action.DELAY)) for place, act in PLACES]
 
 
 @asynccontextmanager
 async def database(servers: Servers) -> AsyncGenerator[str]:
-    """One more database, for a run beside others."""
+    """Create another database, for a scenario that runs concurrently with others."""
     name = f"chaos_{uuid4().hex}"
     statement = f'CREATE DATABASE "{name}" TEMPLATE "{servers.template}" STRATEGY file_copy'
     await query(servers.database_url, statement + ";")
@@ -87,50 +87,52 @@ async def database(servers: Servers) -> AsyncGenerator[str]:
 
 
 @pytest.mark.parametrize("verb", sorted(verbs()))
-async def test_a_worker_may_break_at_any_call(verb: str, servers: Servers, nursery: Nursery, tmp_path: Path) -> None:
-    limit = asyncio.Semaphore(TOGETHER)
+async def test_no_rule_breaks_when_a_worker_fails_at_a_call(
+    verb: str, servers: Servers, nursery: Nursery, tmp_path: Path
+) -> None:
+    limit = asyncio.Semaphore(CONCURRENT_RUNS)
 
     async def try_point(point: Point) -> bool:
         async with limit, database(servers) as url, arena(url) as made:
-            return await breaks_at(point, made, nursery, tmp_path / f"{point.place}-{point.act}")
+            return await reaches(point, made, nursery, tmp_path / f"{point.place}-{point.act}")
 
     async with asyncio.TaskGroup() as group:
         tries = [group.create_task(try_point(point), name=str(point)) for point in points(verb)]
     reached = [str(task.get_name()) for task in tries if task.result()]
-    if verb in REACHED:
-        assert len(reached) == len(tries), f"only {reached} were reached: does the workload still lead to {verb}?"
+    if verb in EXPECTED_VERBS:
+        assert len(reached) == len(tries), f"only {reached} were reached: does the workload still call {verb}?"
     elif not reached:
         pytest.skip(f"no worker called {verb}")
 
 
-async def breaks_at(point: Point, arena: Arena, nursery: Nursery, folder: Path) -> bool:
-    """One run with one broken call; answers whether the worker came there."""
+async def reaches(point: Point, arena: Arena, nursery: Nursery, folder: Path) -> bool:
+    """Run one scenario with one fault, and return whether a worker reached it."""
     async with scenario(arena, nursery, folder, lease_s=LEASE_S) as run:
         await prepare(run, behind=point.verb == "store.claim_restore")
         plan = Plan(point=point, without=("claims in sleep",) if point.verb == "queue.sleep" else ())
-        if point.verb in LEAVING:
-            await leave(run, plan)
+        if point.verb in STOP_VERBS:
+            await stop_idle_workers(run, plan)
         else:
             run.fork_worker(plan)
-        reached = await until(REACH_S if point.verb in REACHED else LOOK_S, run.reached)
+        reached = await until(REACH_TIMEOUT_S if point.verb in EXPECTED_VERBS else PROBE_TIMEOUT_S, run.reached)
         await run.start_worker()
         await run.judge()
         return reached
 
 
-async def leave(run: Scenario, plan: Plan) -> None:
-    """Workers that have nothing left to do are told to stop, and while they do there is a job again."""
-    workers = [await run.start_worker(plan) for _ in range(STOPPED)]
-    await run.settle()
+async def stop_idle_workers(run: Scenario, plan: Plan) -> None:
+    """Stop workers that are idle, and submit a job while they stop."""
+    workers = [await run.start_worker(plan) for _ in range(STOPPED_WORKERS)]
+    await run.wait_until_final()
     stopping = asyncio.gather(*(run.stop(worker) for worker in workers))
     await run.submit(run.workload.call("chaos_ok"))
     await stopping
 
 
 async def prepare(run: Scenario, *, behind: bool) -> None:
-    """Work for every verb: jobs of each kind, one without a record, one that died elsewhere, one that Redis never heard of, one cancelled.
+    """Create work for every verb: jobs of each kind, a transient one, one with a dead worker, one that Redis lacks, one cancelled.
 
-    Redis holds something that is no job, and may be `behind` its epoch: then everything is scheduled again, before the reconciler
+    Redis contains an entry that is not a job. If it is `behind` its epoch, everything is scheduled again before the reconciler
     finds what is overdue.
     """
     await run.submit_all(run.workload.each())
@@ -138,10 +140,10 @@ async def prepare(run: Scenario, *, behind: bool) -> None:
     assert cancelled is not None
     await run.cancel(cancelled)
     ok = run.workload.call("chaos_ok")
-    unheard = NewRecord(id=new_id(), job=ok.job, queue="default", args_json=b'{"tag": "unheard"}', delay_s=-2.0)
+    unscheduled = NewRecord(id=new_id(), job=ok.job, queue="default", args_json=b'{"tag": "unscheduled"}', delay_s=-2.0)
     dead = NewRecord(id=new_id(), job=ok.job, queue="default", args_json=b'{"tag": "dead"}')
-    await run.plane.store.submit([unheard, dead])
-    with run.died_elsewhere():
+    await run.plane.store.submit([unscheduled, dead])
+    with run.lost_with_another_worker():
         await run.plane.store.start("dead worker", [dead.id], "dead", -1.0)
     await run.plane.queue.enqueue([EnqueueRequest.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])

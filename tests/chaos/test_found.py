@@ -1,11 +1,11 @@
-"""What the suite has found and the product does not do yet. Each test fails the day it is mended: then it goes where it belongs."""
+"""Defects that the suite has found. An open one is marked as expected to fail; a fixed one moves to the tests of its module."""
 
 from cplane.worker.reconciler import Reconciler
 from tests.chaos.scenario import Scenario
 
 
-async def test_a_replay_that_redis_never_heard_of_is_due_by_the_next_pass(run: Scenario) -> None:
-    """As after a client that died, or a Redis that was away, between the record and its push."""
+async def test_a_replay_that_redis_lacks_is_ready_after_the_next_pass(run: Scenario) -> None:
+    """As if the client died, or Redis was unavailable, between the write of the record and its enqueue."""
     record = await run.submit(run.workload.call("chaos_ok", delay_s=600.0))
     assert record is not None
     await run.cancel(record)

@@ -1,4 +1,4 @@
-"""The long run, short: it goes on, it ends, and it judges."""
+"""A short version of the long run: it runs, ends and judges."""
 
 import asyncio
 import sys
@@ -8,8 +8,8 @@ import pytest
 from tests.chaos.nursery import ROOT
 
 
-@pytest.mark.timeout(300)  # it starts a Postgres of its own, which a busy machine takes its time for
-async def test_the_long_run_ends_with_its_verdict() -> None:
+@pytest.mark.timeout(300)  # it starts its own Postgres, which is slow on a busy machine
+async def test_the_long_run_prints_its_verdict() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.chaos", "--jobs", "40", "--minutes", "0.08", "--seed", "3", "--final", "60",
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,

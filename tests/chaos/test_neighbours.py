@@ -1,4 +1,4 @@
-"""Workers of plain arq serve the same queue: each does what it knows, and what the other takes by mistake is not lost."""
+"""A plain arq worker serves the same queue: each worker runs the jobs that it knows, and no job that the other one drops is lost."""
 
 import asyncio
 import os
@@ -33,8 +33,8 @@ async def serves(run: Scenario) -> bool:
     return bool(await run.arena.redis_command("EXISTS", "arq:queue:health-check"))
 
 
-async def test_recorded_jobs_are_done_beside_a_worker_of_plain_arq(run: Scenario) -> None:
-    """It takes them, does not know them, and throws them away, as arq does: the reconciler brings them back."""
+async def test_recorded_jobs_finish_next_to_a_plain_arq_worker(run: Scenario) -> None:
+    """The arq worker claims them, does not know them and drops them, as arq does. The reconciler schedules them again."""
     async with plain_worker(run):
         await run.start_worker()
         await run.submit_all(run.workload.mixed(20))
@@ -42,7 +42,7 @@ async def test_recorded_jobs_are_done_beside_a_worker_of_plain_arq(run: Scenario
         await run.judge()
 
 
-async def test_transient_jobs_are_done_by_either_of_both_workers(run: Scenario) -> None:
+async def test_transient_jobs_finish_in_either_worker(run: Scenario) -> None:
     async with plain_worker(run):
         await run.start_worker()
         transient = [await run.plane.create_job("chaos_transient", {"x": n}) for n in range(20)]
@@ -51,8 +51,8 @@ async def test_transient_jobs_are_done_by_either_of_both_workers(run: Scenario) 
         await run.judge()
 
 
-async def test_a_job_behind_many_that_nobody_can_run_is_scheduled_again(run: Scenario) -> None:
-    """More than a pass of the reconciler looks at, and all of them due before it."""
+async def test_a_job_behind_many_unknown_ones_is_scheduled_again(run: Scenario) -> None:
+    """There are more unknown jobs than one pass of the reconciler reads, and all of them are due earlier."""
     others = [
         NewRecord(id=new_id(), job="elsewhere", queue="default", args_json=b"{}", delay_s=-60.0)
         for _ in range(2 * OVERDUE_LIMIT)

@@ -1,4 +1,4 @@
-"""The network between a worker and a server is cut, held in either direction, or slow. The client and another worker are not touched."""
+"""The network between a worker and a server is cut, blocked in either direction, or slow. The client and another worker are not affected."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,24 +10,24 @@ from tests.chaos.arena import arena
 from tests.chaos.history import FaultKind
 from tests.chaos.nursery import Nursery
 from tests.chaos.proxy import Proxy
-from tests.chaos.scenario import AFTER_S, Scenario, scenario
+from tests.chaos.scenario import FAULT_TAIL_S, Scenario, scenario
 from tests.chaos.test_crash_points import database
 from tests.conftest import Servers
 
-HELD_S = 3.5
-"""Longer than the lease: somebody else takes over."""
+PARTITION_S = 3.5
+"""Longer than the lease, so that another worker takes over."""
 
 
 def hold_both(proxy: Proxy) -> None:
     proxy.hold()
 
 
-def hold_questions(proxy: Proxy) -> None:
+def hold_requests(proxy: Proxy) -> None:
     proxy.to_server.hold()
 
 
-def hold_answers(proxy: Proxy) -> None:
-    """Everything is carried out, and nobody hears of it."""
+def hold_replies(proxy: Proxy) -> None:
+    """Every call is done, but no reply arrives."""
     proxy.to_client.hold()
 
 
@@ -40,47 +40,49 @@ def slow(proxy: Proxy) -> None:
     proxy.to_server.delay_s = proxy.to_client.delay_s = 0.15
 
 
-FAULTS: tuple[Callable[[Proxy], None], ...] = (hold_both, hold_questions, hold_answers, cut, slow)
+FAULTS: tuple[Callable[[Proxy], None], ...] = (hold_both, hold_requests, hold_replies, cut, slow)
 
 
 @pytest.mark.parametrize("server", ["postgres", "redis"])
-async def test_a_worker_is_cut_off(server: str, servers: Servers, nursery: Nursery, tmp_path: Path) -> None:
-    """Each way of it in an arena of its own, side by side: they wait most of the time."""
+async def test_no_rule_breaks_when_a_worker_is_partitioned(
+    server: str, servers: Servers, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Each fault has its own arena, and all run concurrently: they wait most of the time."""
 
-    async def cut_off(break_off: Callable[[Proxy], None]) -> None:
+    async def partition(fault: Callable[[Proxy], None]) -> None:
         async with (
             database(servers) as url,
             arena(url) as made,
-            scenario(made, nursery, tmp_path / break_off.__name__) as run,
+            scenario(made, nursery, tmp_path / fault.__name__) as run,
         ):
-            await a_worker_is_cut_off(run, server, break_off)
+            await partition_a_worker(run, server, fault)
 
     async with asyncio.TaskGroup() as group:
-        for break_off in FAULTS:
-            group.create_task(cut_off(break_off), name=break_off.__name__)
+        for fault in FAULTS:
+            group.create_task(partition(fault), name=fault.__name__)
 
 
-async def a_worker_is_cut_off(run: Scenario, server: str, break_off: Callable[[Proxy], None]) -> None:
-    cut_off = await run.start_worker(proxied=True)
-    await run.submit_all(run.workload.mixed(15, longest_s=1.0))
+async def partition_a_worker(run: Scenario, server: str, fault: Callable[[Proxy], None]) -> None:
+    partitioned = await run.start_worker(proxied=True)
+    await run.submit_all(run.workload.mixed(15, max_s=1.0))
     await run.submit_all([run.workload.call("chaos_works", seconds=4.0) for _ in range(3)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=4.0)])
     await run.until_runs(8)
     proxy = run.arena.postgres_proxy if server == "postgres" else run.arena.redis_proxy
-    with run.fault(FaultKind.PARTITION, f"{server}: {break_off.__name__}", after_s=AFTER_S):
-        break_off(proxy)
+    with run.fault(FaultKind.PARTITION, f"{server}: {fault.__name__}", after_s=FAULT_TAIL_S):
+        fault(proxy)
         await run.start_worker()
         await run.submit_all(run.workload.mixed(5))
-        await asyncio.sleep(HELD_S)
-        if break_off is not slow:
-            proxy.reset()  # what was held for so long has been given up by then
+        await asyncio.sleep(PARTITION_S)
+        if fault is not slow:
+            proxy.reset()  # calls that were blocked for so long have been abandoned by then
         proxy.heal()
     await run.submit_all(run.workload.mixed(5))
     await run.judge()
-    assert cut_off.alive
+    assert partitioned.alive
 
 
-async def test_a_worker_that_hears_nothing_from_postgres_stops_before_its_lease_ends(run: Scenario) -> None:
+async def test_a_worker_without_replies_from_postgres_stops_before_its_lease_expires(run: Scenario) -> None:
     await run.start_worker(proxied=True)
     await run.submit_all([run.workload.call("chaos_works", seconds=8.0)])
     await run.until_runs(1)

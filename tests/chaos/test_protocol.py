@@ -1,7 +1,7 @@
-"""Random moves of many clients and workers on the real SQL and Lua, against a model of what each move may change.
+"""Random moves of many clients and workers on the real SQL and Lua, compared with a model of what each move may change.
 
-No worker runs: every verb is called by hand, in any order, with old fences, twice, after a lease has ended or Redis was emptied. Time
-is not waited for: leases end and due times pass because the rows and keys are set so.
+No worker runs: the test calls every verb in any order, with old fences, twice, after a lease has expired or Redis was emptied. It does
+not wait: leases expire and due times pass because the test changes the rows and keys.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ OUTCOMES: dict[str, tuple[State, AttemptState, Cause]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What the row of a record must say."""
+    """The expected row of a record."""
 
     state: State = State.QUEUED
     attempt: int = 0
@@ -65,7 +65,7 @@ class Model:
     cancel: bool = False
     token: str | None = None
     deferred: bool = False
-    lease_over: bool = False
+    lease_expired: bool = False
 
     def row(self) -> tuple[object, ...]:
         return self.state.value, self.attempt, self.failures, self.crashes, self.interruptions, self.cancel
@@ -88,7 +88,7 @@ class Model:
 
 @dataclass
 class Servers:
-    """The gateways on a loop of their own, that runs while a rule calls one."""
+    """The gateways, on their own event loop that runs while a rule calls one."""
 
     runner: asyncio.Runner
     database: Database
@@ -109,12 +109,12 @@ class Servers:
         return self.runner.run(awaited())
 
     def sql(self, statement: str, *values: object) -> list[Any]:
-        """Past the store, in one round trip."""
+        """Run a statement without the store, in one round trip."""
         return list(self.do(self.connection.fetch(statement, *values)))
 
 
 class Protocol(RuleBasedStateMachine):
-    """Clients and workers without a plan."""
+    """Clients and workers that act at random."""
 
     def __init__(self, servers: Servers) -> None:
         super().__init__()
@@ -131,8 +131,8 @@ class Protocol(RuleBasedStateMachine):
 
     # clients
 
-    @rule(number=st.integers(1, 2), deferred=st.booleans(), pushed=st.booleans())
-    def submit(self, number: int, deferred: bool, pushed: bool) -> None:
+    @rule(number=st.integers(1, 2), deferred=st.booleans(), enqueued=st.booleans())
+    def submit(self, number: int, deferred: bool, enqueued: bool) -> None:
         delay_s = DELAY_S if deferred else 0.0
         records = [
             NewRecord(id=new_id(), job="j", queue=QUEUE, args_json=b"{}", delay_s=delay_s) for _ in range(number)
@@ -140,8 +140,10 @@ class Protocol(RuleBasedStateMachine):
         self.servers.do(self.servers.store.submit(records))
         for record in records:
             self.models[record.id] = Model(deferred=deferred)
-        if pushed:
-            self.servers.do(self.servers.queue.enqueue([push(record.id, int(delay_s * 1000)) for record in records]))
+        if enqueued:
+            self.servers.do(
+                self.servers.queue.enqueue([enqueue_request(record.id, int(delay_s * 1000)) for record in records])
+            )
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -152,9 +154,9 @@ class Protocol(RuleBasedStateMachine):
             with pytest.raises(InvalidTransition):
                 self.servers.do(self.servers.store.cancel(record))
             return
-        left = State.CANCELLED if model.state is State.QUEUED else State.RUNNING
-        assert self.servers.do(self.servers.store.cancel(record)) is left
-        self.models[record] = replace(model, state=left, cancel=True)
+        expected = State.CANCELLED if model.state is State.QUEUED else State.RUNNING
+        assert self.servers.do(self.servers.store.cancel(record)) is expected
+        self.models[record] = replace(model, state=expected, cancel=True)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
@@ -167,28 +169,28 @@ class Protocol(RuleBasedStateMachine):
             return
         self.servers.do(self.servers.store.replay(record))
         self.models[record] = Model(attempt=model.attempt, token=model.token)
-        self.servers.do(self.servers.queue.enqueue([push(record, 0, late_ms=0)]))
+        self.servers.do(self.servers.queue.enqueue([enqueue_request(record, 0, late_ms=0)]))
 
     # workers
 
     @initialize()
     def begin_with_running_records(self) -> None:
-        self.submit(3, deferred=False, pushed=True)
+        self.submit(3, deferred=False, enqueued=True)
         self.work(2)
 
-    @rule(room=st.integers(1, 4))
-    def work(self, room: int) -> None:
-        """Claim and start, as a worker does."""
-        for lease in self.claim(room):
+    @rule(capacity=st.integers(1, 4))
+    def work(self, capacity: int) -> None:
+        """Claim and start jobs, as a worker does."""
+        for lease in self.claim(capacity):
             self.start_record(lease)
 
-    @rule(room=st.integers(1, 4))
-    def claim_and_die(self, room: int) -> None:
-        self.claim(room)
+    @rule(capacity=st.integers(1, 4))
+    def claim_and_die(self, capacity: int) -> None:
+        self.claim(capacity)
 
-    def claim(self, room: int) -> list[Lease]:
-        leases = self.servers.do(self.servers.queue.claim(QUEUE, room, LEASE_S)).leases
-        assert len({lease.id for lease in leases}) == len(leases) <= room
+    def claim(self, capacity: int) -> list[Lease]:
+        leases = self.servers.do(self.servers.queue.claim(QUEUE, capacity, LEASE_S)).leases
+        assert len({lease.id for lease in leases}) == len(leases) <= capacity
         assert not any(self.models[UUID(lease.id)].deferred for lease in leases)
         self.leases += leases
         return leases
@@ -196,57 +198,59 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
-        """With any lease there ever was; twice with the same is once."""
+        """Start with any lease that ever existed; a second start with the same lease changes nothing."""
         self.start_record(data.draw(st.sampled_from(self.leases)))
 
     def start_record(self, lease: Lease) -> None:
         record = UUID(lease.id)
         model = self.models[record]
-        answers = self.servers.do(self.servers.store.start("w", [record], lease.token, LEASE_S))
+        results = self.servers.do(self.servers.store.start("w", [record], lease.token, LEASE_S))
         if model.state is State.QUEUED and not model.deferred:
-            model = replace(model, state=State.RUNNING, attempt=model.attempt + 1, token=lease.token, lease_over=False)
+            model = replace(
+                model, state=State.RUNNING, attempt=model.attempt + 1, token=lease.token, lease_expired=False
+            )
             self.models[record] = model
         elif model.state is not State.RUNNING or model.token != lease.token:
-            assert answers == []
+            assert results == []
             return
-        (answer,) = answers
-        assert (answer.attempt, answer.token) == (model.attempt, lease.token)
-        self.started.append(answer)
+        (result,) = results
+        assert (result.attempt, result.token) == (model.attempt, lease.token)
+        self.started.append(result)
 
     @precondition(lambda self: self.started)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
         started = data.draw(st.sampled_from(self.started))
         renewal = Renew(id=started.id, attempt=started.attempt, token=started.token)
-        answers = self.servers.do(self.servers.store.renew([renewal], LEASE_S))
+        results = self.servers.do(self.servers.store.renew([renewal], LEASE_S))
         model = self.models[started.id]
         if self.owns(started):
-            assert answers == {(started.id, started.attempt): model.cancel}
-            self.models[started.id] = replace(model, lease_over=False)
+            assert results == {(started.id, started.attempt): model.cancel}
+            self.models[started.id] = replace(model, lease_expired=False)
         else:
-            assert answers == {}
-        self.servers.do(self.servers.queue.renew([self.grant_of(started)], LEASE_S))
+            assert results == {}
+        self.servers.do(self.servers.queue.renew([self.lease_of(started)], LEASE_S))
 
     @precondition(lambda self: self.started)
-    @rule(data=st.data(), name=st.sampled_from(sorted(OUTCOMES)), times=st.integers(1, 2), told=st.booleans())
-    def finish(self, data: st.DataObject, name: str, times: int, told: bool) -> None:
-        """By any attempt there ever was, perhaps twice, perhaps without telling Redis."""
+    @rule(data=st.data(), name=st.sampled_from(sorted(OUTCOMES)), times=st.integers(1, 2), acknowledged=st.booleans())
+    def finish(self, data: st.DataObject, name: str, times: int, acknowledged: bool) -> None:
+        """Finish by any attempt that ever existed, possibly twice, possibly without an acknowledgement to Redis."""
         started = data.draw(st.sampled_from(self.started))
         owned = self.owns(started)
         if owned:
             self.models[started.id] = self.models[started.id].finished(name)
         for _ in range(times):
-            answers = self.servers.do(self.servers.store.finish([outcome(started, name)]))
-            assert not owned or (started.id, started.attempt) in answers
-            assert set(answers.values()) <= {self.models[started.id].state}
-        if told and owned:
-            action = Disposition.RETRY if self.models[started.id].state is State.QUEUED else Disposition.DONE
-            self.servers.do(self.servers.queue.ack([Ack(self.grant_of(started), action)]))
+            results = self.servers.do(self.servers.store.finish([outcome(started, name)]))
+            assert not owned or (started.id, started.attempt) in results
+            assert set(results.values()) <= {self.models[started.id].state}
+        if acknowledged and owned:
+            disposition = Disposition.RETRY if self.models[started.id].state is State.QUEUED else Disposition.DONE
+            self.servers.do(self.servers.queue.ack([Ack(self.lease_of(started), disposition)]))
 
     @precondition(lambda self: self.started)
     @rule(name=st.sampled_from(["retries", "is released", "is interrupted", "fails"]))
-    def the_latest_ends(self, name: str) -> None:
-        """So that there are second and third attempts, and fences that are old."""
+    def finish_the_latest(self, name: str) -> None:
+        """Makes second and third attempts, and old fences, more likely."""
         started = self.started[-1]
         if self.owns(started):
             self.models[started.id] = self.models[started.id].finished(name)
@@ -255,7 +259,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        """A worker hands back what it claimed, at any time."""
+        """Release a lease at any time, as a worker that stops."""
         lease = data.draw(st.sampled_from(self.leases))
         self.servers.do(self.servers.queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]))
 
@@ -263,26 +267,26 @@ class Protocol(RuleBasedStateMachine):
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
-    def lease_ends(self, data: st.DataObject) -> None:
+    def expire_lease(self, data: st.DataObject) -> None:
         record = self.pick(data, State.RUNNING)
         model = self.models[record]
         if model.state is State.RUNNING:
             statement = "UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 second' WHERE id = $1"
             self.servers.sql(statement, record)
-            self.models[record] = replace(model, lease_over=True)
+            self.models[record] = replace(model, lease_expired=True)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data())
-    def lease_ends_in_redis(self, data: st.DataObject) -> None:
-        self.end_redis_lease(self.pick(data))
+    def expire_redis_lease(self, data: st.DataObject) -> None:
+        self.expire_in_redis(self.pick(data))
 
     @rule()
     def reap(self) -> None:
-        """Without the push that follows it in a reconciler: that died on the way."""
+        """Reap without the enqueue that follows in a reconciler, as if the reconciler died between both."""
         dead = {record: model for record, model in self.models.items() if is_dead(model)}
         reaped = self.servers.do(self.servers.store.reap(1000))
         self.expect_reaped(dead)
-        assert {standing.id: standing.state for standing in reaped} == {
+        assert {reaped_record.id: reaped_record.state for reaped_record in reaped} == {
             record: self.models[record].state for record in dead
         }
 
@@ -297,14 +301,14 @@ class Protocol(RuleBasedStateMachine):
         self.servers.do(self.servers.redis.flushdb())
 
     @rule()
-    def what_is_queued_can_be_claimed(self) -> None:
-        """Whatever happened: once leases have ended and the reconciler has passed, Redis hands out all that is queued and due."""
+    def all_ready_jobs_can_be_claimed(self) -> None:
+        """After any history: once leases have expired and the reconciler has run, a claim returns every queued job that is due."""
         for record in self.models:
-            self.end_redis_lease(record)
+            self.expire_in_redis(record)
         aged = "UPDATE cplane.jobs SET run_at = run_at - interval '2 seconds' WHERE state = 'queued'"
         self.servers.sql(aged)
         self.reconcile()
-        self.servers.sql(aged)  # what was reaped a moment ago
+        self.servers.sql(aged)  # for the jobs that this pass has reaped
         self.reconcile()
         leases = self.servers.do(self.servers.queue.claim(QUEUE, 1000, LEASE_S)).leases
         self.leases += leases
@@ -314,7 +318,7 @@ class Protocol(RuleBasedStateMachine):
             self.start_record(lease)
 
     @invariant()
-    def rows_are_as_modelled(self) -> None:
+    def rows_match_the_model(self) -> None:
         rows = self.servers.sql(
             "SELECT id, state, attempt, failures, crashes, interruptions, cancel_requested FROM cplane.jobs"
         )
@@ -323,31 +327,31 @@ class Protocol(RuleBasedStateMachine):
         }
 
     def teardown(self) -> None:
-        self.what_is_queued_can_be_claimed()
+        self.all_ready_jobs_can_be_claimed()
 
     def owns(self, started: Started) -> bool:
         model = self.models[started.id]
         return model.state is State.RUNNING and (model.attempt, model.token) == (started.attempt, started.token)
 
-    def grant_of(self, started: Started) -> Lease:
+    def lease_of(self, started: Started) -> Lease:
         return next(lease for lease in self.leases if lease.token == started.token)
 
     def expect_reaped(self, dead: dict[UUID, Model]) -> None:
         self.models |= {record: model.reaped() for record, model in dead.items()}
 
-    def end_redis_lease(self, record: UUID) -> None:
-        """As if its time were over: the lease is gone, and the id falls due."""
+    def expire_in_redis(self, record: UUID) -> None:
+        """Expire the lease in Redis: delete it, and make the id due."""
         redis = self.servers.redis
         if self.servers.do(redis.delete(f"arq:in-progress:{record}")):
             self.servers.do(redis.zadd("arq:queue", {str(record): 1}, xx=True))
 
 
-def push(record: UUID, delay_ms: int, *, late_ms: int = -1) -> EnqueueRequest:
+def enqueue_request(record: UUID, delay_ms: int, *, late_ms: int = -1) -> EnqueueRequest:
     return EnqueueRequest.of_record(QUEUE, Priority.NORMAL, record, "j", delay_ms, late_ms=late_ms)
 
 
 def is_dead(model: Model) -> bool:
-    return model.state is State.RUNNING and model.lease_over
+    return model.state is State.RUNNING and model.lease_expired
 
 
 def is_due(model: Model) -> bool:
@@ -387,16 +391,16 @@ def protocol_servers(database_url: str, redis_url: str) -> Iterator[Servers]:
 
 
 def test_no_order_of_moves_breaks_the_protocol(protocol_servers: Servers) -> None:
-    wanted = os.environ.get("CHAOS_EXAMPLES")
+    examples = os.environ.get("CHAOS_EXAMPLES")
     run_state_machine_as_test(
-        cast("Any", lambda: Protocol(protocol_servers)),  # it takes what makes one, its types say a class
+        cast("Any", lambda: Protocol(protocol_servers)),  # it accepts a factory, although its types ask for a class
         settings=settings(
-            max_examples=int(wanted or 25),
+            max_examples=int(examples or 25),
             stateful_step_count=30,
             deadline=None,
-            derandomize=wanted is None,
+            derandomize=examples is None,
             database=None,
-            phases=[Phase.generate, Phase.shrink] if wanted else [Phase.generate],  # to shrink takes minutes
+            phases=[Phase.generate, Phase.shrink] if examples else [Phase.generate],  # shrinking takes minutes
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
         ),
     )

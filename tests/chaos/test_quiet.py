@@ -1,9 +1,9 @@
-"""Without a fault every job runs once, and the checker has nothing to say."""
+"""Without a fault every job runs once, and no rule is broken."""
 
 from tests.chaos.scenario import Scenario
 
 
-async def test_without_faults_each_job_runs_as_often_as_it_asks_for(run: Scenario) -> None:
+async def test_without_faults_each_job_runs_as_often_as_its_retries_need(run: Scenario) -> None:
     await run.start_worker()
     await run.start_worker()
     await run.submit_all([*run.workload.each(), *run.workload.mixed(40)])

@@ -1,4 +1,4 @@
-"""Workers are killed, frozen, blocked, stopped and poisoned, and what they ran goes on elsewhere."""
+"""Workers are killed, frozen, blocked, stopped and poisoned, and their jobs continue in other workers."""
 
 import asyncio
 from collections import Counter
@@ -7,16 +7,16 @@ from tests.chaos.history import FaultKind
 from tests.chaos.journal import TRANSIENT
 from tests.chaos.scenario import Scenario
 
-KILL_EVERY_S = 2.0
+KILL_INTERVAL_S = 2.0
 
 
-async def test_a_random_worker_is_killed_every_two_seconds(run: Scenario) -> None:
+async def test_no_rule_breaks_when_a_random_worker_is_killed_every_two_seconds(run: Scenario) -> None:
     for _ in range(3):
         await run.start_worker()
-    await run.submit_all(run.workload.mixed(60, longest_s=3.0))
-    await run.submit_transient(run.workload.unrecorded(10, longest_s=3.0))
+    await run.submit_all(run.workload.mixed(60, max_s=3.0))
+    await run.submit_transient(run.workload.unrecorded(10, max_s=3.0))
     for _ in range(4):
-        await asyncio.sleep(KILL_EVERY_S)
+        await asyncio.sleep(KILL_INTERVAL_S)
         run.kill(run.random.choice([worker for worker in run.workers if worker.alive]))
         await run.start_worker()
         await run.submit_all(run.workload.mixed(10))
@@ -25,7 +25,7 @@ async def test_a_random_worker_is_killed_every_two_seconds(run: Scenario) -> Non
     assert sum(fault.kind is FaultKind.KILL for fault in history.faults) == 4
 
 
-async def test_what_a_killed_worker_ran_starts_again_within_its_lease_and_five_seconds(run: Scenario) -> None:
+async def test_jobs_of_a_killed_worker_restart_within_the_lease_plus_five_seconds(run: Scenario) -> None:
     first = await run.start_worker()
     await run.submit_all([run.workload.call("chaos_works", seconds=3.0) for _ in range(5)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=3.0) for _ in range(5)])
@@ -40,7 +40,7 @@ async def test_what_a_killed_worker_ran_starts_again_within_its_lease_and_five_s
     assert Counter(attempt.cause for attempt in history.attempts if attempt.attempt > 1)["lost"] >= 5
 
 
-async def test_a_frozen_worker_changes_nothing_when_it_wakes(run: Scenario) -> None:
+async def test_a_frozen_worker_changes_nothing_when_it_resumes(run: Scenario) -> None:
     frozen = await run.start_worker()
     await run.submit_all([run.workload.call("chaos_works", seconds=2.0), run.workload.call("chaos_writes")])
     await run.submit_all([run.workload.call("chaos_works", seconds=0.4) for _ in range(4)])
@@ -55,13 +55,13 @@ async def test_a_frozen_worker_changes_nothing_when_it_wakes(run: Scenario) -> N
     assert frozen.alive
 
 
-async def test_a_job_that_holds_the_loop_past_its_lease_runs_again_elsewhere(run: Scenario) -> None:
+async def test_a_job_that_blocks_the_loop_past_its_lease_runs_again_in_another_worker(run: Scenario) -> None:
     blocked = await run.start_worker(CPLANE_QUEUES="default:2")
     await run.submit(run.workload.call("chaos_works", seconds=5.0))
     await run.until_runs(1)
     await run.submit(run.workload.call("chaos_blocks"))
     await run.until_runs(2)
-    with run.held(blocked):
+    with run.blocked(blocked):
         await run.start_worker()
         await run.until_runs(2, attempt=2)
     history = await run.judge()
@@ -69,11 +69,11 @@ async def test_a_job_that_holds_the_loop_past_its_lease_runs_again_elsewhere(run
     assert {record.attempt for record in history.records} == {2}
 
 
-async def test_rolling_deploys_of_workers_with_long_jobs_spend_nothing(run: Scenario) -> None:
+async def test_rolling_deploys_with_long_jobs_use_no_budget(run: Scenario) -> None:
     worker = await run.start_worker(CPLANE_DRAIN_S="0.3")
     await run.submit_all([run.workload.call("chaos_works", seconds=4.0) for _ in range(4)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=4.0)])
-    await run.submit_all(run.workload.mixed(10, longest_s=0.2))
+    await run.submit_all(run.workload.mixed(10, max_s=0.2))
     await run.until_runs(4)
     await run.until_runs(1, kind=TRANSIENT)
     for _ in range(4):
@@ -88,7 +88,7 @@ async def test_rolling_deploys_of_workers_with_long_jobs_spend_nothing(run: Scen
     assert [job.state for job in history.transients] == ["succeeded"]
 
 
-async def test_poison_takes_three_workers_and_then_fails(run: Scenario) -> None:
+async def test_a_poison_job_fails_after_it_ended_three_workers(run: Scenario) -> None:
     await run.start_worker(CPLANE_QUEUES="default:1")
     poison = await run.submit(run.workload.call("chaos_poison"))
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The chaos worker: the normal worker, with its gateways, clock or guards changed as the plan in CHAOS_PLAN says.
+"""The chaos worker: the normal worker with faults in its gateways, clock or guards, as the plan in CHAOS_PLAN says.
 
 CHAOS_JOURNAL=run.jsonl CHAOS_PLAN='{"without": ["reconciler"]}' python -m tests.chaos.worker
 """
@@ -28,21 +28,25 @@ from cplane.redis.queue import Queue
 from cplane.worker import Worker
 from cplane.worker.poller import Poller
 from cplane.worker.reconciler import Reconciler
-from tests.chaos.gateways import Act, Armed, Dice, Faults, Point, Rates, Watch, wrapped
+from tests.chaos.gateways import Action, Faults, OutcomeLog, Point, RandomFaults, Rates, SingleFault, wrapped
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import Journal, here
 
 VARIABLE = "CHAOS_PLAN"
 TICK_S = 0.05
 LATE_S = 0.25
-"""A loop that is so late is noted as a stall."""
+"""An event loop that is later than this is logged as a stall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is wrong with a worker.
+    """The faults of a worker.
 
-    `rates`: until SIGUSR2. `clock_s`: how far SIGUSR1 sets its clock. `without`: keys of WITHOUT.
+    Attributes:
+        point: one crash point.
+        rates: random faults until SIGUSR2.
+        clock_s: how far SIGUSR1 sets the clock, seconds.
+        without: guards that are switched off, keys of WITHOUT.
     """
 
     point: Point | None = None
@@ -55,14 +59,14 @@ class Plan:
 
     @classmethod
     def load(cls, dumped: str) -> Self:
-        given = json.loads(dumped or "{}")
-        point = given.get("point")
-        rates = given.get("rates")
+        fields = json.loads(dumped or "{}")
+        point = fields.get("point")
+        rates = fields.get("rates")
         return cls(
-            point=Point(**point | {"act": Act(point["act"])}) if point else None,
+            point=Point(**point | {"act": Action(point["act"])}) if point else None,
             rates=Rates(**rates) if rates else None,
-            clock_s=given.get("clock_s", 0.0),
-            without=tuple(given.get("without", ())),
+            clock_s=fields.get("clock_s", 0.0),
+            without=tuple(fields.get("without", ())),
         )
 
 
@@ -70,24 +74,24 @@ def main() -> None:
     """Run one worker until it is stopped."""
     plan = Plan.load(os.environ.get(VARIABLE, ""))
     journal = here()
-    faults: list[Faults] = [Watch(journal)]
-    faults += [Armed(plan.point, journal)] if plan.point else []
+    faults: list[Faults] = [OutcomeLog(journal)]
+    faults += [SingleFault(plan.point, journal)] if plan.point else []
     if plan.rates:
-        dice = Dice(plan.rates, journal)
-        faults.append(dice)
-        signal.signal(signal.SIGUSR2, lambda _number, _frame: dice.heal())
+        random_faults = RandomFaults(plan.rates, journal)
+        faults.append(random_faults)
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: random_faults.heal())
     with ExitStack() as stack:
         for part in plan.without:
             stack.enter_context(WITHOUT[part]())
         if plan.clock_s:
             Clock(plan.clock_s).install()
         stack.enter_context(wrapped(faults, journal))
-        watch = LoopWatch(journal)
-        Worker(on_startup=watch.start, on_shutdown=watch.stop, allow_abort_jobs=True).run()
+        watchdog = LoopWatch(journal)
+        Worker(on_startup=watchdog.start, on_shutdown=watchdog.stop, allow_abort_jobs=True).run()
 
 
 class LoopWatch:
-    """Tells the journal that the worker runs, and when its loop was late."""
+    """Logs the start of the worker, and when its event loop was late."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -111,7 +115,7 @@ class LoopWatch:
 
 
 class Clock:
-    """The wall clock of this process, which SIGUSR1 sets by `step_s`. Every module that took `time.time` or `datetime` along gets it."""
+    """The wall clock of this process, which SIGUSR1 sets by `step_s`. It replaces `time.time` and `datetime` in every module."""
 
     step_s = 0.0
 
@@ -119,11 +123,11 @@ class Clock:
         self._step_s = step_s
 
     def install(self) -> None:
-        true_time, true_time_ns, true_datetime = time.time, time.time_ns, datetime
+        real_time, real_time_ns, real_datetime = time.time, time.time_ns, datetime
         replaced: dict[int, object] = {
-            id(true_time): lambda: true_time() + Clock.step_s,
-            id(true_time_ns): lambda: true_time_ns() + int(Clock.step_s * 1e9),
-            id(true_datetime): SteppedDatetime,
+            id(real_time): lambda: real_time() + Clock.step_s,
+            id(real_time_ns): lambda: real_time_ns() + int(Clock.step_s * 1e9),
+            id(real_datetime): SteppedDatetime,
         }
         for name, module in list(sys.modules.items()):
             if name == "time" or name.partition(".")[0] in {"cplane", "arq", "redis", "structlog", "asyncpg"}:
@@ -138,7 +142,7 @@ class Clock:
 
 
 class SteppedDatetime(datetime):
-    """`datetime` by the stepped clock."""
+    """`datetime` with the stepped clock."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:
@@ -147,39 +151,39 @@ class SteppedDatetime(datetime):
 
 @contextmanager
 def without_fence() -> Generator[None]:
-    """Outcomes are recorded whoever sends them: each gets the attempt and the token that the record has just then."""
+    """Record outcomes of any sender: each gets the current attempt and token of its record."""
     finish = Store.finish
 
     async def unguarded(
         self: Store, finishes: Sequence[Finish], session: AsyncSession | None = None
     ) -> dict[Fence, State]:
         current = await _fences(self, [one.id for one in finishes])
-        stolen = [
+        forged = [
             _changed(one, attempt=current[one.id][0], token=current[one.id][1]) if one.id in current else one
             for one in finishes
         ]
-        answers = await finish(self, stolen, session)
-        given = {(new.id, new.attempt): old.attempt for new, old in zip(stolen, finishes, strict=True)}
-        return {(record, given[record, attempt]): state for (record, attempt), state in answers.items()}
+        states = await finish(self, forged, session)
+        original = {(new.id, new.attempt): old.attempt for new, old in zip(forged, finishes, strict=True)}
+        return {(record, original[record, attempt]): state for (record, attempt), state in states.items()}
 
-    with _instead(Store, "finish", unguarded):
+    with _replaced(Store, "finish", unguarded):
         yield
 
 
 @contextmanager
 def without_reconciler() -> Generator[None]:
-    """Nobody reaps, nobody pushes what Redis lost."""
+    """Dead leases are not reaped, and jobs that Redis lost are not scheduled again."""
 
     async def nothing(self: Reconciler) -> None:
         return
 
-    with _instead(Reconciler, "run", nothing):
+    with _replaced(Reconciler, "run", nothing):
         yield
 
 
 @contextmanager
 def without_renewal() -> Generator[None]:
-    """LeaseKeeper are never extended, and the worker believes that they are."""
+    """Leases are never renewed, but the worker believes that they are."""
 
     async def store_renew(self: Store, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:
         return {(renewal.id, renewal.attempt): False for renewal in renewals}
@@ -187,14 +191,14 @@ def without_renewal() -> Generator[None]:
     async def queue_renew(self: Queue, leases: Sequence[object], lease_s: float) -> list[Renewal]:
         return [Renewal.RENEWED] * len(leases)
 
-    with _instead(Store, "renew", store_renew), _instead(Queue, "renew", queue_renew):
+    with _replaced(Store, "renew", store_renew), _replaced(Queue, "renew", queue_renew):
         yield
 
 
 @contextmanager
-def without_claims_in_sleep() -> Generator[None]:
-    """A queue sleeps first and claims then, as one does whose jobs want pages."""
-    with _instead(Poller, "looks_first", property(lambda _: True)):
+def without_blocking_claim() -> Generator[None]:
+    """A poller sleeps first and claims afterwards, like one whose jobs need pages."""
+    with _replaced(Poller, "looks_first", property(lambda _: True)):
         yield
 
 
@@ -202,22 +206,22 @@ WITHOUT: dict[str, Callable[[], Any]] = {
     "fence": without_fence,
     "reconciler": without_reconciler,
     "renewal": without_renewal,
-    "claims in sleep": without_claims_in_sleep,
+    "claims in sleep": without_blocking_claim,
 }
 
 
 @contextmanager
-def _instead(kind: type[Any], name: str, verb: object) -> Generator[None]:
-    true = vars(kind)[name]
+def _replaced(kind: type[Any], name: str, verb: object) -> Generator[None]:
+    original = vars(kind)[name]
     setattr(kind, name, verb)
     try:
         yield
     finally:
-        setattr(kind, name, true)
+        setattr(kind, name, original)
 
 
 def _changed(value: Any, **fields: object) -> Any:
-    """A copy with other fields, of a dataclass or of a struct."""
+    """Return a copy of a dataclass or a struct with other field values."""
     return msgspec.structs.replace(value, **fields) if isinstance(value, msgspec.Struct) else replace(value, **fields)
 
 

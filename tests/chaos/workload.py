@@ -1,4 +1,4 @@
-"""What the jobs of a run are: calls of the chaos jobs, drawn from a seeded generator."""
+"""The jobs of a scenario: submissions of the chaos jobs, drawn from a seeded generator."""
 
 import random
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ WEIGHTS = {"chaos_ok": 4, "chaos_works": 2, "chaos_flaky": 1, "chaos_fails": 1, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One submission to be made."""
+    """One planned submission."""
 
     job: str
     tag: str
@@ -23,7 +23,7 @@ class Call:
 
 
 class Workload:
-    """Makes calls; tags are unique within a run."""
+    """Creates calls. Tags are unique within a scenario."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self._random = random.Random(f"workload {seed}")
@@ -39,7 +39,7 @@ class Workload:
         return Call(job=job, tag=tag, args=args, delay_s=delay_s, key=f"key-{tag}" if keyed else None)
 
     def each(self) -> list[Call]:
-        """One call of each kind that ends by itself."""
+        """Return one call of each kind that ends by itself."""
         return [
             self.call("chaos_ok"),
             self.call("chaos_works", seconds=1.5),
@@ -49,17 +49,17 @@ class Workload:
             self.call("chaos_ok", delay_s=1.0),
         ]
 
-    def unrecorded(self, number: int, longest_s: float = 1.5) -> Iterator[Call]:
-        """Jobs without a record, to be submitted with `submit_transient`."""
+    def unrecorded(self, number: int, max_s: float = 1.5) -> Iterator[Call]:
+        """Yield transient jobs, for `submit_transient`."""
         for _ in range(number):
-            yield self.call("chaos_unrecorded", seconds=round(self._random.uniform(0.1, longest_s), 2))
+            yield self.call("chaos_unrecorded", seconds=round(self._random.uniform(0.1, max_s), 2))
 
-    def mixed(self, number: int, longest_s: float = 1.5) -> Iterator[Call]:
-        """Calls of every kind, the quick ones more often."""
+    def mixed(self, number: int, max_s: float = 1.5) -> Iterator[Call]:
+        """Yield calls of every kind, quick ones more often."""
         for _ in range(number):
             (job,) = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))
             args: dict[str, JsonValue] = {}
             if job == "chaos_works":
-                args["seconds"] = round(self._random.uniform(0.1, longest_s), 2)
+                args["seconds"] = round(self._random.uniform(0.1, max_s), 2)
             delay_s = self._random.uniform(0.2, 2.0) if self._random.random() < 0.15 else None
             yield self.call(job, delay_s=delay_s, keyed=self._random.random() < 0.3, **args)

@@ -85,8 +85,8 @@ async def test_a_session_is_imported_listed_held_and_deleted(
     [
         (None, "'shop.json' cannot be read: No such file or directory"),
         ("hunter2", "'shop.json' is not JSON"),
-        ('["hunter2"]', "this is no storage_state of Playwright"),
-        ('{"cookies": [{"name": "sid", "value": "hunter2"}]}', "cookies/0: a cookie has a domain and a path, or a url"),
+        ('["hunter2"]', "not a storage_state of Playwright"),
+        ('{"cookies": [{"name": "sid", "value": "hunter2"}]}', "cookies/0: a cookie needs a domain and a path, or a url"),
     ],
 )
 async def test_an_invalid_session_is_refused_without_its_content(
@@ -111,7 +111,7 @@ async def test_errors_of_sessions_have_a_hint(
     assert (wrong.code, "key 1 is not 32 bytes in base64" in wrong.stderr) == (1, True)
     assert "hunter2" not in wrong.stderr
     name = await cplane("sessions", "import", "shop.json", "--name", "a/b", **keyed)
-    assert (name.code, "cannot be the name of a session" in name.stderr) == (1, True)
+    assert (name.code, "not a valid session name" in name.stderr) == (1, True)
     nameless = await cplane("sessions", "import", "-", **keyed)
     assert (nameless.code, "needs a --name" in nameless.stderr) == (2, True)
 

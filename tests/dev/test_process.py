@@ -1,4 +1,4 @@
-"""Child server processes: readiness, errors, stopping, and death with the parent."""
+"""Child server processes: readiness, errors, stop, and death with the parent."""
 
 import asyncio
 import os
@@ -72,7 +72,7 @@ def shell(script: str, tmp_path: Path) -> ServerProcess:
     return ServerProcess("Server", ["/bin/sh", "-c", script], log=tmp_path / "server.log")
 
 
-async def ready_at_once(pid: int) -> bool:
+async def always_ready(pid: int) -> bool:
     return True
 
 
@@ -91,7 +91,7 @@ async def test_a_started_server_runs_until_it_is_stopped(tmp_path: Path) -> None
     assert not is_alive(server.pid)
 
 
-async def test_a_server_that_ends_is_an_error_with_its_last_lines(tmp_path: Path) -> None:
+async def test_a_server_that_ends_early_raises_with_its_last_lines(tmp_path: Path) -> None:
     server = shell("for line in 1 2 3 4 5 6 last; do echo line $line; done; exit 3", tmp_path)
     with pytest.raises(ServerStartError, match="Server ended with exit code 3: line 3") as caught:
         await server.start(never_ready, timeout_s=DEADLINE_S)
@@ -101,18 +101,18 @@ async def test_a_server_that_ends_is_an_error_with_its_last_lines(tmp_path: Path
 
 async def test_a_server_that_is_never_ready_is_stopped_at_the_deadline(tmp_path: Path) -> None:
     server = shell("exec sleep 60", tmp_path)
-    with pytest.raises(ServerStartError, match=r"was not ready within 0\.2 seconds: it printed nothing"):
+    with pytest.raises(ServerStartError, match=r"was not ready within 0\.2 seconds: there is no output"):
         await server.start(never_ready, timeout_s=0.2)
     assert not is_alive(server.pid)
 
 
-async def test_a_command_that_does_not_exist_is_a_start_error(tmp_path: Path) -> None:
+async def test_a_missing_command_raises_a_start_error(tmp_path: Path) -> None:
     server = ServerProcess("Server", [str(tmp_path / "absent")], log=tmp_path / "server.log")
     with pytest.raises(ServerStartError, match="Server could not be started"):
-        await server.start(ready_at_once, timeout_s=DEADLINE_S)
+        await server.start(always_ready, timeout_s=DEADLINE_S)
 
 
-async def test_a_probe_that_raises_leaves_no_process(tmp_path: Path) -> None:
+async def test_a_probe_that_raises_leaves_no_process_behind(tmp_path: Path) -> None:
     async def broken(pid: int) -> bool:
         raise ValueError("broken probe")
 
@@ -132,7 +132,7 @@ async def test_a_server_that_ignores_the_stop_signal_is_killed(tmp_path: Path) -
     assert not is_alive(server.pid)
 
 
-async def test_a_cancel_during_the_start_leaves_no_process(tmp_path: Path) -> None:
+async def test_a_cancellation_during_start_leaves_no_process_behind(tmp_path: Path) -> None:
     probed = asyncio.Event()
 
     async def waiting(pid: int) -> bool:
@@ -148,7 +148,7 @@ async def test_a_cancel_during_the_start_leaves_no_process(tmp_path: Path) -> No
     assert not is_alive(server.pid)
 
 
-async def test_a_cancel_during_the_stop_waits_until_the_server_is_gone(tmp_path: Path) -> None:
+async def test_a_cancellation_during_stop_waits_until_the_server_has_ended(tmp_path: Path) -> None:
     async def trapped(pid: int) -> bool:
         return "trapped" in (tmp_path / "server.log").read_text()
 
@@ -162,26 +162,26 @@ async def test_a_cancel_during_the_stop_waits_until_the_server_is_gone(tmp_path:
     assert not is_alive(server.pid)
 
 
-async def test_stopping_what_has_ended_or_never_started_does_nothing(tmp_path: Path) -> None:
+async def test_stop_does_nothing_after_the_end_or_without_a_start(tmp_path: Path) -> None:
     server = shell("exec sleep 60", tmp_path)
     await server.stop()
-    await server.start(ready_at_once, timeout_s=DEADLINE_S)
+    await server.start(always_ready, timeout_s=DEADLINE_S)
     os.kill(server.pid, signal.SIGKILL)
     assert "Server was ended by SIGKILL" in (await server.ended()).message
     await server.stop()
     await server.stop()
 
 
-async def test_run_answers_what_was_printed(tmp_path: Path) -> None:
+async def test_run_returns_the_output(tmp_path: Path) -> None:
     assert await shell("cat; echo two >&2", tmp_path).run(b"one\n", timeout_s=DEADLINE_S) == "one\ntwo\n"
 
 
 async def test_run_raises_when_the_command_fails(tmp_path: Path) -> None:
-    with pytest.raises(ServerStartError, match="exit code 4: no room"):
-        await shell("echo no room; exit 4", tmp_path).run(timeout_s=DEADLINE_S)
+    with pytest.raises(ServerStartError, match="exit code 4: disk full"):
+        await shell("echo disk full; exit 4", tmp_path).run(timeout_s=DEADLINE_S)
 
 
-async def test_run_ends_a_command_that_takes_too_long(tmp_path: Path) -> None:
+async def test_run_stops_a_command_at_the_timeout(tmp_path: Path) -> None:
     slow = shell("exec sleep 60", tmp_path)
     with pytest.raises(ServerStartError, match=r"did not end within 0\.2 seconds"):
         await slow.run(timeout_s=0.2)
@@ -197,7 +197,7 @@ async def test_postgres_variables_of_the_shell_do_not_reach_the_server(
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(tmp_path: Path) -> None:
     server = shell("exec sleep 60", tmp_path)
-    await server.start(ready_at_once, timeout_s=DEADLINE_S)
+    await server.start(always_ready, timeout_s=DEADLINE_S)
     assert os.getpgid(server.pid) == server.pid
     await server.stop()
 
@@ -214,16 +214,16 @@ def test_a_server_in_a_user_namespace_dies_with_its_parent(tmp_path: Path) -> No
         not shutil.which("unshare")
         or subprocess.run([*command, "true"], check=False, capture_output=True).returncode != 0
     ):
-        pytest.skip("user namespaces are closed here")
+        pytest.skip("user namespaces are not available")
     pid = pid_of_child_after_killing_parent("asyncio.run(main())", [str(tmp_path / "log"), *command, "sleep", "60"])
     wait_until_gone(pid)
 
 
-def test_a_watched_child_dies_with_its_parent_without_help_of_the_kernel() -> None:
+def test_a_watched_child_dies_with_its_parent_without_kernel_support() -> None:
     wait_until_gone(pid_of_child_after_killing_parent("asyncio.run(watched())", []))
 
 
-async def test_a_dismissed_watch_leaves_the_child_alone() -> None:
+async def test_a_dismissed_watch_does_not_kill_the_child() -> None:
     child = await asyncio.create_subprocess_exec("sleep", "60")
     async with ParentWatch(child.pid, signal.SIGKILL):
         pass

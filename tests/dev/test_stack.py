@@ -1,4 +1,4 @@
-"""The stack of real servers: its data, its lock, its announcement, and what survives a kill."""
+"""The stack of real servers: its data, its lock, its announcement, and recovery after a kill."""
 
 import asyncio
 import json
@@ -86,13 +86,13 @@ def announcement(root: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a stack ran before: the next one there starts in well under a tenth of a second."""
+    """A folder in which a stack ran before, so that the next one there starts in well under 0.1 s."""
     root = tmp_path_factory.mktemp("used")
     asyncio.run(started_and_stopped(root))
     return root
 
 
-async def test_both_servers_answer_and_are_gone_afterwards(tmp_path: Path) -> None:
+async def test_both_servers_respond_and_end_with_the_stack(tmp_path: Path) -> None:
     async with DevStack(tmp_path) as stack:
         assert await query(stack.database_url, "SELECT current_database()") == "cplane"
         assert await query(stack.database_url, "SHOW max_connections") == "200"
@@ -118,7 +118,7 @@ async def test_a_restart_keeps_the_data_and_the_addresses(used: Path) -> None:
         assert await command(second.redis_url, "GET", "kept") == b"42"
 
 
-async def test_the_announcement_is_there_while_the_stack_runs(used: Path) -> None:
+async def test_the_announcement_exists_while_the_stack_runs(used: Path) -> None:
     async with DevStack(used, durable=False) as stack:
         assert announcement(used) == {
             "pid": os.getpid(),
@@ -134,7 +134,7 @@ async def test_the_announcement_is_there_while_the_stack_runs(used: Path) -> Non
     assert not (used / ".cplane/stack.json").exists()
 
 
-async def test_a_second_stack_in_the_folder_fails_at_once_and_harms_nothing(used: Path) -> None:
+async def test_a_second_stack_in_the_folder_fails_immediately_and_harms_nothing(used: Path) -> None:
     async with DevStack(used, durable=False) as first:
         with pytest.raises(ServerStartError, match=rf"another stack runs in .* \(pid {os.getpid()}\)") as caught:
             async with DevStack(used, durable=False):
@@ -145,7 +145,7 @@ async def test_a_second_stack_in_the_folder_fails_at_once_and_harms_nothing(used
         assert await command(first.redis_url, "PING")
 
 
-async def test_stacks_in_two_folders_run_side_by_side(used: Path, tmp_path: Path) -> None:
+async def test_stacks_in_two_folders_run_concurrently(used: Path, tmp_path: Path) -> None:
     async with (
         DevStack(used, durable=False) as one,
         DevStack(tmp_path, durable=False) as two,
@@ -168,19 +168,19 @@ async def test_a_killed_parent_leaves_no_server_and_the_next_start_works(used: P
         await until_gone(pid)
 
 
-async def test_a_killed_postgres_is_noticed_and_the_exit_does_not_hang(used: Path) -> None:
+async def test_a_killed_postgres_is_detected_and_the_exit_does_not_hang(used: Path) -> None:
     async with asyncio.timeout(DEADLINE_S), DevStack(used, durable=False) as stack:
         os.kill((await server_pids(used, stack.redis_url))[0], signal.SIGKILL)
         assert "Postgres was ended by SIGKILL" in (await stack.ended()).message
 
 
-async def test_a_killed_redis_is_noticed_and_the_exit_does_not_hang(used: Path) -> None:
+async def test_a_killed_redis_is_detected_and_the_exit_does_not_hang(used: Path) -> None:
     async with asyncio.timeout(DEADLINE_S), DevStack(used, durable=False) as stack:
         os.kill((await server_pids(used, stack.redis_url))[1], signal.SIGKILL)
         assert "Redis was ended by SIGKILL" in (await stack.ended()).message
 
 
-async def test_what_a_killed_stack_left_is_no_obstacle(used: Path) -> None:
+async def test_leftovers_of_a_killed_stack_do_not_prevent_a_start(used: Path) -> None:
     folder = used / ".cplane"
     (folder / "postgres/postmaster.pid").write_text(f"{os.getppid()}\n{folder / 'postgres'}\n")
     (folder / "stack.json").write_text("{")
@@ -190,7 +190,7 @@ async def test_what_a_killed_stack_left_is_no_obstacle(used: Path) -> None:
 
 
 @pytest.mark.parametrize(("folder", "moments_ms"), [("tmp_path", (0, 30, 120, 300)), ("used", range(0, 80, 8))])
-async def test_a_cancel_at_any_moment_of_the_start_leaks_nothing(
+async def test_a_cancellation_at_any_moment_of_the_start_leaks_nothing(
     request: pytest.FixtureRequest, folder: str, moments_ms: Sequence[int]
 ) -> None:
     root = cast("Path", request.getfixturevalue(folder))
@@ -202,7 +202,7 @@ async def test_a_cancel_at_any_moment_of_the_start_leaks_nothing(
             await start
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert not (root / ".cplane/stack.json").exists()
-        async with FolderLock(root / ".cplane/lock"):  # its servers would hold it
+        async with FolderLock(root / ".cplane/lock"):  # a leaked server would hold it
             pass
     async with DevStack(root, durable=False) as stack:
         assert await query(stack.database_url, "SELECT 1") == 1
@@ -220,24 +220,24 @@ async def test_when_one_server_cannot_start_the_other_is_stopped(tmp_path: Path)
     assert not (tmp_path / ".cplane/stack.json").exists()
 
 
-async def test_data_of_another_major_version_is_refused_with_a_hint(tmp_path: Path) -> None:
+async def test_data_of_another_major_version_is_rejected_with_a_hint(tmp_path: Path) -> None:
     data = tmp_path / "postgres"
     data.mkdir()
     (data / "PG_VERSION").write_text("9\n")
-    with pytest.raises(ServerStartError, match="was made by Postgres 9, and the one found here is") as caught:
+    with pytest.raises(ServerStartError, match="was created by Postgres 9, but the installed version is") as caught:
         async with EmbeddedPostgres(data, tmp_path):
             pass
-    assert "a Postgres 9 of your own" in str(caught.value.hint)
+    assert "run Postgres 9 yourself" in str(caught.value.hint)
 
 
-async def test_a_folder_that_is_not_postgres_data_is_refused(tmp_path: Path) -> None:
+async def test_a_folder_that_is_not_postgres_data_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     with pytest.raises(ServerStartError, match="is not a Postgres data folder"):
         async with EmbeddedPostgres(tmp_path / "postgres", tmp_path):
             pass
 
 
-async def test_a_socket_path_that_is_too_long_is_refused_with_a_hint(tmp_path: Path) -> None:
+async def test_a_too_long_socket_path_is_rejected_with_a_hint(tmp_path: Path) -> None:
     sockets = tmp_path / ("x" * 100)
     for server in (EmbeddedPostgres(tmp_path / "postgres", sockets), EmbeddedRedis(tmp_path / "redis", sockets)):
         with pytest.raises(ServerStartError, match="longer than 103 bytes") as caught:
@@ -247,8 +247,8 @@ async def test_a_socket_path_that_is_too_long_is_refused_with_a_hint(tmp_path: P
 
 
 @pytest.mark.parametrize("allocator", [None, "libanl.so.1"])
-async def test_redis_gets_its_memory_from_the_library_it_is_given(tmp_path: Path, allocator: str | None) -> None:
-    """Any library does: libanl comes with the C library, and nothing else of Redis wants it."""
+async def test_redis_loads_the_given_allocator(tmp_path: Path, allocator: str | None) -> None:
+    """Any library is enough for the test: libanl is part of the C library, and Redis does not load it otherwise."""
     with SocketFolder(tmp_path) as sockets:
         async with (
             EmbeddedRedis(tmp_path / "redis", sockets, allocator=allocator) as redis,
@@ -269,7 +269,7 @@ def test_sockets_avoid_a_temporary_folder_with_a_long_path(tmp_path: Path, monke
     assert not folder.exists()
 
 
-def test_sockets_do_not_use_a_folder_that_somebody_else_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sockets_do_not_use_a_folder_of_another_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     with tempfile.TemporaryDirectory(dir="/tmp") as base:  # tmp_path is too long for sockets
         monkeypatch.setattr(tempfile, "tempdir", base)
@@ -282,27 +282,27 @@ def test_sockets_do_not_use_a_folder_that_somebody_else_made(tmp_path: Path, mon
         assert expected.is_symlink()
 
 
-async def test_a_missing_binary_is_an_error_that_says_what_to_install(
+async def test_a_missing_binary_raises_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nowhere(*_: object) -> tuple[Path, ...]:
+    def nothing(*_: object) -> tuple[Path, ...]:
         return ()
 
     for lookup in ("_in_wheel", "_on_path", "_debian"):
-        monkeypatch.setattr(binaries, lookup, nowhere)
+        monkeypatch.setattr(binaries, lookup, nothing)
     with pytest.raises(ServerStartError, match=r"there is no (Postgres|Valkey or Redis) on this machine") as caught:
         async with DevStack(tmp_path):
             pass
     assert caught.value.hint == "pip install 'cplane[dev]'"
 
 
-async def test_a_machine_where_nobody_may_run_postgres_gets_a_hint(
+async def test_without_a_user_that_can_run_postgres_the_error_has_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody() -> tuple[identity.Identity, ...]:
+    def unusable() -> tuple[identity.Identity, ...]:
         return (identity.Identity(prefix=("false",)),)
 
-    monkeypatch.setattr(identity, "_identities", nobody)
+    monkeypatch.setattr(identity, "_identities", unusable)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(ServerStartError, match="Postgres refuses to run as root") as caught:
         async with DevStack(tmp_path):

@@ -1,4 +1,4 @@
-"""What may be kept as a browser session: what Playwright makes, whatever texts pages keep, and nothing else."""
+"""The content of browser sessions: accepts Playwright's storage_state with any text of a page, and rejects all else."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def state(**parts: Any) -> dict[str, Any]:
     return {"cookies": [COOKIE], "origins": [], **parts}
 
 
-async def test_what_playwright_makes_is_kept_and_taken_back_by_it(tmp_path: Path) -> None:
+async def test_a_state_of_playwright_survives_a_round_trip(tmp_path: Path) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=find_executable(None).path, args=["--no-sandbox"])
         context = await browser.new_context()
@@ -39,28 +39,28 @@ async def test_what_playwright_makes_is_kept_and_taken_back_by_it(tmp_path: Path
                 opening.onerror = failed;
             })"""
         )
-        made = await context.storage_state(indexed_db=True)
-        kept: Any = decode(encode(made))
-        assert kept == made
+        original = await context.storage_state(indexed_db=True)
+        kept: Any = decode(encode(original))
+        assert kept == original
         assert len(kept["cookies"]) == 1
 
         again = await browser.new_context(storage_state=kept)
-        assert await again.storage_state(indexed_db=True) == made
+        assert await again.storage_state(indexed_db=True) == original
         await browser.close()
 
 
-def test_texts_of_pages_are_kept_as_they_are() -> None:
-    item = {"name": "\ud800", "value": "NUL \0, half a pair \udfff, a whole one 😀, ü"}
+def test_texts_of_pages_are_kept_unchanged() -> None:
+    item = {"name": "\ud800", "value": "NUL \0, a lone surrogate \udfff, a pair 😀, ü"}
     given = state(origins=[{"origin": "https://example.com", "localStorage": [item]}])
     assert decode(encode(given)) == given
 
 
-def test_members_of_a_later_playwright_are_kept() -> None:
+def test_unknown_members_are_kept() -> None:
     given = state(later={"a": [1, None]}, cookies=[{**COOKIE, "later": True, "partitionKey": None}])
     assert decode(encode(given)) == given
 
 
-def test_an_empty_state_is_one() -> None:
+def test_an_empty_state_is_valid() -> None:
     assert decode(encode(empty())) == {"cookies": [], "origins": []}
 
 
@@ -87,7 +87,7 @@ def test_an_empty_state_is_one() -> None:
         (["hunter2"], "", "dictionary"),
     ],
 )
-def test_what_is_none_is_refused_with_its_place_and_without_its_values(given: Any, path: str, message: str) -> None:
+def test_an_invalid_state_is_rejected_with_the_path_and_without_values(given: Any, path: str, message: str) -> None:
     with pytest.raises(InvalidSession) as caught:
         encode(given)
     assert caught.value.problems[0].path == path
@@ -102,24 +102,24 @@ def nested(depth: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("odd", [{1, 2}, float("inf"), b"hunter2", object(), nested(100_000)], ids=lambda _: "odd")
-def test_what_is_not_json_is_refused(odd: Any) -> None:
+@pytest.mark.parametrize("value", [{1, 2}, float("inf"), b"hunter2", object(), nested(100_000)], ids=lambda _: "value")
+def test_a_value_that_json_cannot_hold_is_rejected(value: Any) -> None:
     with pytest.raises(InvalidSession, match="is not JSON") as caught:
-        encode(state(later=odd))
+        encode(state(later=value))
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_state_of_many_faults_names_twenty() -> None:
+def test_an_error_lists_at_most_20_problems() -> None:
     with pytest.raises(InvalidSession, match="and 999 more") as caught:
         encode(state(cookies=[1] * 1000))
     assert len(caught.value.problems) == 20
 
 
-def test_the_limit_holds_to_the_byte() -> None:
+def test_the_size_limit_is_exact_to_the_byte() -> None:
     def of(size: int) -> dict[str, Any]:
         return state(origins=[{"origin": "https://a", "localStorage": [{"name": "n", "value": "v" * size}]}])
 
-    room = MAX_BYTES - len(json.dumps(of(0), separators=(",", ":")))
-    assert len(encode(of(room))) == MAX_BYTES
+    max_value = MAX_BYTES - len(json.dumps(of(0), separators=(",", ":")))
+    assert len(encode(of(max_value))) == MAX_BYTES
     with pytest.raises(SessionTooLarge, match=f"has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"):
-        encode(of(room + 1))
+        encode(of(max_value + 1))

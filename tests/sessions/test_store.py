@@ -1,4 +1,4 @@
-"""Browser sessions on real Postgres: one attempt holds one at a time, and what it holds is for it alone."""
+"""Browser sessions on real Postgres: one attempt at a time holds a session and reads its content."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ from cplane.sessions.store import Held, Sessions
 
 OLD, NEW = new_key(), new_key()
 LEASE_S = 30.0
-OVER_S = -1.0
+EXPIRED_S = -1.0
 
 
 def keyring(*keys: str) -> Keyring:
@@ -71,14 +71,14 @@ async def start(store: Store, record_id: UUID | None = None, *, lease_s: float =
 
 
 async def finish(store: Store, started: Started, to: State = State.SUCCEEDED) -> None:
-    how = AttemptState.SUCCEEDED if to is State.SUCCEEDED else AttemptState.RELEASED
+    attempt_state = AttemptState.SUCCEEDED if to is State.SUCCEEDED else AttemptState.RELEASED
     result = b"1" if to is State.SUCCEEDED else None
     end = Finish(
         id=started.id,
         attempt=started.attempt,
         token=started.token,
         state=to,
-        attempt_state=how,
+        attempt_state=attempt_state,
         result_json=result,
         cause=Cause.RELEASE,
     )
@@ -101,24 +101,22 @@ async def run(database: Database, statement: str) -> list[dict[str, Any]]:
         return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
 
-# holding
+# holds
 
 
-async def test_a_session_that_is_missing_is_made_empty_and_keeps_what_is_saved(
-    store: Store, sessions: Sessions
-) -> None:
+async def test_a_missing_session_is_created_empty_and_keeps_what_is_saved(store: Store, sessions: Sessions) -> None:
     first = await start(store)
     held = await held_by(sessions, first)
     assert (held.name, held.version, held.storage_state) == ("shop", 0, empty())
     assert await sessions.save(held, state("one"))
-    assert await sessions.save(held, state("two")), "a state may be saved as often as one likes"
+    assert await sessions.save(held, state("two")), "a state may be saved several times"
     await finish(store, first)
 
     again = await held_by(sessions, await start(store))
     assert (again.version, again.storage_state) == (2, state("two"))
 
 
-async def test_a_session_is_for_one_running_job_at_a_time(store: Store, sessions: Sessions) -> None:
+async def test_one_running_job_at_a_time_holds_a_session(store: Store, sessions: Sessions) -> None:
     first, second = await start(store), await start(store)
     held = await held_by(sessions, first)
     assert await acquire(sessions, second) is None
@@ -127,56 +125,58 @@ async def test_a_session_is_for_one_running_job_at_a_time(store: Store, sessions
     taken = await held_by(sessions, second)
 
     await sessions.release(held)
-    assert not await sessions.save(held, state()), "who let go cannot save any more"
+    assert not await sessions.save(held, state()), "a released hold cannot save"
     assert (await sessions.get("shop")).held_by == second.id
     assert await sessions.save(taken, state())
 
 
-async def test_of_many_that_ask_at_once_one_gets_it(store: Store, sessions: Sessions, database: Database) -> None:
+async def test_one_of_many_concurrent_callers_acquires_the_session(
+    store: Store, sessions: Sessions, database: Database
+) -> None:
     for _ in range(5):
-        asking = [await start(store) for _ in range(8)]
-        answers = await asyncio.gather(*(acquire(sessions, started) for started in asking))
-        holders = [held for held in answers if held is not None]
+        running = [await start(store) for _ in range(8)]
+        results = await asyncio.gather(*(acquire(sessions, started) for started in running))
+        holders = [held for held in results if held is not None]
         assert len(holders) == 1
         assert (await sessions.get("shop")).held_by == holders[0].record_id
         await sessions.release(holders[0])
         await sessions.delete("shop")
 
 
-async def test_asking_again_answers_the_same_hold(store: Store, sessions: Sessions) -> None:
+async def test_acquiring_again_returns_the_same_hold(store: Store, sessions: Sessions) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
     await sessions.save(held, state())
     again = await held_by(sessions, started)
     assert (again.storage_state, again.version) == (state(), 1)
-    assert await sessions.save(held, state("two")), "either of the answers stands for the hold"
+    assert await sessions.save(held, state("two")), "both objects represent the hold"
 
 
-@pytest.mark.parametrize("how", ["finished", "lease over", "time over", "record gone"])
-async def test_a_hold_ends_without_being_let_go(store: Store, sessions: Sessions, database: Database, how: str) -> None:
+@pytest.mark.parametrize("ending", ["finished", "lease expired", "hold expired", "record deleted"])
+async def test_a_hold_ends_without_a_release(store: Store, sessions: Sessions, database: Database, ending: str) -> None:
     first = await start(store)
-    held = await acquire(sessions, first, hold_s=OVER_S if how == "time over" else 60)
+    held = await acquire(sessions, first, hold_s=EXPIRED_S if ending == "hold expired" else 60)
     assert held is not None
-    match how:
+    match ending:
         case "finished":
             await finish(store, first)
-        case "lease over":
+        case "lease expired":
             await run(database, "UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s'")
-        case "record gone":
+        case "record deleted":
             await run(database, "DELETE FROM cplane.jobs")
         case _:
             pass
     assert (await sessions.get("shop")).held_by is None
     second = await start(store)
     taken = await held_by(sessions, second)
-    assert not await sessions.save(held, state("late")), "who was overtaken cannot save"
+    assert not await sessions.save(held, state("late")), "the previous holder cannot save"
     assert await sessions.save(taken, state("mine"))
     assert (await held_by(sessions, second)).storage_state == state("mine")
 
 
 async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Store, sessions: Sessions) -> None:
-    first = await start(store, lease_s=OVER_S)
-    assert await acquire(sessions, first) is None, "a lease that is over holds nothing"
+    first = await start(store, lease_s=EXPIRED_S)
+    assert await acquire(sessions, first) is None, "an expired lease cannot hold a session"
     await store.reap(10)
     second = await start(store, first.id)
     held = await held_by(sessions, second)
@@ -186,7 +186,7 @@ async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Sto
     third = await start(store, first.id)
     assert third.attempt == 3
     assert await acquire(sessions, second) is None
-    assert not await sessions.save(held, state()), "nor while the next one runs that did not ask yet"
+    assert not await sessions.save(held, state()), "nor while the next attempt runs that has not acquired yet"
     taken = await held_by(sessions, third)
     assert not await sessions.save(held, state())
     await sessions.release(held)
@@ -194,16 +194,16 @@ async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Sto
     assert await sessions.save(taken, state())
 
 
-async def test_a_save_is_kept_while_the_lease_is_late_but_nobody_took_over(
+async def test_a_save_after_the_lease_expired_is_kept_if_no_other_attempt_took_over(
     store: Store, sessions: Sessions, database: Database
 ) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
     await run(database, "UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s'")
-    assert await sessions.save(held, state()), "the record could still be finished too"
+    assert await sessions.save(held, state()), "the record could still be finished as well"
 
 
-async def test_who_does_not_run_gets_nothing(store: Store, sessions: Sessions) -> None:
+async def test_an_attempt_that_does_not_run_cannot_acquire(store: Store, sessions: Sessions) -> None:
     started = await start(store)
     assert await sessions.acquire("shop", new_id(), 1) is None
     assert await sessions.acquire("shop", started.id, started.attempt + 1) is None
@@ -212,18 +212,18 @@ async def test_who_does_not_run_gets_nothing(store: Store, sessions: Sessions) -
     assert await sessions.list() == []
 
 
-async def test_a_holder_whose_start_was_not_seen_yet_is_not_robbed(
+async def test_a_holder_that_started_after_the_snapshot_keeps_its_session(
     store: Store, sessions: Sessions, database: Database
 ) -> None:
-    """The second asks first, waits for the row, and meanwhile a job starts and takes the session: it must not be taken for dead."""
+    """An acquire waits for the row lock while a job starts and takes the session: that job must not be considered dead."""
     before = await start(store)
     await sessions.release(await held_by(sessions, before))
     second = await start(store)
     async with database.session() as session:
         connection = await session.connection()
         await connection.execute(text("SELECT FROM cplane.sessions FOR UPDATE"))
-        asking = asyncio.create_task(acquire(sessions, second), name="the second asks")
-        await until_somebody_waits(database)
+        pending = asyncio.create_task(acquire(sessions, second), name="second acquire")
+        await until_a_lock_is_awaited(database)
         first = await start(store)
         await connection.execute(
             text(
@@ -232,28 +232,28 @@ async def test_a_holder_whose_start_was_not_seen_yet_is_not_robbed(
             ),
             {"id": first.id},
         )
-    assert await asking is None
+    assert await pending is None
     assert (await sessions.get("shop")).held_by == first.id
 
 
 class Users:
-    """Jobs that use one session: each adds its own mark to what it found, and then ends well, lets go, dies, or saves too late."""
+    """Jobs that share a session. Each appends its mark to the content, then finishes, releases, dies, or saves too late."""
 
     def __init__(self, store: Store, sessions: Sessions, database: Database, seed: int) -> None:
         self._store, self._sessions, self._database = store, sessions, database
-        self._chance = random.Random(seed)
+        self._random = random.Random(seed)
         self._late = list[tuple[Held, str]]()
         self.kept = list[str]()
-        """The marks whose save was answered with yes."""
+        """The marks whose save returned True."""
 
     async def work(self, user: int, rounds: int) -> None:
         for number in range(rounds):
             started, mark = await start(self._store), f"{user}.{number}"
             while (held := await acquire(self._sessions, started)) is None:
                 await asyncio.sleep(0)
-            ending = self._chance.choice([self._finish, self._release, self._die, self._save_late])
+            ending = self._random.choice([self._finish, self._release, self._die, self._save_late])
             await ending(started, held, mark)
-            if self._late and self._chance.random() < 0.5:
+            if self._late and self._random.random() < 0.5:
                 await self._save(*self._late.pop())
 
     async def _save(self, held: Held, mark: str) -> None:
@@ -278,7 +278,7 @@ class Users:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_no_save_is_lost_whoever_dies_or_comes_too_late(
+async def test_no_save_is_lost_when_jobs_die_or_save_too_late(
     store: Store, sessions: Sessions, database: Database, seed: int
 ) -> None:
     users = Users(store, sessions, database, seed)
@@ -301,7 +301,7 @@ async def expire(database: Database, started: Started) -> None:
     )
 
 
-async def until_somebody_waits(database: Database) -> None:
+async def until_a_lock_is_awaited(database: Database) -> None:
     async with asyncio.timeout(30):
         while not await run(
             database,
@@ -310,10 +310,10 @@ async def until_somebody_waits(database: Database) -> None:
             await asyncio.sleep(0)
 
 
-# looking after them
+# administration
 
 
-async def test_a_session_that_is_held_is_neither_replaced_nor_deleted(store: Store, sessions: Sessions) -> None:
+async def test_a_held_session_cannot_be_replaced_or_deleted(store: Store, sessions: Sessions) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
     for change in (sessions.put("shop", state()), sessions.delete("shop")):
@@ -331,7 +331,7 @@ async def test_a_session_that_is_held_is_neither_replaced_nor_deleted(store: Sto
         await sessions.delete("shop")
 
 
-async def test_an_import_is_what_the_next_job_gets(store: Store, sessions: Sessions) -> None:
+async def test_the_next_job_gets_an_imported_state(store: Store, sessions: Sessions) -> None:
     info, created = await sessions.put("shop:jane@example.com", state("a"))
     assert (created, info.version, info.used_at) == (True, 1, None)
     info, created = await sessions.put("shop:jane@example.com", state("b"))
@@ -340,7 +340,7 @@ async def test_an_import_is_what_the_next_job_gets(store: Store, sessions: Sessi
     assert (held.storage_state, held.version) == (state("b"), 2)
 
 
-async def test_the_list_goes_by_name_in_pages(store: Store, sessions: Sessions) -> None:
+async def test_the_list_is_sorted_by_name_and_paged(store: Store, sessions: Sessions) -> None:
     for name in ("b", "B", "a_1", "a.1", "c"):
         await sessions.put(name, state())
     held = await held_by(sessions, await start(store), "a.1")
@@ -357,9 +357,9 @@ async def test_the_list_goes_by_name_in_pages(store: Store, sessions: Sessions) 
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 201, "a\n", "a\0", "a?b"])
-async def test_a_name_that_cannot_be_one_is_refused(sessions: Sessions, name: str) -> None:
+async def test_an_invalid_name_is_rejected(sessions: Sessions, name: str) -> None:
     for use in (sessions.put(name, state()), sessions.acquire(name, new_id(), 1)):
-        with pytest.raises(InvalidSession, match="cannot be the name of a session") as caught:
+        with pytest.raises(InvalidSession, match="not a valid session name") as caught:
             await use
         assert caught.value.hint
     with pytest.raises(SessionNotFound):
@@ -368,7 +368,7 @@ async def test_a_name_that_cannot_be_one_is_refused(sessions: Sessions, name: st
         await sessions.delete(name)
 
 
-async def test_a_state_that_is_none_or_too_large_is_refused_and_the_session_left_as_it_was(
+async def test_an_invalid_or_too_large_state_is_rejected_and_the_session_unchanged(
     store: Store, sessions: Sessions
 ) -> None:
     held = await held_by(sessions, await start(store))
@@ -390,7 +390,7 @@ async def test_a_state_that_is_none_or_too_large_is_refused_and_the_session_left
 # keys
 
 
-async def test_rotating_encrypts_all_with_the_first_key_and_spares_what_cannot_be_read(
+async def test_a_rotation_encrypts_with_the_first_key_and_keeps_unreadable_sessions(
     store: Store, database: Database
 ) -> None:
     old, both, new = (Sessions(database, keyring(*keys)) for keys in ((OLD,), (NEW, OLD), (NEW,)))
@@ -407,14 +407,14 @@ async def test_rotating_encrypts_all_with_the_first_key_and_spares_what_cannot_b
     assert [each.name for each in rotated] == ["s0", "s1", "s2", "s2x", "s3", "s4"]
     assert [each.name for each in rotated if each.problem is not None] == ["s2x"]
     assert await both.keys() == {new.keyring.first: 6, lost.keyring.first: 1}
-    assert [info.version for info in await new.list()] == [1] * 7, "nobody saved"
+    assert [info.version for info in await new.list()] == [1] * 7, "a rotation is not a save"
     for number in (0, 1, 2, 4, 9):
         assert (await held_by(new, await start(store), f"s{number}")).storage_state == state(str(number))
     assert await both.save(held, state("saved")), "a hold outlives a rotation"
     assert [each.name async for each in both.rotate()] == ["s2x"]
 
 
-async def test_what_is_saved_during_a_rotation_stays(
+async def test_a_save_during_a_rotation_is_not_overwritten(
     store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, both = Sessions(database, keyring(OLD)), Sessions(database, keyring(NEW, OLD))
@@ -423,13 +423,13 @@ async def test_what_is_saved_during_a_rotation_stays(
     decrypt, saved = both.keyring.decrypt, asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def save_meanwhile(*args: Any) -> bytes:
+    def save_concurrently(*args: Any) -> bytes:
         if not saved.is_set():
             asyncio.run_coroutine_threadsafe(old.save(held, state("after")), loop).result(30)
             loop.call_soon_threadsafe(saved.set)
         return decrypt(*args)
 
-    monkeypatch.setattr(both.keyring, "decrypt", save_meanwhile)
+    monkeypatch.setattr(both.keyring, "decrypt", save_concurrently)
     assert [each.name async for each in both.rotate()] == ["shop"]
     assert await both.keys() == {both.keyring.first: 1}
     again = await both.acquire("shop", held.record_id, held.attempt)
@@ -437,7 +437,7 @@ async def test_what_is_saved_during_a_rotation_stays(
     assert again.storage_state == state("after")
 
 
-async def test_without_its_key_a_session_is_not_read_and_without_any_none_is_made(
+async def test_without_its_key_a_session_is_unreadable_and_without_any_key_none_is_created(
     store: Store, sessions: Sessions, database: Database
 ) -> None:
     await sessions.put("shop", state())
@@ -453,7 +453,7 @@ async def test_without_its_key_a_session_is_not_read_and_without_any_none_is_mad
     await keyless.delete("shop")
 
 
-async def test_a_session_moved_to_another_name_in_the_database_is_not_read(
+async def test_a_session_renamed_in_the_database_cannot_be_read(
     store: Store, sessions: Sessions, database: Database
 ) -> None:
     await sessions.put("mine", state())
@@ -462,7 +462,7 @@ async def test_a_session_moved_to_another_name_in_the_database_is_not_read(
         await acquire(sessions, await start(store), "yours")
 
 
-async def test_nothing_of_a_session_is_shown(
+async def test_the_content_of_a_session_is_never_shown(
     store: Store, sessions: Sessions, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
     held = await held_by(sessions, await start(store))
@@ -481,7 +481,7 @@ async def test_nothing_of_a_session_is_shown(
     assert "shop" in shown
 
 
-async def test_the_plane_has_them_with_the_keys_of_the_settings(settings: CplaneSettings) -> None:
+async def test_the_control_plane_uses_the_keys_of_the_settings(settings: CplaneSettings) -> None:
     async with ControlPlane(settings.model_copy(update={"secret_key": SecretStr(NEW)})) as plane:
         await plane.sessions.put("shop", state())
         held = await held_by(plane.sessions, await start(plane.store))

@@ -1,4 +1,4 @@
-"""A site that tells what it was asked, a page from a real pool, and a context that keeps artifacts in a folder."""
+"""Fixtures: a site that records its requests, a real browser pool, and a context that stores artifacts in a folder."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ PAGES = {
 
 @dataclass
 class Request:
-    """What the site was asked."""
+    """A request that the site received."""
 
     path: str
     headers: dict[str, str]
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass
 class Site:
-    """Where the site is, and what it was asked so far."""
+    """The URL of the site and the requests that it has received."""
 
     url: str
     requests: list[Request] = field(default_factory=list[Request])
@@ -81,7 +81,7 @@ class Site:
     def paths(self) -> list[str]:
         return [request.path for request in self.requests]
 
-    def answer(self, request: Request) -> tuple[str, dict[str, str], bytes]:
+    def respond(self, request: Request) -> tuple[str, dict[str, str], bytes]:
         self.requests.append(request)
         match request.path:
             case "/echo":
@@ -108,8 +108,8 @@ class Site:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
-            status, answered, body = self.answer(Request(head[0].split()[1], headers))
-            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in answered.items())]
+            status, response_headers, body = self.respond(Request(head[0].split()[1], headers))
+            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in response_headers.items())]
             writer.write(
                 "\r\n".join([*lines, f"Content-Length: {len(body)}", "Connection: close", "", ""]).encode() + body
             )
@@ -137,7 +137,7 @@ async def pool() -> AsyncGenerator[BrowserPool]:
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> Context:
-    """A context as a worker makes it; its artifacts are files in `tmp_path`."""
+    """A context as a worker creates it, whose artifacts are files in `tmp_path`."""
 
     async def keep_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
         content = data if isinstance(data, bytes) else b"".join([chunk async for chunk in data])

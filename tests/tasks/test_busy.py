@@ -1,4 +1,4 @@
-"""Built-in jobs and servers that have had enough: the host is left alone, and what is pictured is the page."""
+"""Built-in jobs on servers that return 429 or 503: the host cools down, and the job runs again on the real page."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,19 +13,19 @@ PAGE = b"<title>Here</title><p>at last</p>"
 
 
 class BusySite:
-    """Answers 429 (or 503) with Retry-After so often, then a page."""
+    """Returns 429 (or 503) with Retry-After for the first `busy_responses` requests, then a page."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.times = 1
+        self.busy_responses = 1
         self.status = "429 Too Many Requests"
-        self.asked = 0
+        self.requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
-            self.asked += path == b"/"
-            busy = self.asked <= self.times
+            self.requests += path == b"/"
+            busy = self.requests <= self.busy_responses
             status = f"{self.status}\r\nRetry-After: 1" if busy else "200 OK"
             body = b"<title>Busy</title>" if busy else PAGE
             head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -47,7 +47,7 @@ async def busy_site() -> AsyncGenerator[BusySite]:
 
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
-async def test_a_server_that_says_when_to_come_back_is_visited_then(
+async def test_a_page_with_retry_after_is_visited_again_after_the_delay(
     settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite, status: str
 ) -> None:
     busy_site.status = status
@@ -62,7 +62,7 @@ async def test_a_server_that_says_when_to_come_back_is_visited_then(
     assert "Retry-After: 1 s" in (first.error_message or "")
 
 
-async def test_where_it_is_not_respected_the_answer_is_the_page(
+async def test_without_respect_retry_after_the_429_page_is_the_result(
     settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite
 ) -> None:
     async with running(settings.model_copy(update={"respect_retry_after": False}), pages=True):
@@ -70,7 +70,9 @@ async def test_where_it_is_not_respected_the_answer_is_the_page(
     assert (result.title, result.status) == ("Busy", 429)
 
 
-async def test_to_a_check_it_is_news(settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite) -> None:
+async def test_a_check_returns_a_429_as_its_result(
+    settings: CplaneSettings, plane: ControlPlane, busy_site: BusySite
+) -> None:
     async with running(settings, pages=True):
         result = await (await check.submit(url=busy_site.url, expect={"status": 200})).result(timeout=DEADLINE_S)
     assert not result.ok

@@ -1,4 +1,4 @@
-"""Markdown, snapshots, checks and downloads, and what misbehaving pages make of them."""
+"""The jobs markdown, snapshot, check and download, and their failures on misbehaving pages."""
 
 import asyncio
 import ssl
@@ -30,7 +30,7 @@ from cplane.tasks.visit import (
 from tests.tasks.conftest import Site
 
 
-async def test_markdown_has_headings_links_and_lists_and_no_scripts(pool: BrowserPool, ctx: Context, site: Any) -> None:
+async def test_markdown_has_headings_links_and_lists_but_no_scripts(pool: BrowserPool, ctx: Context, site: Any) -> None:
     async with pool.page() as page:
         whole = (await markdown(page, ctx, url=f"{site.url}/article")).markdown or ""
         main = (await markdown(page, ctx, url=f"{site.url}/article", main_content=True)).markdown or ""
@@ -40,21 +40,21 @@ async def test_markdown_has_headings_links_and_lists_and_no_scripts(pool: Browse
     assert main == "# News\n\nSome **bold** [link](/x)\n\n- one\n- two\n"
 
 
-async def test_a_snapshot_is_content_and_picture(pool: BrowserPool, ctx: Context, site: Any, tmp_path: Path) -> None:
+async def test_a_snapshot_has_html_and_a_screenshot(pool: BrowserPool, ctx: Context, site: Any, tmp_path: Path) -> None:
     async with pool.page() as page:
         result = await snapshot(page, ctx, url=f"{site.url}/tall")
     assert "height: 3000px" in (result.html or "")
     assert (tmp_path / "screenshot.png").stat().st_size == result.screenshot.size
 
 
-async def test_a_page_larger_than_allowed_is_refused(pool: BrowserPool, ctx: Context, site: Any) -> None:
+async def test_a_page_larger_than_max_bytes_is_rejected(pool: BrowserPool, ctx: Context, site: Any) -> None:
     async with pool.page() as page:
         for run in (content, markdown, snapshot):
             with pytest.raises(TooLarge, match=r"has more than 1,000 bytes of HTML"):
                 await run(page, ctx, url=f"{site.url}/big", max_bytes=1000)
 
 
-async def test_a_page_as_expected_is_ok(pool: BrowserPool, ctx: Context, site: Any) -> None:
+async def test_a_page_that_meets_all_expectations_is_ok(pool: BrowserPool, ctx: Context, site: Any) -> None:
     async with pool.page() as page:
         result = await check(
             page,
@@ -79,7 +79,7 @@ async def test_a_page_as_expected_is_ok(pool: BrowserPool, ctx: Context, site: A
     assert result.timings.load_ms > 0
 
 
-async def test_what_is_not_as_expected_is_named_with_what_was_there(
+async def test_a_failed_expectation_reports_what_was_found(
     pool: BrowserPool, ctx: Context, site: Any, tmp_path: Path
 ) -> None:
     async with pool.page() as page:
@@ -100,20 +100,22 @@ async def test_what_is_not_as_expected_is_named_with_what_was_there(
             await check(page, ctx, url=f"{site.url}/faulty", expect={"title": "Fine"}, fail=True)
 
 
-async def test_a_check_of_a_server_that_is_down_answers_so(pool: BrowserPool, ctx: Context) -> None:
+async def test_a_check_of_an_unreachable_server_returns_not_ok(pool: BrowserPool, ctx: Context) -> None:
     async with pool.page() as page:
         result = await check(page, ctx, url="http://127.0.0.1:1/", expect={"status": 200})
     assert not result.ok
     assert [verdict.expectation for verdict in result.verdicts] == ["loads"]
 
 
-async def test_a_wrong_selector_fails_a_check(pool: BrowserPool, ctx: Context) -> None:
+async def test_a_malformed_selector_fails_a_check(pool: BrowserPool, ctx: Context) -> None:
     async with pool.page() as page:
         with pytest.raises(SelectorInvalid, match=r"^not a selector: 'a\[\['$"):
             await check(page, ctx, html="x", expect={"visible": ["a[["]})
 
 
-async def test_a_download_is_kept_under_a_safe_name(pool: BrowserPool, ctx: Context, site: Any, tmp_path: Path) -> None:
+async def test_a_download_is_stored_under_a_safe_name(
+    pool: BrowserPool, ctx: Context, site: Any, tmp_path: Path
+) -> None:
     options = PageOptions.read(download.page_options({"url": site.url}))
     async with pool.page(options) as page:
         result = await download(page, ctx, url=f"{site.url}/file")
@@ -123,21 +125,21 @@ async def test_a_download_is_kept_under_a_safe_name(pool: BrowserPool, ctx: Cont
         with pytest.raises(TooLarge, match="has 4,000 bytes, more than 10"):
             await download(page, ctx, url=f"{site.url}/file", max_bytes=10)
     async with pool.page(options) as page:
-        with pytest.raises(VisitFailed, match="is a page and not a file"):
+        with pytest.raises(VisitFailed, match="is a page, not a file"):
             await download(page, ctx, url=site.url)
 
 
-async def test_pages_that_are_none_are_told_apart(pool: BrowserPool, ctx: Context, site: Any) -> None:
+async def test_load_failures_have_distinct_types(pool: BrowserPool, ctx: Context, site: Any) -> None:
     async with pool.page() as page:
         with pytest.raises(DownloadRefused, match="/file is a file to download"):
             await content(page, ctx, url=f"{site.url}/file")
-        with pytest.raises(TooManyRedirects, match="/loop redirects without end"):
+        with pytest.raises(TooManyRedirects, match="/loop is in a redirect loop"):
             await content(page, ctx, url=f"{site.url}/loop")
         with pytest.raises(Unreachable, match="there is no such host"):
             await content(page, ctx, url="http://nowhere.invalid/")
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_named(
+async def test_an_untrusted_certificate_fails_with_its_reason(
     pool: BrowserPool, ctx: Context, site: Site, tmp_path: Path
 ) -> None:
     async with (
@@ -150,7 +152,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_named(
     assert site.paths == []
 
 
-async def test_a_page_of_a_hundred_megabytes_is_refused_and_the_page_still_works(
+async def test_100_mb_of_html_are_rejected_and_the_page_still_works(
     pool: BrowserPool, ctx: Context, site: Site
 ) -> None:
     async with pool.page() as page:
@@ -174,31 +176,31 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_dialogs_and_popups_hold_nothing_up(pool: BrowserPool, ctx: Context, site: Any) -> None:
+async def test_dialogs_and_popups_do_not_block_a_job(pool: BrowserPool, ctx: Context, site: Any) -> None:
     async with pool.page() as page:
         assert (await content(page, ctx, url=f"{site.url}/dialogs")).title == "false null"
         assert (await content(page, ctx, url=site.url)).title == "Home"
 
 
-def test_only_an_unreachable_server_is_worth_a_retry() -> None:
+def test_only_an_unreachable_server_is_retried() -> None:
     assert content.options.retry.allows(Unreachable("x"), 1)
     assert not RETRY.allows(DownloadRefused("x"), 1)
 
 
 @pytest.mark.parametrize(
-    ("proxy", "complaint"),
+    ("proxy", "message"),
     [
         ({"server": "ftp://a"}, "proxy/server: .*not a proxy"),
         ({"server": "http://me:hidden@a:1"}, "credentials go into username and password"),
         ({"server": "http://a:1", "password": "hidden"}, "needs a username"),
     ],
 )
-def test_an_impossible_proxy_is_refused_without_its_password(proxy: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(InvalidArguments, match=complaint) as refused:
+def test_an_invalid_proxy_is_rejected_without_showing_its_password(proxy: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArguments, match=message) as rejected:
         content.encode_json({"html": "x", "proxy": proxy})
-    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(rejected.value)
 
 
-def test_an_empty_check_is_refused() -> None:
+def test_a_check_without_expectations_is_rejected() -> None:
     with pytest.raises(InvalidArguments, match="expect is empty; it takes status, title"):
         check.encode_json({"html": "x", "expect": {}})

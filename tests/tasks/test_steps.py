@@ -1,4 +1,4 @@
-"""Steps are done in order, and one that cannot be done is named."""
+"""The job `steps`: steps run in order, and a failed step is reported."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ FORM = """<title>Form</title><input id=name><select id=s><option>a<option>b</sel
 <p id=out></p><script>var name_ = document.querySelector('#name')</script><a href=/1>1</a><a>2</a>"""
 
 
-async def test_a_form_is_filled_in_and_its_answer_read(pool: BrowserPool, ctx: Context, tmp_path: Any) -> None:
+async def test_a_form_is_filled_in_and_its_output_extracted(pool: BrowserPool, ctx: Context, tmp_path: Any) -> None:
     given: dict[str, Any] = {
         "html": FORM,
         "steps": [
@@ -39,9 +39,11 @@ async def test_a_form_is_filled_in_and_its_answer_read(pool: BrowserPool, ctx: C
     assert (tmp_path / "end.png").exists()
 
 
-async def test_a_step_that_fails_is_named_without_its_value(pool: BrowserPool, ctx: Context) -> None:
+async def test_a_failed_step_is_reported_without_its_value(pool: BrowserPool, ctx: Context) -> None:
     async with pool.page() as page:
-        with pytest.raises(StepFailed, match=r"^step 1 \(fill '#no'\) was not done in time; on .*: 0 such") as failed:
+        with pytest.raises(
+            StepFailed, match=r"^step 1 \(fill '#no'\) timed out; on .*: 0 matching elements$"
+        ) as failed:
             await steps(
                 page,
                 ctx,
@@ -51,12 +53,12 @@ async def test_a_step_that_fails_is_named_without_its_value(pool: BrowserPool, c
     assert "hidden" not in str(failed.value)
 
 
-def test_an_unknown_step_is_refused_at_submit() -> None:
+def test_an_unknown_action_is_rejected_at_submission() -> None:
     with pytest.raises(InvalidArguments, match="steps/0"):
         steps.encode_json({"html": "x", "steps": [{"action": "dance"}]})
 
 
-async def test_files_go_up_and_come_down(pool: BrowserPool, ctx: Context, site: Site, tmp_path: Path) -> None:
+async def test_files_are_uploaded_and_downloaded(pool: BrowserPool, ctx: Context, site: Site, tmp_path: Path) -> None:
     await ctx.artifact("table.csv", b"a,b")
     html = """<input type=file id=f multiple onchange="show()"><p id=out></p>
     <a id=get download="got.txt" href="data:text/plain,hello">Get</a>
@@ -88,7 +90,7 @@ async def test_files_go_up_and_come_down(pool: BrowserPool, ctx: Context, site: 
     assert (tmp_path / "kept.txt").read_bytes() == b"hello"
 
 
-async def test_a_walk_through_several_pages(pool: BrowserPool, ctx: Context, site: Site) -> None:
+async def test_steps_across_several_pages(pool: BrowserPool, ctx: Context, site: Site) -> None:
     given: dict[str, Any] = {
         "url": f"{site.url}/",
         "steps": [
@@ -107,38 +109,38 @@ async def test_a_walk_through_several_pages(pool: BrowserPool, ctx: Context, sit
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "message"),
     [
-        ({"action": "assert", "selector": "h1", "text": "Other"}, r"step 1 \(assert 'h1'\) was not so; .*1 such"),
-        ({"action": "assert", "selector": "b", "count": 5}, r"step 1 \(assert 'b'\) was not so"),
-        ({"action": "goto", "url": "http://127.0.0.1:9/"}, r"step 1 \(goto ''\) was refused by the page"),
-        ({"action": "wait_for", "url": "never"}, r"step 1 \(wait_for ''\) was not done in time"),
+        ({"action": "assert", "selector": "h1", "text": "Other"}, r"step 1 \(assert 'h1'\) did not hold; .*1 matching"),
+        ({"action": "assert", "selector": "b", "count": 5}, r"step 1 \(assert 'b'\) did not hold"),
+        ({"action": "goto", "url": "http://127.0.0.1:9/"}, r"step 1 \(goto ''\) was rejected by the page"),
+        ({"action": "wait_for", "url": "never"}, r"step 1 \(wait_for ''\) timed out"),
         (
             {"action": "upload", "selector": "input", "files": [{"job": str(uuid4()), "name": "missing.csv"}]},
-            r"step 1 \(upload 'input'\) was not possible: the record has no artifact 'missing.csv'",
+            r"step 1 \(upload 'input'\) is not possible: the record has no artifact 'missing.csv'",
         ),
-        ({"action": "download", "selector": "h1"}, r"step 1 \(download 'h1'\) was not done in time"),
+        ({"action": "download", "selector": "h1"}, r"step 1 \(download 'h1'\) timed out"),
     ],
 )
-async def test_what_does_not_hold_names_its_step(
-    pool: BrowserPool, ctx: Context, site: Site, step: dict[str, Any], said: str
+async def test_a_step_that_fails_is_named_in_the_error(
+    pool: BrowserPool, ctx: Context, site: Site, step: dict[str, Any], message: str
 ) -> None:
     given: dict[str, Any] = {"url": f"{site.url}/", "steps": [step | {"timeout": 300}]}
     async with pool.page() as page:
-        with pytest.raises(StepFailed, match=said):
+        with pytest.raises(StepFailed, match=message):
             await steps(page, ctx, **steps.decode(steps.encode_json(given)))
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "message"),
     [
-        ({"action": "wait_for"}, "step 1: wait_for takes one of url, load_state and milliseconds"),
-        ({"action": "wait_for", "url": "a", "milliseconds": 1}, "step 1: wait_for takes one of"),
+        ({"action": "wait_for"}, "step 1: wait_for takes exactly one of url, load_state and milliseconds"),
+        ({"action": "wait_for", "url": "a", "milliseconds": 1}, "step 1: wait_for takes exactly one of"),
         ({"action": "upload", "selector": "a", "files": [{"name": "a"}]}, "the file 'a' takes either base64 or text"),
         ({"action": "goto", "url": "file:///etc/passwd"}, "steps/0"),
         ({"action": "upload", "selector": "a", "files": [{"name": "../a", "text": ""}]}, "steps/0"),
     ],
 )
-def test_steps_that_cannot_be_done_are_refused_at_submit(step: dict[str, Any], said: str) -> None:
-    with pytest.raises(InvalidArguments, match=said):
+def test_invalid_steps_are_rejected_at_submission(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArguments, match=message):
         steps.encode_json({"html": "x", "steps": [step]})

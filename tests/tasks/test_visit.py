@@ -1,4 +1,4 @@
-"""What all built-in jobs share, seen through `content`."""
+"""The visit that all built-in jobs share, tested with `content`."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from cplane.browser import BrowserPool, PageOptions
 from cplane.errors import InvalidArguments
 from cplane.tasks import content
 from cplane.tasks.content import Content
-from cplane.tasks.visit import CertificateInvalid, TooManyRedirects, Unreachable, VisitFailed, not_loaded
+from cplane.tasks.visit import CertificateInvalid, TooManyRedirects, Unreachable, VisitFailed, load_failure
 
 
 class Run(Protocol):
-    """Runs `content` as a worker does: page options and arguments come from stored JSON."""
+    """Runs `content` as a worker does, with page options and arguments from stored JSON."""
 
     async def __call__(self, **arguments: Any) -> Content: ...
 
@@ -37,7 +37,7 @@ def text(result: Content) -> str:
     return re.sub(r"<[^>]*>", "", result.html)
 
 
-async def test_a_page_is_as_it_is_after_its_scripts_ran(run: Run, site: Any) -> None:
+async def test_the_html_is_read_after_the_scripts_ran(run: Run, site: Any) -> None:
     result = await run(url=f"{site.url}/scripted")
     assert (result.status, result.title, result.final_url) == (200, "After", f"{site.url}/scripted")
     assert "<p>42</p>" in (result.html or "")
@@ -54,7 +54,7 @@ async def test_redirects_are_followed(run: Run, site: Any) -> None:
     assert (result.status, result.final_url) == (200, f"{site.url}/")
 
 
-async def test_headers_cookies_and_user_agent_reach_the_server(run: Run, site: Any) -> None:
+async def test_headers_cookies_and_user_agent_are_sent_to_the_server(run: Run, site: Any) -> None:
     result = await run(
         url=f"{site.url}/echo",
         extra_http_headers={"X-Tenant": "blue"},
@@ -99,11 +99,11 @@ async def test_scripts_can_be_turned_off(run: Run, site: Any) -> None:
     assert "42" not in text(result)
 
 
-async def test_credentials_are_given_to_the_server_of_the_url(run: Run, site: Any) -> None:
+async def test_credentials_are_sent_to_the_server_of_the_url(run: Run, site: Any) -> None:
     result = await run(url=f"{site.url}/private", authenticate={"username": "me", "password": "secret"})
     assert (result.status, result.title) == (200, "Private")
-    refused = await run(url=f"{site.url}/private", authenticate={"username": "me", "password": "wrong"})
-    assert refused.status == 401
+    denied = await run(url=f"{site.url}/private", authenticate={"username": "me", "password": "wrong"})
+    assert denied.status == 401
 
 
 def test_credentials_are_bound_to_the_origin_of_the_url() -> None:
@@ -134,10 +134,10 @@ async def test_styles_are_added(run: Run) -> None:
     assert "rgb(4, 5, 6)" in (result.html or "")
 
 
-async def test_an_error_page_is_a_result_unless_told_to_fail(run: Run, site: Any) -> None:
+async def test_an_error_page_is_a_result_without_fail_on_http_status(run: Run, site: Any) -> None:
     result = await run(url=f"{site.url}/missing")
     assert (result.status, result.title) == (404, "Nothing")
-    with pytest.raises(VisitFailed, match=f"^{site.url}/missing answered with HTTP status 404$"):
+    with pytest.raises(VisitFailed, match=f"^{site.url}/missing returned HTTP status 404$"):
         await run(url=f"{site.url}/missing", fail_on_http_status=True)
 
 
@@ -149,22 +149,22 @@ async def test_an_element_that_appears_later_is_waited_for(run: Run) -> None:
     assert "<i>late</i>" in (result.html or "")
 
 
-async def test_an_element_that_does_not_appear_is_named(run: Run) -> None:
+async def test_an_element_that_does_not_appear_is_named_in_the_error(run: Run) -> None:
     with pytest.raises(VisitFailed, match=r"^no element '#never' became attached within 0.1 s$"):
         await run(html="", wait_for_selector={"selector": "#never", "state": "attached", "timeout": 100})
 
 
-async def test_a_server_that_is_not_there_is_named(run: Run) -> None:
+async def test_an_unreachable_server_is_named_in_the_error(run: Run) -> None:
     with pytest.raises(VisitFailed, match=r"^http://127.0.0.1:9/ did not load: .*net::ERR_"):
         await run(url="http://127.0.0.1:9/")
 
 
-async def test_a_page_that_does_not_load_in_time_is_named(run: Run) -> None:
+async def test_a_page_that_does_not_load_in_time_is_named_in_the_error(run: Run) -> None:
     with pytest.raises(VisitFailed, match=r"^the html did not reach 'networkidle' within 0\.05 s$"):
         await run(html="<p>x", goto_options={"wait_until": "networkidle", "timeout": 50})
 
 
-async def test_a_page_with_characters_that_cannot_be_stored_is_made_storable(run: Run) -> None:
+async def test_characters_that_json_cannot_store_are_replaced(run: Run) -> None:
     result = await run(
         html="<p></p>", add_script_tag=[{"content": "document.querySelector('p').textContent = 'a\\0b\\ud800c'"}]
     )
@@ -172,14 +172,14 @@ async def test_a_page_with_characters_that_cannot_be_stored_is_made_storable(run
     content.encode_result(result)
 
 
-REFUSED: list[tuple[Mapping[str, Any], str]] = [
+REJECTED: list[tuple[Mapping[str, Any], str]] = [
     ({}, "give url or html"),
     ({"url": "http://a.example", "html": "x"}, "give either url or html, not both"),
     ({"url": "ftp://a.example"}, "url: URL scheme should be 'http' or 'https'"),
     ({"url": "javascript:alert(1)"}, "url: URL scheme should be 'http' or 'https'"),
     ({"url": "file:///etc/passwd"}, "url: URL scheme should be 'http' or 'https'"),
     ({"url": "nonsense"}, "url: .*valid URL"),
-    ({"html": "x", "authenticate": {"username": "a", "password": "b"}}, "authenticate is for a url"),
+    ({"html": "x", "authenticate": {"username": "a", "password": "b"}}, "authenticate requires url"),
     ({"html": "x", "cookies": [{"name": "c", "value": "v"}]}, "with html, cookie 'c' needs a url or a domain"),
     ({"html": "x", "timezone": "Mars/Olympus"}, "timezone: .*not a timezone"),
     ({"html": "x", "viewport": {"width": 0, "height": 1}}, "viewport/width: .*greater than or equal to 1"),
@@ -192,9 +192,9 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "complaint"), REFUSED)
-def test_what_cannot_be_visited_is_refused_at_submit(arguments: Mapping[str, Any], complaint: str) -> None:
-    with pytest.raises(InvalidArguments, match=complaint):
+@pytest.mark.parametrize(("arguments", "message"), REJECTED)
+def test_invalid_arguments_are_rejected_at_submission(arguments: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArguments, match=message):
         content.encode_json(dict(arguments))
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_visited_is_refused_at_submit(arguments: Mapping[str, Any
     ("code", "kind", "sentence"),
     [
         ("NS_ERROR_UNKNOWN_HOST", Unreachable, "there is no such host: NS_ERROR_UNKNOWN_HOST"),
-        ("NS_ERROR_REDIRECT_LOOP", TooManyRedirects, "redirects without end"),
+        ("NS_ERROR_REDIRECT_LOOP", TooManyRedirects, "is in a redirect loop"),
         (
             "NS_ERROR_GENERATE_FAILURE(NS_ERROR_MODULE_SECURITY, MOZILLA_PKIX_ERROR_SELF_SIGNED_CERT)",
             CertificateInvalid,
@@ -211,10 +211,10 @@ def test_what_cannot_be_visited_is_refused_at_submit(arguments: Mapping[str, Any
         ("NS_ERROR_WONT_HANDLE_CONTENT", VisitFailed, "unknown error (NS_ERROR_WONT_HANDLE_CONTENT)"),
     ],
 )
-def test_what_firefox_says_is_told_as_what_chromium_says(code: str, kind: type[VisitFailed], sentence: str) -> None:
-    message = (
-        f"Page.goto: Protocol error (browsingContext.navigate): unknown error\nMessage: Error: {code} at http://x/"
-    )
-    failed = not_loaded("http://x/", PlaywrightError(message))
+def test_error_codes_of_firefox_are_translated_like_those_of_chromium(
+    code: str, kind: type[VisitFailed], sentence: str
+) -> None:
+    text = f"Page.goto: Protocol error (browsingContext.navigate): unknown error\nMessage: Error: {code} at http://x/"
+    failed = load_failure("http://x/", PlaywrightError(text))
     assert type(failed) is kind
     assert sentence in str(failed)
