@@ -26,7 +26,7 @@ OWN_ARGUMENTS = frozenset({"self", "__class__", "functions", "settings"})
 
 
 class ArqWorker(arq.worker.Worker):
-    """arq's worker with cplane's settings and jobs; `cplane.worker.worker.Worker` gives it a loop of its own."""
+    """arq's worker with cplane's settings and jobs; `cplane.worker.worker.Worker` gives it its own loop."""
 
     def __init__(
         self,

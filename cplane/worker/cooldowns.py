@@ -18,7 +18,7 @@ class Cooldowns:
 
     limiter: Limiter
     respect_retry_after: bool
-    """Whether built-in jobs cool a host down that answers with Retry-After (CPLANE_RESPECT_RETRY_AFTER)."""
+    """Whether built-in jobs cool down a host that responds with Retry-After (CPLANE_RESPECT_RETRY_AFTER)."""
 
     def allow(self, limit_keys: tuple[str, ...]) -> None:
         """Have `retry_after.check` raise in this task, if the job has a host and the settings want it."""

@@ -75,7 +75,7 @@ class LeaseKeeper:
             self._stop_untrusted()
 
     async def listen(self) -> None:
-        """Renew at once what is to be cancelled, for as long as Redis answers: the reply of Postgres says so."""
+        """Renew at once what is to be cancelled, for as long as Redis is available: the reply of Postgres says so."""
         async for events in self._events.follow(CONTROL):
             wanted = {event.record_id for event in events}
             if wanted:

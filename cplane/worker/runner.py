@@ -1,4 +1,4 @@
-"""The runner: takes attempts from the claimers, runs each in a task of its own, and hands its outcome to the recorder."""
+"""The runner: takes attempts from the claimers, runs each in its own task, and hands its outcome to the recorder."""
 
 import asyncio
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ class Starter:
     Args:
         worker: the worker's name, which the records show.
         store: Postgres.
-        queue: Redis, which is told of records that are not started.
+        queue: Redis, where the leases of records that are not started are acknowledged.
         catalog: what this worker can run.
         lease_keeper: says how long leases are trusted.
         runner: runs attempts.

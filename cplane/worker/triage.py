@@ -119,7 +119,7 @@ class Triage:
                     unavailable = await self._acquire_limits(sorted_, sent, reserved)
                 if sorted_.records:
                     await self._starter.start(sorted_.records, sent, reserved)
-            finally:  # what is refused goes back even while Postgres is away
+            finally:  # what is refused is requeued even during an outage of Postgres
                 if sorted_.refused:
                     await self._queue.ack(sorted_.refused)
             if claim.malformed:

@@ -63,7 +63,7 @@ log = structlog.get_logger("cplane")
 
 
 class Worker(ArqWorker):
-    """A worker with arq's constructor and a loop of its own.
+    """A worker with arq's constructor and its own loop.
 
     Without arguments it is configured by CPLANE_* alone. `queue_name` and `max_jobs`, where a settings class gives another queue, name
     the one queue it serves instead of CPLANE_QUEUES. A hook that raises is logged; it ends nothing.
