@@ -1,4 +1,4 @@
-"""The instruments of the benchmarks: what they count, how they judge, and what they write down."""
+"""The benchmark tools: counting jobs, judging requirements, and writing the report."""
 
 import asyncio
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ async def test_waits_run_from_the_submit_to_the_first_line(tally: Tally) -> None
     slots.submit(0)
     await asyncio.sleep(0.02)
     slots.begin(0)
-    run(slots, 1)  # was submitted by another order: no wait of this one
+    run(slots, 1)  # slot 1 was not submitted here, so it has no wait time
     (wait_ms,) = tally.waits_ms(2)
     assert wait_ms >= 20
 

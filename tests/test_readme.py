@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there."""
+"""The README is correct: its programs run unchanged, its settings and links exist, and it is short."""
 
 import asyncio
 import os
@@ -35,8 +35,8 @@ async def run(*command: str, env: dict[str, str], cwd: Path) -> str:
         sys.executable, *command, env=env, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(DEADLINE_S * 2):
-        output, complaints = await process.communicate()
-    assert process.returncode == 0, complaints.decode()
+        output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
     return output.decode()
 
 
@@ -55,14 +55,14 @@ async def worker(env: dict[str, str], cwd: Path) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def site() -> AsyncGenerator[str]:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<h1>Good morning</h1>")
         await writer.drain()
         writer.close()
         await writer.wait_closed()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
@@ -73,7 +73,7 @@ def programs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_its_programs_do_what_it_says(settings: CplaneSettings, programs: Path) -> None:
+async def test_the_programs_of_the_readme_print_the_documented_output(settings: CplaneSettings, programs: Path) -> None:
     assert set(PROGRAMS) == {"hello.py", "pages.py"}
     env = environment(settings)
     async with worker(env, programs), site() as url:
@@ -84,7 +84,7 @@ async def test_its_programs_do_what_it_says(settings: CplaneSettings, programs: 
 
 
 @pytest.mark.parametrize("heading", ["Run", "Test"])
-def test_run_and_test_are_one_line_each(heading: str) -> None:
+def test_the_run_and_test_sections_have_one_command_each(heading: str) -> None:
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 1
@@ -92,20 +92,20 @@ def test_run_and_test_are_one_line_each(heading: str) -> None:
     assert blocks[0].count("\n") == 1
 
 
-def test_its_table_shows_settings_that_exist() -> None:
+def test_the_configuration_table_names_existing_settings() -> None:
     section = README.split("\n## Configuration\n")[1].split("\n## ")[0]
     named = set(re.findall(r"`CPLANE_([A-Z_]+)`", section))
     assert named <= {name.upper() for name in CplaneSettings.model_fields}
     assert named >= {"DATABASE_URL", "REDIS_URL", "IMPORTS", "QUEUES"}
 
 
-def test_it_is_short_and_its_pages_exist() -> None:
+def test_the_readme_is_short_and_its_links_to_docs_exist() -> None:
     assert len(README.splitlines()) <= 100
     for link in re.findall(r"\]\((docs/[^)#]+)", README):
         assert (ROOT / link).is_file(), link
 
 
-def test_the_hello_world_is_ten_lines_of_code() -> None:
+def test_the_hello_world_program_is_short() -> None:
     lines = [line for line in PROGRAMS["hello.py"].splitlines() if line.strip()]
     assert len(lines) <= 11
 

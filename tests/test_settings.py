@@ -1,4 +1,4 @@
-"""The configuration: CPLANE_* variables, their bounds, what is said of a wrong one, and a running `cplane dev` as the fallback."""
+"""Settings: CPLANE_* variables, bounds, error messages, and the fallback to a running `cplane dev`."""
 
 import json
 import os
@@ -17,20 +17,20 @@ REDIS = "redis://:hunter2@127.0.0.1:6379/0"
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder without a stack, whatever the tests are started in."""
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a running stack, regardless of the folder that the tests are started in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> CplaneSettings:
-    """The settings with these variables set."""
+    """Return the settings with these environment variables set."""
     for name, value in {"DATABASE_URL": DATABASE, "REDIS_URL": REDIS, **variables}.items():
         monkeypatch.setenv(f"CPLANE_{name}", value)
     return load_settings()
 
 
-def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         IMPORTS=" app.jobs, ,app.reports,",
@@ -78,14 +78,14 @@ def test_every_variable_is_read_as_its_type(monkeypatch: pytest.MonkeyPatch) -> 
     assert (settings.max_body_bytes, settings.log_format, settings.log_level) == (2048, "json", "debug")
 
 
-def test_an_empty_variable_counts_as_absent_and_an_unknown_one_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset_and_an_unknown_one_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, QUEUES="", BROWSER_PAGES="", BROWSER_SANDBOX="", TEST_DATABASE_URL="x", NEW="y")
     assert (settings.queues, settings.browser_pages) == ({"default": 10, "browser": 4}, 4)
     assert settings.browser_sandbox is None
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"),
+    ("name", "minimum", "maximum"),
     [
         ("LEASE_S", 1, 3600),
         ("DRAIN_S", 0, 86_400),
@@ -95,17 +95,17 @@ def test_an_empty_variable_counts_as_absent_and_an_unknown_one_is_ignored(monkey
         ("MAX_BODY_BYTES", 1024, 1024**3),
     ],
 )
-def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: float, most: float) -> None:
-    for inside in (least, most):
+def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, minimum: float, maximum: float) -> None:
+    for inside in (minimum, maximum):
         assert getattr(load(monkeypatch, **{name: str(inside)}), name.lower()) == inside
-    for outside in (str(least - 1), str(most + 1), "-1", "many"):
+    for outside in (str(minimum - 1), str(maximum + 1), "-1", "many"):
         with pytest.raises(InvalidSettings, match=f"^CPLANE_{name}: ") as caught:
             load(monkeypatch, **{name: outside})
         assert ";" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "expected"),
     [
         ("QUEUES", "default", "'default' is not NAME:CONCURRENCY; write for example default:10,browser:4"),
         ("QUEUES", "default:0", "'default:0' is not NAME:CONCURRENCY"),
@@ -131,14 +131,14 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, least: 
         ("REDIS_URL", "redis://:hunter2/x@host:6379", "its port is not a number"),
     ],
 )
-def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_secret(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+def test_an_invalid_value_is_reported_in_one_sentence_with_the_variable_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
 ) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load(monkeypatch, **{name: value})
     message = str(caught.value)
     assert message.startswith(f"CPLANE_{name}: ")
-    assert said in message
+    assert expected in message
     assert message.count(f"CPLANE_{name}") == 1
     assert "hunter2" not in message
     assert caught.value.__cause__ is None
@@ -146,7 +146,7 @@ def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_sec
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "expected"),
     [
         ({"BROWSER_COUNT": "5"}, "CPLANE_BROWSER_COUNT is at most CPLANE_BROWSER_PAGES"),
         ({"BROWSER_CDP_URL": "http://h"}, "a browser on another machine cannot use the egress proxy of this one"),
@@ -157,15 +157,15 @@ def test_a_wrong_value_is_one_sentence_that_names_the_variable_and_keeps_its_sec
         ),
     ],
 )
-def test_variables_that_exclude_each_other_are_named(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+def test_an_error_names_variables_that_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load(monkeypatch, **variables)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(expected)
 
 
-def test_what_is_missing_is_named_together_with_what_to_do() -> None:
+def test_an_error_names_missing_variables_and_what_to_do() -> None:
     with pytest.raises(InvalidSettings) as caught:
         load_settings()
     assert str(caught.value) == (
@@ -173,7 +173,7 @@ def test_what_is_missing_is_named_together_with_what_to_do() -> None:
     )
 
 
-def test_several_faults_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_every_invalid_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load(monkeypatch, LEASE_S="0", LOG_LEVEL="loud", REDIS_URL="hunter2")
     assert {part.partition(":")[0] for part in str(caught.value).split("; ")} == {
@@ -184,7 +184,7 @@ def test_several_faults_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
-def test_every_usual_name_of_postgres_is_taken(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_every_common_postgres_url_scheme_is_accepted(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     url = f"{scheme}://user:p%40ss%2Fword@[::1]:5432/db?sslmode=require"
     assert load(monkeypatch, DATABASE_URL=url).database_url.get_secret_value() == url
 
@@ -192,11 +192,11 @@ def test_every_usual_name_of_postgres_is_taken(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     "url", ["redis://host", "rediss://user:p%2Fw@host:6380/1", "unix:///run/redis.sock?db=0", "redis://[::1]:6379"]
 )
-def test_every_usual_form_of_a_redis_address_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_every_common_form_of_a_redis_url_is_accepted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     assert load(monkeypatch, REDIS_URL=url).redis_url.get_secret_value() == url
 
 
-def test_secrets_stay_out_of_what_is_printed_and_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_frozen_and_secrets_are_masked_in_their_repr_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, API_KEYS="hunter2,hunter3")
     for shown in (repr(settings), str(settings), settings.model_dump_json()):
         assert "hunter" not in shown
@@ -207,21 +207,21 @@ def test_secrets_stay_out_of_what_is_printed_and_settings_do_not_change(monkeypa
 # a running `cplane dev`
 
 
-def stack(folder: Path, **given: Any) -> None:
-    """Leave what a `cplane dev` in `folder` leaves."""
+def write_stack_file(folder: Path, **fields: Any) -> None:
+    """Write the stack file that a `cplane dev` in `folder` writes."""
     file = folder / ".cplane" / "stack.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     addresses = {"pid": os.getpid(), "database_url": DATABASE, "redis_url": REDIS, "artifacts_url": "file:///kept"}
-    file.write_text(json.dumps({**addresses, "api_url": None, **given}))
+    file.write_text(json.dumps({**addresses, "api_url": None, **fields}))
 
 
-def test_a_running_stack_of_this_folder_or_one_above_gives_the_addresses(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_addresses_come_from_a_running_stack_in_this_folder_or_a_parent(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack(own_folder)
-    below = own_folder / "a" / "b"
+    write_stack_file(empty_folder)
+    below = empty_folder / "a" / "b"
     below.mkdir(parents=True)
-    for folder in (own_folder, below):
+    for folder in (empty_folder, below):
         monkeypatch.chdir(folder)
         settings = load_settings()
         assert settings.database_url.get_secret_value() == DATABASE
@@ -230,22 +230,22 @@ def test_a_running_stack_of_this_folder_or_one_above_gives_the_addresses(
     assert "api_url" not in running_stack(below)
 
 
-def test_the_nearest_running_stack_counts_and_dead_ones_are_passed_over(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch, dead_pid: int
+def test_the_nearest_running_stack_is_used_and_stopped_ones_are_ignored(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, dead_pid: int
 ) -> None:
-    below = own_folder / "a"
-    stack(own_folder, artifacts_url="file:///above")
-    stack(below, artifacts_url="file:///below")
+    below = empty_folder / "a"
+    write_stack_file(empty_folder, artifacts_url="file:///above")
+    write_stack_file(below, artifacts_url="file:///below")
     monkeypatch.chdir(below)
     assert load_settings().artifacts_url == "file:///below"
-    stack(below, artifacts_url="file:///below", pid=dead_pid)
+    write_stack_file(below, artifacts_url="file:///below", pid=dead_pid)
     assert load_settings().artifacts_url == "file:///above"
 
 
-def test_what_is_explicit_wins_over_a_running_stack_value_by_value(
-    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_explicit_values_override_a_running_stack_one_by_one(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack(own_folder)
+    write_stack_file(empty_folder)
     monkeypatch.setenv("CPLANE_REDIS_URL", "redis://mine")
     settings = load_settings(artifacts_url="file:///argument")
     assert settings.database_url.get_secret_value() == DATABASE
@@ -256,7 +256,7 @@ def test_what_is_explicit_wins_over_a_running_stack_value_by_value(
 
 @pytest.fixture
 def dead_pid() -> int:
-    """The number of a process that has ended."""
+    """The pid of a process that has exited."""
     ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
     ended.wait()
     return ended.pid
@@ -279,14 +279,14 @@ def dead_pid() -> int:
         '{"pid": [1]}',
     ],
 )
-def test_a_stack_file_that_says_nothing_sensible_is_passed_over(own_folder: Path, content: str) -> None:
-    stack(own_folder)
-    (own_folder / ".cplane" / "stack.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert running_stack(own_folder) == {}
+def test_a_malformed_stack_file_is_ignored(empty_folder: Path, content: str) -> None:
+    write_stack_file(empty_folder)
+    (empty_folder / ".cplane" / "stack.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert running_stack(empty_folder) == {}
     with pytest.raises(InvalidSettings, match="CPLANE_DATABASE_URL is not set"):
         load_settings()
 
 
-def test_a_stack_that_ended_is_no_stack(own_folder: Path, dead_pid: int) -> None:
-    stack(own_folder, pid=dead_pid)
-    assert running_stack(own_folder) == {}
+def test_a_stack_whose_process_has_exited_is_ignored(empty_folder: Path, dead_pid: int) -> None:
+    write_stack_file(empty_folder, pid=dead_pid)
+    assert running_stack(empty_folder) == {}

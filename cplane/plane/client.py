@@ -45,7 +45,7 @@ class AnyJobs:
 
         Raises:
             RecordNotFound: neither has it.
-            DatabaseUnavailable: Postgres did not answer, and Redis has no job of that id.
+            DatabaseUnavailable: Postgres did not respond, and Redis has no job of that id.
         """
         try:
             return await verb(self._recorded)

@@ -220,7 +220,7 @@ class ControlPlane:
 
         Raises:
             RecordNotFound: there is none.
-            DatabaseUnavailable: Postgres did not answer, and Redis holds no job of that id.
+            DatabaseUnavailable: Postgres did not respond, and Redis holds no job of that id.
         """
         return await self._jobs.ask(job_id, lambda jobs: jobs.job(job_id))
 

@@ -18,7 +18,7 @@ class DeadLetters:
         """Return at most `limit` dead letters, newest first.
 
         Raises:
-            QueueUnavailable: Redis did not answer.
+            QueueUnavailable: Redis did not respond.
         """
         return await self._stream.newest(limit)
 

@@ -114,7 +114,7 @@ class Submissions:
         Raises:
             InvalidArguments: the arguments are too large.
             IdempotencyConflict: the key was used for another call.
-            DatabaseUnavailable: Postgres did not answer.
+            DatabaseUnavailable: Postgres did not respond.
             QueueUnavailable: the same of Redis, for a job without a record.
         """
         self.check_size(submission)

@@ -24,7 +24,7 @@ class Burst:
         """Stop the worker if no queue holds anything and no attempt is left.
 
         Raises:
-            QueueUnavailable: Redis did not answer.
+            QueueUnavailable: Redis did not respond.
         """
         if not self.enabled or self.completions.hooks_running or len(self.lease_keeper):
             return

@@ -26,7 +26,7 @@ class Cooldowns:
             retry_after.respected.set(self.respect_retry_after)
 
     async def start(self, attempt: "Attempt", seconds: float) -> bool:
-        """Cool down the host of an attempt, for all workers. Returns False if it has none, or Redis did not answer."""
+        """Cool down the host of an attempt, for all workers. Returns False if it has none, or Redis did not respond."""
         host = host_among(attempt.lease.limit_keys)
         if host is None:
             return False

@@ -41,7 +41,7 @@ class JobFiles:
         Raises:
             RecordNotFound, ArtifactNotFound: there is none.
             InvalidArguments: it has more than `max_bytes`.
-            ArtifactsUnavailable: the store did not answer, or has lost the file.
+            ArtifactsUnavailable: the store did not respond, or has lost the file.
         """
         found = await self.store.artifact(record_id, name)
         if found.size > max_bytes:

@@ -290,7 +290,7 @@ class Worker(ArqWorker):
         try:
             await self.run_cron(datetime.now(tz=self.timezone), CRON_INTERVAL_S)
         except RedisError as error:
-            raise QueueUnavailable("Redis did not answer while cron jobs were enqueued") from error
+            raise QueueUnavailable("Redis did not respond while cron jobs were enqueued") from error
         if [cron_job.next_run for cron_job in self.cron_jobs] != before:
             await self.plane.queue.wake(queue_of(self.queue_name))  # arq's client wakes nobody
 

@@ -86,7 +86,10 @@ async def test_a_session_is_imported_listed_held_and_deleted(
         (None, "'shop.json' cannot be read: No such file or directory"),
         ("hunter2", "'shop.json' is not JSON"),
         ('["hunter2"]', "not a storage_state of Playwright"),
-        ('{"cookies": [{"name": "sid", "value": "hunter2"}]}', "cookies/0: a cookie needs a domain and a path, or a url"),
+        (
+            '{"cookies": [{"name": "sid", "value": "hunter2"}]}',
+            "cookies/0: a cookie needs a domain and a path, or a url",
+        ),
     ],
 )
 async def test_an_invalid_session_is_refused_without_its_content(

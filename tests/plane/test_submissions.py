@@ -1,4 +1,4 @@
-"""Small groups are scheduled while they get to disk, and their submitters are told once they are there."""
+"""Small batches are scheduled while they are flushed to disk; `submit()` returns once they are on disk."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,29 +20,29 @@ from tests.conftest import execute
 
 WAIT_S = 10.0
 
-NOTE_AT_COMMIT = (
-    "CREATE TABLE noted (setting text)",
+RECORD_SETTING_AT_COMMIT = (
+    "CREATE TABLE commit_settings (setting text)",
     """CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN INSERT INTO noted VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$""",
+    $$ BEGIN INSERT INTO commit_settings VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$""",
     "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON cplane.jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note()",
 )
 
 
 @job
-async def nothing(x: int = 0) -> int:
+async def submissions_noop(x: int = 0) -> int:
     return x
 
 
 @pytest_asyncio.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """One whose commits wait for the disk, whatever the server's own setting is."""
+    """A database whose commits wait for the disk, regardless of the server's own setting."""
     name = urlsplit(database_url).path.removeprefix("/")
     await execute(database_url, f'ALTER DATABASE "{name}" SET synchronous_commit = on')
     async with Database(SecretStr(database_url)) as database:
         yield database
 
 
-def new() -> NewRecord:
+def new_record() -> NewRecord:
     return NewRecord(id=new_id(), job="j", queue="q", args_json=b"{}")
 
 
@@ -50,80 +50,78 @@ async def column(database: Database, sql: str) -> list[object]:
     return [row[0] for row in await database.fetch(Statement(sql), {})]
 
 
-async def test_flush_takes_what_was_committed_before_to_disk(database: Database) -> None:
+async def test_flush_writes_earlier_commits_to_disk(database: Database) -> None:
     store = Store(database)
-    for _ in range(20):  # a log that is flushed by itself meanwhile would hide what is wrong once, but not each time
-        await store.submit([new()], early=True)
+    for _ in range(20):  # a background flush of the log could hide an error once, but not 20 times
+        await store.submit([new_record()], early=True)
         (written,) = await column(database, "SELECT pg_current_wal_insert_lsn()::text")
         await store.flush()
         assert await column(database, f"SELECT pg_current_wal_flush_lsn() >= '{written}'") == [True]
 
 
-async def test_an_early_commit_does_not_wait_and_the_next_one_does(database: Database, database_url: str) -> None:
-    for statement in NOTE_AT_COMMIT:
+async def test_only_an_early_commit_is_asynchronous(database: Database, database_url: str) -> None:
+    for statement in RECORD_SETTING_AT_COMMIT:
         await execute(database_url, statement)
     store = Store(database)
-    await store.submit([new()], early=True)
-    await store.submit([new()])
-    await store.submit([new(), new()], early=True)
-    assert await column(database, "SELECT setting FROM noted") == ["off", "on", "off", "off"]
+    await store.submit([new_record()], early=True)
+    await store.submit([new_record()])
+    await store.submit([new_record(), new_record()], early=True)
+    assert await column(database, "SELECT setting FROM commit_settings") == ["off", "on", "off", "off"]
 
 
-class Disk:
-    """Stands before `Store.flush`, which waits until `slow` is set."""
+class SlowFlush:
+    """Replaces `Store.flush`: waits until `may_flush` is set, then raises `error` or flushes."""
 
     def __init__(self, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
-        self.asked = 0
-        self.slow = asyncio.Event()
+        self.flushes = 0
+        self.may_flush = asyncio.Event()
         self._error = error
         self._flush = plane.store.flush
         monkeypatch.setattr(plane.store, "flush", self.flush)
 
     async def flush(self) -> None:
-        self.asked += 1
-        await self.slow.wait()
+        self.flushes += 1
+        await self.may_flush.wait()
         if self._error is not None:
             raise self._error
         await self._flush()
 
 
-async def scheduled(plane: ControlPlane, count: int) -> None:
-    """Wait until so many jobs are due."""
+async def until_ready(plane: ControlPlane, count: int) -> None:
+    """Wait until `count` jobs are ready."""
     async with asyncio.timeout(WAIT_S):
         while (await plane.queue.stats("default")).ready < count:
             await asyncio.sleep(0.01)
 
 
-async def test_a_job_is_scheduled_before_it_is_on_disk_and_answered_after(
+async def test_a_job_is_scheduled_before_it_is_on_disk_and_submit_returns_after(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk(plane, monkeypatch)
-    submitting = asyncio.create_task(nothing.submit(1))
-    await scheduled(plane, 1)
-    assert disk.asked == 1
+    slow_flush = SlowFlush(plane, monkeypatch)
+    submitting = asyncio.create_task(submissions_noop.submit(1))
+    await until_ready(plane, 1)
+    assert slow_flush.flushes == 1
     assert not submitting.done()
-    disk.slow.set()
+    slow_flush.may_flush.set()
     handle = await submitting
     assert (await plane.record(handle.id)).args == {"x": 1}
 
 
-async def test_what_may_not_be_on_disk_is_not_reported_as_submitted(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = Disk(plane, monkeypatch, DatabaseUnavailable("Postgres has gone"))
-    disk.slow.set()
+async def test_a_failed_flush_fails_the_submission(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_flush = SlowFlush(plane, monkeypatch, DatabaseUnavailable("Postgres has gone"))
+    slow_flush.may_flush.set()
     with pytest.raises(DatabaseUnavailable, match="has gone"):
-        await nothing.submit(1)
+        await submissions_noop.submit(1)
     with pytest.raises(DatabaseUnavailable, match="has gone"):
-        await nothing.submit_many([{"x": 1}])
-    assert disk.asked == 2
+        await submissions_noop.submit_many([{"x": 1}])
+    assert slow_flush.flushes == 2
 
 
-async def test_many_at_once_and_calls_with_a_key_are_on_disk_at_once(
+async def test_large_batches_and_calls_with_a_key_need_no_separate_flush(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk(plane, monkeypatch)
-    await nothing.using(key="k").submit(1)
-    await nothing.submit_many([{"x": number} for number in range(EARLY_BATCH + 1)])
-    assert disk.asked == 0
+    slow_flush = SlowFlush(plane, monkeypatch)
+    await submissions_noop.using(key="k").submit(1)
+    await submissions_noop.submit_many([{"x": number} for number in range(EARLY_BATCH + 1)])
+    assert slow_flush.flushes == 0
     assert len(await plane.records()) == EARLY_BATCH + 2

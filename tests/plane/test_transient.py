@@ -1,4 +1,4 @@
-"""Transient jobs (`record=False`): arq's keys in Redis alone, from submit to the kept result."""
+"""Transient jobs (`record=False`): only arq's keys in Redis, from submission to the kept result."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -39,7 +39,7 @@ from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
 
-AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
+RETRY_IMMEDIATELY = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
 gate = Gate()
 runs: list[int] = []
@@ -76,7 +76,7 @@ async def transient_gate() -> str:
 
 
 @job(record=False, result_ttl=0)
-async def transient_forgotten(*, fails: bool = False) -> int:
+async def transient_without_result(*, fails: bool = False) -> int:
     if fails:
         raise ValueError("the reason")
     return 1
@@ -87,22 +87,22 @@ async def transient_fails() -> None:
     raise ValueError("the reason")
 
 
-@job(record=False, retries=AT_ONCE)
-async def transient_third_time(ctx: Context) -> int:
+@job(record=False, retries=RETRY_IMMEDIATELY)
+async def transient_succeeds_on_third_attempt(ctx: Context) -> int:
     runs.append(ctx.attempt)
     if ctx.attempt < 3:
         raise ValueError(f"not yet: {ctx.attempt}")
     return ctx.attempt
 
 
-@job(record=False, retries=AT_ONCE)
+@job(record=False, retries=RETRY_IMMEDIATELY)
 async def transient_always_fails(ctx: Context) -> None:
     runs.append(ctx.attempt)
     raise ValueError(f"never: {ctx.attempt}")
 
 
 @job(record=False, retries=1)
-async def transient_asks_again(ctx: Context) -> int:
+async def transient_raises_retry(ctx: Context) -> int:
     if ctx.attempt == 1:
         raise Retry(delay=0)
     return ctx.attempt
@@ -127,7 +127,7 @@ async def transient_returns_nonsense() -> object:
 
 
 @job(record=False)
-async def transient_leaves_a_file(ctx: Context) -> None:
+async def transient_stores_a_file(ctx: Context) -> None:
     await ctx.artifact("note.txt", b"x")
 
 
@@ -151,13 +151,15 @@ def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.clear()
 
 
-async def lose_lease(plane: ControlPlane, job_id: UUID) -> None:
-    """As if the lease had ended without its worker, a minute ago."""
+async def expire_lease(plane: ControlPlane, job_id: UUID) -> None:
+    """Expire a lease as if its worker had died a minute ago."""
     await raw(plane).delete(f"arq:in-progress:{job_id}")
     await raw(plane).zincrby("arq:queue", -90_000, str(job_id))
 
 
-async def test_results_come_back_typed_and_leave_no_record(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_results_are_returned_with_their_types_and_no_record_is_created(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     async with running(settings):
         handle = await transient_add.submit(1, y=3)
@@ -165,14 +167,14 @@ async def test_results_come_back_typed_and_leave_no_record(settings: CplaneSetti
         assert await handle.state() is State.SUCCEEDED
         box = Box(label="ünd", sides=(1, 2))
         assert await (await transient_box.submit(box, when, b"\xff\x00")).result(DEADLINE_S) == (box, when, b"\xff\x00")
-        nothing: Handle[None] = await transient_nothing.submit()
-        await nothing.result(DEADLINE_S)
-        assert await nothing.state() is State.SUCCEEDED
+        without_value: Handle[None] = await transient_nothing.submit()
+        await without_value.result(DEADLINE_S)
+        assert await without_value.state() is State.SUCCEEDED
     assert await plane.records() == []
     assert await plane.queue.depth("default") == 0
 
 
-async def test_a_batch_runs_each_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_jobs_of_a_batch_run_once_each(settings: CplaneSettings, plane: ControlPlane) -> None:
     handles = await transient_add.submit_many({"x": x} for x in range(1200))
     async with running(settings):
         results = await asyncio.gather(*(handle.result(DEADLINE_S) for handle in handles))
@@ -181,7 +183,7 @@ async def test_a_batch_runs_each_once(settings: CplaneSettings, plane: ControlPl
     assert await transient_add.submit_many([]) == []
 
 
-async def test_a_result_is_pushed_to_who_waits_for_it(
+async def test_a_result_is_pushed_to_its_waiter(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 3600)
@@ -203,13 +205,13 @@ async def test_a_failure_has_type_message_and_traceback(settings: CplaneSettings
             await handle.result(DEADLINE_S)
         assert await handle.state() is State.FAILED
     assert (caught.value.error_type, caught.value.error_message) == ("ValueError", "the reason")
-    assert "transient_fails" in caught.value.traceback.splitlines()[1], "it begins in the job's own code"
+    assert "transient_fails" in caught.value.traceback.splitlines()[1], "the traceback begins in the job's own code"
 
 
-async def test_a_failing_job_is_retried_as_its_policy_says(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_failing_job_is_retried_according_to_its_policy(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
-        assert await (await transient_third_time.submit()).result(DEADLINE_S) == 3
-        assert await (await transient_asks_again.submit()).result(DEADLINE_S) == 2
+        assert await (await transient_succeeds_on_third_attempt.submit()).result(DEADLINE_S) == 3
+        assert await (await transient_raises_retry.submit()).result(DEADLINE_S) == 2
         assert runs == [1, 2, 3]
         runs.clear()
         with pytest.raises(JobFailed, match="ValueError: never: 3"):
@@ -217,16 +219,16 @@ async def test_a_failing_job_is_retried_as_its_policy_says(settings: CplaneSetti
     assert runs == [1, 2, 3]
 
 
-async def test_what_a_job_has_spent_travels_in_its_envelope(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_used_retries_are_counted_in_the_envelope(settings: CplaneSettings, plane: ControlPlane) -> None:
     job_id = str(new_id())
-    spent = encode_envelope("transient_always_fails", (), {}, failures=1, interruptions=1)
-    await plane.queue.enqueue([EnqueueRequest("default", job_id, spent)])
+    envelope = encode_envelope("transient_always_fails", (), {}, failures=1, interruptions=1)
+    await plane.queue.enqueue([EnqueueRequest("default", job_id, envelope)])
     async with running(settings):
         await kept_result(plane, job_id)
-    assert runs == [1, 2], "one of its two retries was spent before"
+    assert runs == [1, 2], "its envelope says that one of its two retries is used"
 
 
-async def test_an_interruption_costs_no_retry(
+async def test_an_interruption_uses_no_retry(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(settings):
@@ -239,14 +241,16 @@ async def test_an_interruption_costs_no_retry(
         assert await handle.result(DEADLINE_S) == 2
 
 
-async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_that_exceeds_its_timeout_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         with pytest.raises(JobFailed, match=r"JobTimeout: 'transient_too_slow' ran longer than 0\.05 s"):
             await (await transient_too_slow.submit()).result(DEADLINE_S)
     assert gate.left == ["cancelled"]
 
 
-async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_queued_job_is_cancelled_immediately_and_never_runs(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     handle = await transient_gate.submit()
     assert await handle.state() is State.QUEUED
     assert await handle.cancel() is State.CANCELLED
@@ -261,7 +265,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: Cplane
     assert not gate.entered.is_set()
 
 
-async def test_a_running_job_is_cancelled_when_its_worker_hears_of_it(
+async def test_a_running_job_is_cancelled_when_its_worker_is_notified(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings):
@@ -272,23 +276,23 @@ async def test_a_running_job_is_cancelled_when_its_worker_hears_of_it(
             await handle.result(DEADLINE_S)
         assert await handle.state() is State.CANCELLED
     assert gate.left == ["cancelled"]
-    assert await raw(plane).exists("arq:abort") == 0, "the next job of that id would be cancelled too"
+    assert await raw(plane).exists("arq:abort") == 0, "a leftover abort would cancel the next job with this id"
 
 
-async def test_a_cancel_that_waits_for_a_dead_worker_is_followed_by_the_next(
+async def test_a_cancel_pending_on_a_dead_worker_is_executed_by_the_next_worker(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     handle = await transient_gate.submit()
     await plane.queue.claim("default", 1, 30)
     assert await handle.cancel() is State.RUNNING
-    await lose_lease(plane, handle.id)
+    await expire_lease(plane, handle.id)
     async with running(settings):
         with pytest.raises(JobCancelled):
             await handle.result(DEADLINE_S)
     assert not gate.entered.is_set()
 
 
-async def test_a_result_is_kept_for_as_long_as_the_job_says(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_result_is_kept_for_the_result_ttl_of_its_job(settings: CplaneSettings, plane: ControlPlane) -> None:
     short, long = await transient_gate.submit(), await transient_add.submit(1)
     async with running(settings):
         gate.open.set()
@@ -306,7 +310,7 @@ async def test_a_result_is_kept_for_as_long_as_the_job_says(settings: CplaneSett
             await call
 
 
-async def test_a_job_without_a_record_takes_no_key(plane: ControlPlane) -> None:
+async def test_a_transient_job_accepts_no_idempotency_key(plane: ControlPlane) -> None:
     with pytest.raises(InvalidArguments, match="'transient_add' keeps no record that a key could lead to"):
         transient_add.using(key="k")
     with pytest.raises(InvalidArguments, match="keeps no record"):
@@ -314,7 +318,7 @@ async def test_a_job_without_a_record_takes_no_key(plane: ControlPlane) -> None:
     assert await raw(plane).keys("arq:*") == []
 
 
-async def test_a_job_waits_until_it_is_due(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_delayed_job_starts_when_it_is_due(settings: CplaneSettings, plane: ControlPlane) -> None:
     before = await plane.queue.now_ms()
     delayed = await transient_add.using(delay=30).submit(1)
     at = await transient_add.using(at=datetime.now(UTC) + timedelta(seconds=60)).submit(1)
@@ -332,88 +336,88 @@ async def test_a_job_waits_until_it_is_due(settings: CplaneSettings, plane: Cont
         assert await delayed.cancel() is State.CANCELLED
 
 
-async def test_a_job_whose_workers_die_is_poison_after_some(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_fails_after_the_maximum_number_of_crashes(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await transient_gate.submit()
     for _ in range(MAX_CRASHES):
         (lease,) = (await plane.queue.claim("default", 1, 30)).leases
         assert lease.id == str(handle.id)
-        await lose_lease(plane, handle.id)
+        await expire_lease(plane, handle.id)
     async with running(settings):
         with pytest.raises(JobFailed, match=r"WorkerLost: its workers died or lost their leases \(3 of 3\)"):
             await handle.result(DEADLINE_S)
     assert not gate.entered.is_set()
 
 
-async def test_all_that_one_claim_brought_are_kept_leased(
+async def test_the_leases_of_all_jobs_of_one_claim_are_renewed(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renewed, wanted, all_renewed = set[str](), set[str](), asyncio.Event()
+    renewed, expected, all_renewed = set[str](), set[str](), asyncio.Event()
     renew = Queue.renew
 
-    async def noting(queue: Queue, leases: Sequence[Lease], lease_s: float) -> list[Renewal]:
-        answers = await renew(queue, leases, lease_s)
-        renewed.update(g.id for g, answer in zip(leases, answers, strict=True) if answer is Renewal.RENEWED)
-        if wanted <= renewed:
+    async def record_renewals(queue: Queue, leases: Sequence[Lease], lease_s: float) -> list[Renewal]:
+        renewals = await renew(queue, leases, lease_s)
+        renewed.update(lease.id for lease, renewal in zip(leases, renewals, strict=True) if renewal is Renewal.RENEWED)
+        if expected <= renewed:
             all_renewed.set()
-        return answers
+        return renewals
 
-    monkeypatch.setattr(Queue, "renew", noting)
+    monkeypatch.setattr(Queue, "renew", record_renewals)
     handles = [await transient_gate.submit() for _ in range(3)]
-    wanted.update(str(handle.id) for handle in handles)
+    expected.update(str(handle.id) for handle in handles)
     async with running(settings.model_copy(update={"lease_s": 4.0})), asyncio.timeout(DEADLINE_S):
         await all_renewed.wait()
         gate.open.set()
         assert [await handle.result() for handle in handles] == ["through"] * 3
-    assert gate.left == ["passed"] * 3, "each ran once"
+    assert gate.left == ["passed"] * 3, "each job ran once"
 
 
-async def test_one_worker_less_than_that_is_survived(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_survives_one_crash_less_than_the_maximum(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await transient_add.submit(1)
     for _ in range(MAX_CRASHES - 1):
         await plane.queue.claim("default", 1, 30)
-        await lose_lease(plane, handle.id)
+        await expire_lease(plane, handle.id)
     async with running(settings):
         assert await handle.result(DEADLINE_S) == 3
 
 
-async def test_workers_that_do_not_know_a_job_cost_it_nothing(
+async def test_claims_by_workers_that_do_not_know_a_job_use_none_of_its_tries(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.triage.UNKNOWN_JOB_DELAY_S", 0.001)
-    job_id, returns, often = str(new_id()), list[Ack](), asyncio.Event()
+    job_id, acks, acked_often = str(new_id()), list[Ack](), asyncio.Event()
     ack = Queue.ack
 
-    async def noting(queue: Queue, group: Sequence[Ack]) -> list[AckResult]:
-        answers = await ack(queue, group)
-        returns.extend(group)
-        if len(returns) > MAX_CRASHES + 3:
-            often.set()
-        return answers
+    async def record_acks(queue: Queue, batch: Sequence[Ack]) -> list[AckResult]:
+        ack_results = await ack(queue, batch)
+        acks.extend(batch)
+        if len(acks) > MAX_CRASHES + 3:
+            acked_often.set()
+        return ack_results
 
-    monkeypatch.setattr(Queue, "ack", noting)
-    await plane.queue.enqueue([EnqueueRequest("default", job_id, encode_envelope("transient_unheard_of"))])
+    monkeypatch.setattr(Queue, "ack", record_acks)
+    await plane.queue.enqueue([EnqueueRequest("default", job_id, encode_envelope("transient_unknown"))])
     async with running(settings), asyncio.timeout(DEADLINE_S):
-        await often.wait()
-    lease = await due_again(plane)
+        await acked_often.wait()
+    lease = await claim_when_ready(plane)
     assert (lease.id, lease.tries) == (job_id, 1)
 
 
-async def due_again(plane: ControlPlane) -> Lease:
-    """What is claimed when something falls due."""
+async def claim_when_ready(plane: ControlPlane) -> Lease:
+    """Wait until a job is ready, and return the lease of a claim."""
     async with asyncio.timeout(DEADLINE_S):
         while not (claim := await plane.queue.claim("default", 1, 30)).leases:
             await asyncio.sleep(0.001)
     return claim.leases[0]
 
 
-async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
+async def test_a_stopping_worker_requeues_its_jobs_without_counting_crashes(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    hasty = settings.model_copy(update={"drain_s": 0.0})
+    no_drain = settings.model_copy(update={"drain_s": 0.0})
     handle = await transient_gate.submit()
     for _ in range(MAX_CRASHES + 1):
         gate.entered.clear()
-        async with running(hasty):
+        async with running(no_drain):
             await gate.entered.wait()
     assert await handle.state() is State.QUEUED
     gate.open.set()
@@ -421,7 +425,7 @@ async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
         assert await handle.result(DEADLINE_S) == "through"
 
 
-async def test_an_attempt_that_lost_its_lease_leaves_no_result(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_an_attempt_that_lost_its_lease_stores_no_result(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings.model_copy(update={"lease_s": 3.0})):
         handle = await transient_gate.submit()
         await gate.entered.wait()
@@ -433,7 +437,7 @@ async def test_an_attempt_that_lost_its_lease_leaves_no_result(settings: CplaneS
     assert await raw(plane).exists(f"arq:result:{handle.id}") == 0
 
 
-async def test_writes_are_committed_with_success_only(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_writes_of_a_job_are_committed_only_if_it_succeeds(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with plane.database.session() as session:
         await (await session.connection()).execute(text("CREATE TABLE notes (value text)"))
     async with running(settings):
@@ -446,10 +450,12 @@ async def test_writes_are_committed_with_success_only(settings: CplaneSettings, 
         assert sorted(found) == ["block", "kept"]
 
 
-async def test_a_job_without_a_record_keeps_no_files_and_says_so(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_transient_job_that_stores_a_file_fails_with_an_explanation(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     async with running(settings):
         with pytest.raises(JobFailed, match="a job without a record keeps no files") as caught:
-            await (await transient_leaves_a_file.submit()).result(DEADLINE_S)
+            await (await transient_stores_a_file.submit()).result(DEADLINE_S)
     assert caught.value.error_type == "InvalidArguments"
 
 
@@ -462,14 +468,14 @@ async def test_a_result_that_is_not_json_fails_without_a_retry(settings: CplaneS
 
 async def test_arguments_are_checked_when_submitted_and_when_run(settings: CplaneSettings, plane: ControlPlane) -> None:
     with pytest.raises(InvalidArguments):
-        await transient_add.submit("no number")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await transient_add.submit("not a number")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidArguments, match="the limit is"):
         await plane.create_job(
             "transient_box", {"box": {"label": "x" * 1_100_000, "sides": [1, 2]}, "when": 0, "raw": ""}
         )
     job_id = new_id()
     await plane.queue.enqueue(
-        [EnqueueRequest("default", str(job_id), encode_envelope("transient_add", ("no number",)))]
+        [EnqueueRequest("default", str(job_id), encode_envelope("transient_add", ("not a number",)))]
     )
     async with running(settings):
         failed = decode_result(await kept_result(plane, str(job_id)))
@@ -478,9 +484,9 @@ async def test_arguments_are_checked_when_submitted_and_when_run(settings: Cplan
     assert failed.t == 1
 
 
-async def test_a_redis_that_is_away_is_told_at_once(settings: CplaneSettings) -> None:
-    away = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
-    async with ControlPlane(away):
+async def test_submitting_fails_immediately_if_redis_is_unavailable(settings: CplaneSettings) -> None:
+    unavailable = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    async with ControlPlane(unavailable):
         with pytest.raises(QueueUnavailable, match="Redis did not respond while scheduling jobs"):
             await transient_add.submit(1)
         with pytest.raises(QueueUnavailable):
@@ -489,12 +495,10 @@ async def test_a_redis_that_is_away_is_told_at_once(settings: CplaneSettings) ->
             await transient_add.using(at=datetime.now(UTC) + timedelta(1)).submit(1)
 
 
-async def test_a_job_that_keeps_no_result_leaves_nothing_but_its_failure(
-    settings: CplaneSettings, plane: ControlPlane
-) -> None:
-    done = await transient_forgotten.submit()
-    failed = await transient_forgotten.submit(fails=True)
-    with pytest.raises(InvalidTransition, match="'transient_forgotten' keeps no result that could be waited for"):
+async def test_a_job_with_result_ttl_zero_keeps_only_a_failure(settings: CplaneSettings, plane: ControlPlane) -> None:
+    done = await transient_without_result.submit()
+    failed = await transient_without_result.submit(fails=True)
+    with pytest.raises(InvalidTransition, match="'transient_without_result' keeps no result that could be waited for"):
         await done.result(DEADLINE_S)
     assert await done.state() is State.QUEUED
     async with running(settings):
@@ -509,60 +513,74 @@ async def test_a_job_that_keeps_no_result_leaves_nothing_but_its_failure(
     assert 3_500_000 < await raw(plane).pttl(f"arq:result:{failed.id}") <= 3_600_000
 
 
-async def test_a_job_that_keeps_no_result_tells_of_its_cancel(plane: ControlPlane) -> None:
-    handle = await transient_forgotten.submit()
+async def test_a_job_with_result_ttl_zero_keeps_its_cancellation(plane: ControlPlane) -> None:
+    handle = await transient_without_result.submit()
     assert await handle.cancel() is State.CANCELLED
     assert await handle.state() is State.CANCELLED
 
 
 @pytest_asyncio.fixture
-async def blind(settings: CplaneSettings, tmp_path: Path) -> AsyncIterator[ControlPlane]:
-    """A plane whose Postgres is away."""
-    nobody = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
-    async with ControlPlane(settings.model_copy(update={"database_url": nobody})) as plane:
+async def plane_without_postgres(settings: CplaneSettings, tmp_path: Path) -> AsyncIterator[ControlPlane]:
+    """A control plane whose Postgres is unavailable."""
+    unreachable = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    async with ControlPlane(settings.model_copy(update={"database_url": unreachable})) as plane:
         yield plane
 
 
-async def test_without_postgres_redis_answers_for_its_jobs(settings: CplaneSettings, blind: ControlPlane) -> None:
+async def test_transient_jobs_are_readable_and_cancellable_without_postgres(
+    settings: CplaneSettings, plane_without_postgres: ControlPlane
+) -> None:
     handle = await transient_add.submit(1)
-    queued = await blind.job(handle.id)
+    queued = await plane_without_postgres.job(handle.id)
     assert (queued.state, queued.job, queued.args) == (State.QUEUED, "transient_add", {"x": 1})
-    waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
+    waiting = asyncio.create_task(plane_without_postgres.wait(handle.id, DEADLINE_S))
     async with running(settings):
         assert (await waiting).result == 3
-    for ended in (await blind.job(handle.id), await blind.wait(handle.id, DEADLINE_S)):
-        assert (ended.state, ended.result) == (State.SUCCEEDED, 3)
+    for finished in (
+        await plane_without_postgres.job(handle.id),
+        await plane_without_postgres.wait(handle.id, DEADLINE_S),
+    ):
+        assert (finished.state, finished.result) == (State.SUCCEEDED, 3)
     with pytest.raises(InvalidTransition):
-        await blind.cancel(handle.id)
-    assert await blind.cancel((await transient_add.submit(1)).id) is State.CANCELLED
+        await plane_without_postgres.cancel(handle.id)
+    assert await plane_without_postgres.cancel((await transient_add.submit(1)).id) is State.CANCELLED
 
 
-async def test_without_postgres_nothing_is_said_of_records_and_unknown_ids(
-    settings: CplaneSettings, blind: ControlPlane
+async def test_recorded_and_unknown_jobs_raise_database_unavailable_without_postgres(
+    settings: CplaneSettings, plane_without_postgres: ControlPlane
 ) -> None:
-    async with ControlPlane(settings) as seeing:
-        recorded = await seeing.create_job("transient_recorded", {})
+    async with ControlPlane(settings) as connected:
+        recorded = await connected.create_job("transient_recorded", {})
     for job_id in (recorded.id, new_id()):
-        for call in (blind.job(job_id), blind.wait(job_id, DEADLINE_S), blind.cancel(job_id)):
+        for call in (
+            plane_without_postgres.job(job_id),
+            plane_without_postgres.wait(job_id, DEADLINE_S),
+            plane_without_postgres.cancel(job_id),
+        ):
             with pytest.raises(DatabaseUnavailable, match="Postgres did not respond"):
                 await call
-    assert await blind.queue.depth("default") == 1
+    assert await plane_without_postgres.queue.depth("default") == 1
 
 
-async def test_without_both_servers_it_is_postgres_that_is_missed(settings: CplaneSettings, tmp_path: Path) -> None:
-    nobody = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
-    away = {"database_url": nobody, "redis_url": SecretStr(f"unix://{tmp_path}/nobody.sock")}
-    async with ControlPlane(settings.model_copy(update=away)) as plane:
+async def test_without_postgres_and_redis_database_unavailable_is_raised(
+    settings: CplaneSettings, tmp_path: Path
+) -> None:
+    unreachable = SecretStr(f"postgresql://nobody@/nothing?host={tmp_path}")
+    unavailable = {"database_url": unreachable, "redis_url": SecretStr(f"unix://{tmp_path}/nobody.sock")}
+    async with ControlPlane(settings.model_copy(update=unavailable)) as plane:
         with pytest.raises(DatabaseUnavailable):
             await plane.job(new_id())
 
 
-async def test_without_postgres_a_lost_event_is_made_good(blind: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_waiter_recovers_from_a_lost_event_without_postgres(
+    plane_without_postgres: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 0.05)
     handle = await transient_add.submit(1)
-    waiting = asyncio.create_task(blind.wait(handle.id, DEADLINE_S))
-    while not await raw(blind).exists("cplane:events:subscribed"):
+    waiting = asyncio.create_task(plane_without_postgres.wait(handle.id, DEADLINE_S))
+    while not await raw(plane_without_postgres).exists("cplane:events:subscribed"):
         await asyncio.sleep(0.005)
     kept = KeptResult(1, "transient_add", (), {"x": 1}, 1, True, 3, 1, 1, "arq:queue", str(handle.id))
-    await blind.queue.abort("default", str(handle.id), encode(kept), 60)  # it has ended, and nobody was told
+    # the job has ended, and no event was published
+    await plane_without_postgres.queue.abort("default", str(handle.id), encode(kept), 60)
     assert (await waiting).result == 3

@@ -1,4 +1,4 @@
-"""Plain arq on our worker: its functions, hooks, cron jobs, clients and even its own workers beside ours."""
+"""Plain arq on a cplane worker: arq functions, hooks, cron jobs and clients, and an arq worker on the same queue."""
 
 import asyncio
 import sys
@@ -56,7 +56,7 @@ async def plain_third_try(ctx: Ctx) -> int:
     return int(ctx["job_try"])
 
 
-async def plain_retries_ours(ctx: Ctx) -> int:
+async def plain_raises_cplane_retry(ctx: Ctx) -> int:
     if ctx["job_try"] < 2:
         raise Retry(delay=0.01)
     return int(ctx["job_try"])
@@ -88,7 +88,7 @@ FUNCTIONS = [
     plain_fails,
     func(plain_third_try, name="third", max_tries=3),
     func(plain_third_try, name="two_only", max_tries=2),
-    plain_retries_ours,
+    plain_raises_cplane_retry,
     plain_counts,
     plain_returns_nonsense,
     plain_submits,
@@ -103,13 +103,13 @@ FUNCTIONS = [
 @pytest.fixture(autouse=True)
 def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "gate", Gate())
-    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.02)  # arq's clients wake nobody
+    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.02)  # arq's clients do not wake a sleeping worker
     seen.clear()
 
 
 @pytest_asyncio.fixture
 async def client(plane: ControlPlane) -> ArqRedis:
-    """arq's own client, with the serializer that its users are told to give it."""
+    """arq's own client, with the serializer that cplane requires of it."""
     pool: Any = plane.redis.connection_pool
     return ArqRedis(pool, job_serializer=serialize, job_deserializer=deserialize)
 
@@ -124,7 +124,7 @@ async def result(queued: ArqJob) -> Any:
     return await queued.result(timeout=DEADLINE_S, poll_delay=0.01)
 
 
-async def test_an_arq_client_gets_the_results_of_plain_functions(
+async def test_an_arq_client_receives_the_results_of_arq_functions(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     async with running(settings, functions=FUNCTIONS):
@@ -144,7 +144,7 @@ async def test_an_arq_client_gets_the_results_of_plain_functions(
     assert await plane.queue.depth("default") == 0
 
 
-async def test_a_job_of_ours_without_a_record_is_called_by_an_arq_client_too(
+async def test_an_arq_client_can_call_a_cplane_job_without_creating_a_record(
     settings: CplaneSettings, client: ArqRedis
 ) -> None:
     async with running(settings):
@@ -153,7 +153,7 @@ async def test_a_job_of_ours_without_a_record_is_called_by_an_arq_client_too(
             await result(await enqueue(client, "functions_recorded", "four"))
 
 
-async def test_the_ctx_is_arqs(settings: CplaneSettings, client: ArqRedis) -> None:
+async def test_the_ctx_of_an_arq_function_has_arqs_entries(settings: CplaneSettings, client: ArqRedis) -> None:
     async with running(settings, functions=FUNCTIONS, ctx={"mine": 7}):
         before = datetime.now(UTC)
         queued = await enqueue(client, "plain_ctx", _job_id="an id")
@@ -168,7 +168,9 @@ async def test_the_ctx_is_arqs(settings: CplaneSettings, client: ArqRedis) -> No
         assert await result(ArqJob("from inside", client, _deserializer=deserialize)) == 5
 
 
-async def test_a_failure_is_told_with_its_type_and_text(settings: CplaneSettings, client: ArqRedis) -> None:
+async def test_a_failure_is_reported_with_its_error_type_message_and_traceback(
+    settings: CplaneSettings, client: ArqRedis
+) -> None:
     async with running(settings, functions=FUNCTIONS):
         with pytest.raises(JobFailed, match="job 'plain_fails' failed with ValueError: the reason") as caught:
             await result(await enqueue(client, "plain_fails"))
@@ -177,27 +179,25 @@ async def test_a_failure_is_told_with_its_type_and_text(settings: CplaneSettings
             await result(await enqueue(client, "hasty"))
         with pytest.raises(JobFailed, match="cannot be kept"):
             await result(await enqueue(client, "plain_returns_nonsense"))
-    assert seen == [1], "arq retries only what asks for it"
+    assert seen == [1], "arq retries a function only if it raises Retry"
 
 
-async def test_arqs_retry_runs_a_function_again_until_its_tries_are_spent(
-    settings: CplaneSettings, client: ArqRedis
-) -> None:
+async def test_raising_retry_reruns_a_function_up_to_max_tries(settings: CplaneSettings, client: ArqRedis) -> None:
     async with running(settings, functions=FUNCTIONS) as worker:
         assert await result(await enqueue(client, "third")) == 3
         assert seen == [1, 2, 3]
         seen.clear()
-        assert await result(await enqueue(client, "plain_retries_ours")) == 2
+        assert await result(await enqueue(client, "plain_raises_cplane_retry")) == 2
     assert (worker.jobs_complete, worker.jobs_failed, worker.jobs_retried) == (2, 0, 3)
 
 
-@pytest.mark.parametrize("whose", ["ours", "arq's"])
-async def test_a_retry_on_the_last_try_ends_as_with_arqs_own_worker(
-    settings: CplaneSettings, client: ArqRedis, whose: str
+@pytest.mark.parametrize("worker_kind", ["cplane", "arq"])
+async def test_raising_retry_on_the_last_try_fails_as_under_arqs_own_worker(
+    settings: CplaneSettings, client: ArqRedis, worker_kind: str
 ) -> None:
     queued = await enqueue(client, "two_only")
     worker: Worker | arq.Worker
-    if whose == "ours":
+    if worker_kind == "cplane":
         async with running(settings, functions=FUNCTIONS) as worker:
             with pytest.raises(JobFailed):
                 await result(queued)
@@ -216,7 +216,7 @@ async def test_a_retry_on_the_last_try_ends_as_with_arqs_own_worker(
     assert seen == [1, 2]
 
 
-async def test_a_function_that_has_spent_its_tries_is_not_run(
+async def test_a_function_that_used_all_its_tries_is_not_run(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     queued = await enqueue(client, "two_only")
@@ -227,7 +227,7 @@ async def test_a_function_that_has_spent_its_tries_is_not_run(
     assert seen == []
 
 
-async def test_results_are_kept_as_arq_was_told(
+async def test_keep_result_options_set_the_ttl_of_results(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     async with running(settings, functions=FUNCTIONS, keep_result=120):
@@ -240,13 +240,15 @@ async def test_results_are_kept_as_arq_was_told(
     assert 110_000 < ttl_ms["plain_add"] <= 120_000
 
 
-async def test_a_kept_result_refuses_the_same_id_as_under_arq(settings: CplaneSettings, client: ArqRedis) -> None:
+async def test_a_kept_result_prevents_enqueueing_the_same_id_as_under_arq(
+    settings: CplaneSettings, client: ArqRedis
+) -> None:
     async with running(settings, functions=FUNCTIONS):
         await result(await enqueue(client, "plain_add", 1, _job_id="once"))
         assert await client.enqueue_job("plain_add", 1, _job_id="once") is None
 
 
-async def test_arq_sees_what_waits_and_what_runs(
+async def test_an_arq_client_reads_the_status_of_queued_and_running_jobs(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     queued = await enqueue(client, "plain_gate")
@@ -262,43 +264,43 @@ async def test_arq_sees_what_waits_and_what_runs(
         assert await queued.status() is JobStatus.complete
 
 
-async def test_arqs_abort_cancels_what_runs_and_what_waits(
+async def test_arqs_abort_cancels_running_and_queued_jobs(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.worker.ABORT_INTERVAL_S", 0.02)
-    waits = await enqueue(client, "plain_counts", 1)
-    assert not await aborted(waits, timeout=0)
+    queued_job = await enqueue(client, "plain_counts", 1)
+    assert not await abort(queued_job, timeout=0)
     async with running(settings, functions=FUNCTIONS, allow_abort_jobs=True):
         with pytest.raises(JobCancelled):
-            await result(waits)
-        runs = await enqueue(client, "plain_gate")
+            await result(queued_job)
+        running_job = await enqueue(client, "plain_gate")
         await gate.entered.wait()
-        await aborted(runs, timeout=0)
+        await abort(running_job, timeout=0)
         with pytest.raises(JobCancelled):
-            await result(runs)
+            await result(running_job)
         assert await result(await enqueue(client, "plain_counts", 2)) == 2
     assert seen == [2]
     assert gate.left == ["cancelled"]
     assert await client.exists("arq:abort") == 0
 
 
-async def aborted(queued: ArqJob, timeout: float) -> bool:
-    """What arq's `Job.abort` answers; it wants to see an error of its own kind."""
+async def abort(queued: ArqJob, timeout: float) -> bool:
+    """Return the result of arq's `Job.abort`, or False on a timeout or on `JobCancelled`, which arq does not expect."""
     try:
         return await queued.abort(timeout=timeout, poll_delay=0.01)
     except (TimeoutError, JobCancelled):
         return False
 
 
-async def test_hooks_run_in_arqs_order_and_one_that_raises_ends_nothing(
+async def test_hooks_run_in_arqs_order_and_a_raising_hook_does_not_stop_the_worker(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
-    told: list[tuple[str, Any, Any]] = []
+    calls: list[tuple[str, Any, Any]] = []
     after = asyncio.Event()
 
     def hook(name: str) -> Any:
         async def run(ctx: Ctx) -> None:
-            told.append((name, ctx.get("job_id"), ctx.get("job_try")))
+            calls.append((name, ctx.get("job_id"), ctx.get("job_try")))
             if name == "on_startup":
                 ctx["opened"] = True
             assert ctx["opened"]
@@ -316,15 +318,15 @@ async def test_hooks_run_in_arqs_order_and_one_that_raises_ends_nothing(
         assert await result(await enqueue(client, "plain_add", 1, _job_id="a")) == 3
         await after.wait()
         assert await (await functions_recorded.submit(1)).result(DEADLINE_S) == 2
-    assert told[0] == ("on_startup", None, None)
-    assert told[-1] == ("on_shutdown", None, None)
-    assert [each for each in told if each[1] == "a"] == [
+    assert calls[0] == ("on_startup", None, None)
+    assert calls[-1] == ("on_shutdown", None, None)
+    assert [call for call in calls if call[1] == "a"] == [
         ("on_job_start", "a", 1), ("on_job_end", "a", 1), ("after_job_end", "a", 1),
     ]  # fmt: skip
-    assert len(told) == 8, "a recorded job has hooks too"
+    assert len(calls) == 8, "hooks run for recorded jobs too"
 
 
-async def test_a_job_cancelled_while_its_hook_runs_gives_its_room_back(
+async def test_a_job_cancelled_while_its_start_hook_runs_releases_its_slot(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", 0.05)
@@ -343,11 +345,11 @@ async def test_a_job_cancelled_while_its_hook_runs_gives_its_room_back(
         assert await (await functions_recorded.submit(1)).result(DEADLINE_S) == 2
 
 
-async def test_a_stopping_worker_hands_a_plain_function_back(
+async def test_a_stopping_worker_requeues_a_plain_function_without_using_a_try(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     queued = await enqueue(client, "plain_gate")
-    for _ in range(7):  # more often than it may be tried
+    for _ in range(7):  # more often than max_tries allows
         gate.entered.clear()
         async with running(settings.model_copy(update={"drain_s": 0.0}), functions=FUNCTIONS):
             await gate.entered.wait()
@@ -359,7 +361,9 @@ async def test_a_stopping_worker_hands_a_plain_function_back(
 # cron
 
 
-async def test_a_cron_job_runs_once_at_startup_over_two_workers(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_cron_job_with_run_at_startup_runs_once_across_two_workers(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     async def tick(ctx: Ctx) -> None:
         seen.append(ctx["job_id"])
 
@@ -369,10 +373,12 @@ async def test_a_cron_job_runs_once_at_startup_over_two_workers(settings: Cplane
             await asyncio.sleep(0.01)
         await until_queue_empty(plane)
     assert len(seen) == 1
-    assert await raw(plane).keys("arq:result:*") == [], "a cron job keeps no result unless told"
+    assert await raw(plane).keys("arq:result:*") == [], "a cron job keeps no result by default"
 
 
-async def test_a_cron_job_fires_at_its_time_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_cron_job_fires_once_per_scheduled_time_across_two_workers(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     async def every_second(ctx: Ctx) -> None:
         seen.append(ctx["job_id"])
 
@@ -386,41 +392,41 @@ async def test_a_cron_job_fires_at_its_time_once(settings: CplaneSettings, plane
 # burst
 
 
-async def test_a_burst_worker_leaves_when_nothing_is_left(
+async def test_a_burst_worker_exits_when_the_queue_is_empty(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis
 ) -> None:
     for n in range(20):
         await enqueue(client, "plain_counts", n)
     await functions_recorded.submit(1)
-    await serve(settings, burst=True)
+    await run_until_exit(settings, burst=True)
     assert sorted(seen) == list(range(20))
 
 
-@pytest.mark.parametrize("most", [0, 1, 7])
-async def test_a_burst_worker_starts_no_more_than_it_may(
-    settings: CplaneSettings, plane: ControlPlane, client: ArqRedis, most: int
+@pytest.mark.parametrize("max_burst_jobs", [0, 1, 7])
+async def test_a_burst_worker_starts_at_most_max_burst_jobs(
+    settings: CplaneSettings, plane: ControlPlane, client: ArqRedis, max_burst_jobs: int
 ) -> None:
     for n in range(20):
         await enqueue(client, "plain_counts", n)
-    await serve(settings, burst=True, max_burst_jobs=most)
-    assert len(seen) == most
-    assert await plane.queue.depth("default") == 20 - most
+    await run_until_exit(settings, burst=True, max_burst_jobs=max_burst_jobs)
+    assert len(seen) == max_burst_jobs
+    assert await plane.queue.depth("default") == 20 - max_burst_jobs
 
 
-async def serve(settings: CplaneSettings, **options: Any) -> None:
-    """Run a worker until it leaves by itself."""
+async def run_until_exit(settings: CplaneSettings, **options: Any) -> None:
+    """Run a worker until it exits by itself."""
     settings = settings.model_copy(update={"queues": {"default": 4}})
     async with asyncio.timeout(DEADLINE_S):
         await Worker(FUNCTIONS, settings=settings, handle_signals=False, **options).async_run()
 
 
-async def test_without_burst_there_is_no_limit(settings: CplaneSettings, client: ArqRedis) -> None:
+async def test_max_burst_jobs_has_no_effect_without_burst(settings: CplaneSettings, client: ArqRedis) -> None:
     async with running(settings, functions=FUNCTIONS, max_burst_jobs=1):
         for n in range(3):
             assert await result(await enqueue(client, "plain_counts", n)) == n
 
 
-# a plain arq worker beside ours
+# a plain arq worker on the same queue
 
 PLAIN_WORKER = """
 import asyncio, sys
@@ -429,7 +435,7 @@ from arq.worker import Worker
 import msgspec
 
 async def plain_counts(ctx, n):
-    await ctx["redis"].rpush("ran", f"{n} theirs")
+    await ctx["redis"].rpush("ran", f"{n} arq")
     await asyncio.sleep(0)
     return n
 
@@ -447,7 +453,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def plain_worker(settings: CplaneSettings, folder: Path) -> AsyncGenerator[None]:
-    """A process that has arq, and nothing of ours."""
+    """A process that runs arq's own worker and does not import cplane."""
     program = folder / "plain_worker.py"
     program.write_text(PLAIN_WORKER)
     process = await asyncio.create_subprocess_exec(sys.executable, program, settings.redis_url.get_secret_value())
@@ -460,31 +466,33 @@ async def plain_worker(settings: CplaneSettings, folder: Path) -> AsyncGenerator
         await process.wait()
 
 
-async def test_our_worker_and_arqs_own_share_a_queue_and_each_job_runs_once(
+async def test_a_cplane_worker_and_an_arq_worker_share_a_queue_and_each_job_runs_once(
     settings: CplaneSettings, plane: ControlPlane, client: ArqRedis, tmp_path: Path
 ) -> None:
     async def plain_counts(ctx: Ctx, n: int) -> int:
-        await ctx["redis"].rpush("ran", f"{n} ours")
+        await ctx["redis"].rpush("ran", f"{n} cplane")
         return n
 
     shared = func(plain_counts, name="plain_counts")
     count, ran = 0, list[str]()
     async with plain_worker(settings, tmp_path), running(settings, functions=[shared]):
-        while {each.split()[1] for each in ran} != {"ours", "theirs"}:
+        while {entry.split()[1] for entry in ran} != {"cplane", "arq"}:
             batch = [await enqueue(client, "plain_counts", count + n) for n in range(20)]
             count += len(batch)
             for queued in batch:
                 await result(queued)
-            ran = [each.decode() for each in await raw(plane).lrange("ran", 0, -1)]
-    assert sorted(int(each.split()[0]) for each in ran) == list(range(count))
+            ran = [entry.decode() for entry in await raw(plane).lrange("ran", 0, -1)]
+    assert sorted(int(entry.split()[0]) for entry in ran) == list(range(count))
 
 
-def test_arqs_name_means_our_worker() -> None:
+def test_arqs_worker_module_exports_the_cplane_worker() -> None:
     assert arq.worker.Worker is Worker
-    assert arq.Worker is not Worker, "whoever imports arq's own class by that name gets it"
+    assert arq.Worker is not Worker, "`arq.Worker` is still arq's own class"
 
 
-async def test_every_state_of_a_plain_job_is_readable(client: ArqRedis, plane: ControlPlane) -> None:
+async def test_the_queue_reports_whether_a_plain_job_is_queued_and_leased(
+    client: ArqRedis, plane: ControlPlane
+) -> None:
     queued = await enqueue(client, "plain_add", 1)
     assert await Queue(plane.redis).standing(queued.job_id) == (True, False)
     (lease,) = (await plane.queue.claim("default", 1, 30)).leases

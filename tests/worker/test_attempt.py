@@ -1,4 +1,4 @@
-"""One run of a job that does not behave: it is stopped, left behind or failed, and its worker goes on."""
+"""One attempt of a job that misbehaves: it is stopped, abandoned or failed, and its worker keeps running."""
 
 import asyncio
 import threading
@@ -14,30 +14,30 @@ from cplane.jobs.states import AttemptState
 from cplane.redis.events import Event
 from tests.workers import DEADLINE_S, Gate, running
 
-AT_ONCE = RetryPolicy(retries=1, backoff_s=0, jitter=0)
+RETRY_IMMEDIATELY = RetryPolicy(retries=1, backoff_s=0, jitter=0)
 
 
-class Stubborn:
-    """A job that ignores that it was stopped, until the test lets it go."""
+class UncancellableBody:
+    """A job body that ignores cancellation until the test releases it."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
-        self.free = asyncio.Event()
-        self.gone = asyncio.Event()
+        self.released = asyncio.Event()
+        self.finished = asyncio.Event()
         self.cancels = 0
 
     async def stay(self) -> str:
         self.entered.set()
-        while not self.free.is_set():
+        while not self.released.is_set():
             try:
-                await self.free.wait()
+                await self.released.wait()
             except asyncio.CancelledError:
                 self.cancels += 1
-        self.gone.set()
-        return "after all"
+        self.finished.set()
+        return "finished late"
 
 
-stubborn = Stubborn()
+uncancellable = UncancellableBody()
 gate = Gate()
 runs: list[int] = []
 
@@ -54,20 +54,20 @@ async def attempt_transient_add(x: int) -> int:
 
 @job(timeout=0.05)
 async def attempt_ignores_its_timeout() -> str:
-    return await stubborn.stay()
+    return await uncancellable.stay()
 
 
 @job(timeout=0.05, record=False)
 async def attempt_transient_ignores_its_timeout() -> str:
-    return await stubborn.stay()
+    return await uncancellable.stay()
 
 
 @job
 async def attempt_ignores_a_cancel() -> str:
-    return await stubborn.stay()
+    return await uncancellable.stay()
 
 
-@job(retries=AT_ONCE)
+@job(retries=RETRY_IMMEDIATELY)
 async def attempt_cancels_itself(ctx: Context) -> None:
     runs.append(ctx.attempt)
     task = asyncio.current_task()
@@ -85,7 +85,7 @@ async def attempt_transient_cancels_itself_once(ctx: Context) -> int:
 
 
 @job
-async def attempt_cancelled_from_inside() -> None:
+async def attempt_awaits_a_cancelled_task() -> None:
     inner = asyncio.create_task(asyncio.Event().wait())
     asyncio.get_running_loop().call_soon(inner.cancel)
     await inner
@@ -119,7 +119,7 @@ async def attempt_slow_finally() -> None:
 async def attempt_swallows_its_timeout() -> str:
     with suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
-    return "as if nothing had happened"
+    return "returned after the timeout"
 
 
 @job(timeout=0.05)
@@ -150,7 +150,7 @@ async def attempt_error_group() -> None:
 
 
 @job
-async def attempt_floods(ctx: Context, steps: int) -> int:
+async def attempt_reports_progress_often(ctx: Context, steps: int) -> int:
     for step in range(steps):
         await ctx.progress(step, steps, f"step {step}")
         if step % 1000 == 0:
@@ -161,97 +161,99 @@ async def attempt_floods(ctx: Context, steps: int) -> int:
 @pytest_asyncio.fixture(autouse=True)
 async def fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setitem(globals(), "gate", Gate())
-    monkeypatch.setitem(globals(), "stubborn", Stubborn())
+    monkeypatch.setitem(globals(), "uncancellable", UncancellableBody())
     monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", 0.1)
     monkeypatch.setattr("cplane.worker.runner.CLEANUP_S", 0.1)
     runs.clear()
     yield
-    stubborn.free.set()
+    uncancellable.released.set()
 
 
-async def still_works(one_at_a_time: ControlPlane) -> None:
+async def assert_worker_runs_jobs(plane: ControlPlane) -> None:
     assert await (await attempt_add.submit(1)).result(DEADLINE_S) == 2
     assert await (await attempt_transient_add.submit(1)).result(DEADLINE_S) == 2
-    assert await one_at_a_time.queue.depth("default") in {0, 1}
+    assert await plane.queue.depth("default") in {0, 1}
 
 
-def one(settings: CplaneSettings) -> CplaneSettings:
-    """Room for one job: a slot that is not given back holds everything up."""
+def one_slot(settings: CplaneSettings) -> CplaneSettings:
+    """Return settings with one slot: a slot that is not released blocks every later job."""
     return settings.model_copy(update={"queues": {"default": 1}})
 
 
-@pytest.mark.parametrize("asked", [attempt_ignores_its_timeout, attempt_transient_ignores_its_timeout])
-async def test_a_job_that_ignores_its_timeout_is_left_behind_and_recorded(
-    settings: CplaneSettings, plane: ControlPlane, asked: AnyJob
+@pytest.mark.parametrize("job_under_test", [attempt_ignores_its_timeout, attempt_transient_ignores_its_timeout])
+async def test_a_job_that_ignores_its_timeout_is_abandoned_and_recorded_as_failed(
+    settings: CplaneSettings, plane: ControlPlane, job_under_test: AnyJob
 ) -> None:
-    async with running(one(settings)):
-        handle = await asked.submit()
+    async with running(one_slot(settings)):
+        handle = await job_under_test.submit()
         with pytest.raises(JobFailed, match=r"JobTimeout: .* ran longer than 0\.05 s"):
             await handle.result(DEADLINE_S)
-        assert not stubborn.gone.is_set()
-        await still_works(plane)
-        stubborn.free.set()
-        await stubborn.gone.wait()
-        await still_works(plane)
-        assert await handle.state() is State.FAILED, "what it returned at last counts for nothing"
+        assert not uncancellable.finished.is_set()
+        await assert_worker_runs_jobs(plane)
+        uncancellable.released.set()
+        await uncancellable.finished.wait()
+        await assert_worker_runs_jobs(plane)
+        assert await handle.state() is State.FAILED, "its late return value is ignored"
 
 
-async def test_a_job_that_ignores_a_cancel_is_left_behind_and_cancelled(
+async def test_a_job_that_ignores_a_cancel_is_abandoned_and_recorded_as_cancelled(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    async with running(one(settings)):
+    async with running(one_slot(settings)):
         handle = await attempt_ignores_a_cancel.submit()
-        await stubborn.entered.wait()
+        await uncancellable.entered.wait()
         await handle.cancel()
         with pytest.raises(JobCancelled):
             await handle.result(DEADLINE_S)
-        await still_works(plane)
-        stubborn.free.set()
-        await stubborn.gone.wait()
+        await assert_worker_runs_jobs(plane)
+        uncancellable.released.set()
+        await uncancellable.finished.wait()
     assert [attempt.state for attempt in await plane.attempts(handle.id)] == [AttemptState.CANCELLED]
 
 
-async def test_a_stopping_worker_leaves_a_stubborn_job_behind_and_hands_it_back(
+async def test_a_stopping_worker_abandons_and_requeues_a_job_that_ignores_cancellation(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings.model_copy(update={"drain_s": 0.0})):
         handle = await attempt_ignores_a_cancel.submit()
-        await stubborn.entered.wait()
-    assert stubborn.cancels >= 1
+        await uncancellable.entered.wait()
+    assert uncancellable.cancels >= 1
     assert (await plane.record(handle.id)).state is State.QUEUED
-    stubborn.free.set()
-    await stubborn.gone.wait()
+    uncancellable.released.set()
+    await uncancellable.finished.wait()
 
 
-async def test_a_job_that_cancels_itself_has_failed(settings: CplaneSettings, plane: ControlPlane) -> None:
-    async with running(one(settings)):
+async def test_a_job_that_cancels_itself_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(one_slot(settings)):
         with pytest.raises(JobFailed, match="CancelledError"):
             await (await attempt_cancels_itself.submit()).result(DEADLINE_S)
         with pytest.raises(JobFailed, match="CancelledError"):
-            await (await attempt_cancelled_from_inside.submit()).result(DEADLINE_S)
-        assert runs == [1], "a policy retries errors, and this is none"
+            await (await attempt_awaits_a_cancelled_task.submit()).result(DEADLINE_S)
+        assert runs == [1], "a policy retries errors, and a cancellation is not an error"
         runs.clear()
         assert await (await attempt_transient_cancels_itself_once.submit()).result(DEADLINE_S) == 2
-        await still_works(plane)
+        await assert_worker_runs_jobs(plane)
     assert runs == [1, 2]
 
 
-async def test_a_job_that_leaves_takes_nobody_along(settings: CplaneSettings, plane: ControlPlane) -> None:
-    async with running(one(settings)):
+async def test_a_job_that_raises_system_exit_fails_without_stopping_the_worker(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(one_slot(settings)):
         with pytest.raises(JobFailed, match=r"RuntimeError: the job raised SystemExit\(3\)"):
             await (await attempt_exits.submit(3)).result(DEADLINE_S)
         with pytest.raises(JobFailed, match=r"the job raised KeyboardInterrupt"):
             await (await attempt_transient_exits.submit()).result(DEADLINE_S)
         with pytest.raises(JobFailed, match=r"the job raised SystemExit\(1\)"):
             await (await attempt_exits_in_a_thread.submit()).result(DEADLINE_S)
-        await still_works(plane)
+        await assert_worker_runs_jobs(plane)
 
 
-async def test_a_finally_that_is_slow_but_ends_is_waited_for(
+async def test_the_worker_waits_for_a_slow_finally_block_that_ends(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.attempt.CLEANUP_S", DEADLINE_S)
-    async with running(one(settings)):
+    async with running(one_slot(settings)):
         handle = await attempt_slow_finally.submit()
         await gate.entered.wait()
         assert await handle.state() is State.RUNNING
@@ -262,28 +264,28 @@ async def test_a_finally_that_is_slow_but_ends_is_waited_for(
     assert [attempt.state for attempt in await plane.attempts(handle.id)] == [AttemptState.TIMED_OUT]
 
 
-async def test_a_finally_that_does_not_end_is_cancelled_and_left(settings: CplaneSettings, plane: ControlPlane) -> None:
-    async with running(one(settings)):
+async def test_a_finally_block_that_does_not_end_is_cancelled_and_abandoned(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(one_slot(settings)):
         handle = await attempt_slow_finally.submit()
         with pytest.raises(JobFailed, match="JobTimeout"):
             await handle.result(DEADLINE_S)
-        await still_works(plane)
+        await assert_worker_runs_jobs(plane)
     assert gate.left == ["cancelled"]
 
 
-@pytest.mark.parametrize("asked", [attempt_swallows_its_timeout, attempt_raises_when_stopped])
-async def test_a_timeout_stands_whatever_the_job_makes_of_it(
-    settings: CplaneSettings, plane: ControlPlane, asked: AnyJob
+@pytest.mark.parametrize("job_under_test", [attempt_swallows_its_timeout, attempt_raises_when_stopped])
+async def test_a_timeout_fails_the_job_even_if_it_swallows_or_replaces_the_cancellation(
+    settings: CplaneSettings, plane: ControlPlane, job_under_test: AnyJob
 ) -> None:
-    async with running(one(settings)):
+    async with running(one_slot(settings)):
         with pytest.raises(JobFailed, match="JobTimeout"):
-            await (await asked.submit()).result(DEADLINE_S)
+            await (await job_under_test.submit()).result(DEADLINE_S)
 
 
-async def test_errors_that_are_hard_to_write_down_are_written_down(
-    settings: CplaneSettings, plane: ControlPlane
-) -> None:
-    async with running(one(settings)):
+async def test_unreadable_long_and_grouped_errors_are_recorded(settings: CplaneSettings, plane: ControlPlane) -> None:
+    async with running(one_slot(settings)):
         with pytest.raises(JobFailed, match="its message cannot be read"):
             await (await attempt_unreadable_error.submit()).result(DEADLINE_S)
         with pytest.raises(JobFailed) as caught:
@@ -292,24 +294,24 @@ async def test_errors_that_are_hard_to_write_down_are_written_down(
         with pytest.raises(JobFailed, match="ExceptionGroup: several") as caught:
             await (await attempt_error_group.submit()).result(DEADLINE_S)
         assert "KeyError: 'two'" in caught.value.traceback
-        await still_works(plane)
+        await assert_worker_runs_jobs(plane)
 
 
-async def test_a_flood_of_progress_is_told_now_and_then_and_its_end_is_recorded(
+async def test_frequent_progress_is_published_at_intervals_and_its_last_value_is_recorded(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.attempt.PROGRESS_INTERVAL_S", 3600.0)
-    heard: list[Event] = []
+    received: list[Event] = []
     async with running(settings):
-        following = plane.events.follow()
-        await anext(following)
-        handle = await attempt_floods.submit(20_000)
+        subscription = plane.events.follow()
+        await anext(subscription)
+        handle = await attempt_reports_progress_often.submit(20_000)
         async with asyncio.timeout(DEADLINE_S):
-            async for events in following:
-                heard += [event for event in events if event.record_id == handle.id]
-                if heard and heard[-1].state.final:
+            async for events in subscription:
+                received += [event for event in events if event.record_id == handle.id]
+                if received and received[-1].state.final:
                     break
-    assert [(event.state, event.data and event.data["done"]) for event in heard if event.data or event.state.final] == [
+    assert [(event.state, event.data and event.data["done"]) for event in received if event.data or event.state.final] == [
         (State.RUNNING, 0), (State.SUCCEEDED, None),
     ]  # fmt: skip
     record = await plane.record(handle.id)

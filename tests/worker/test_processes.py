@@ -1,4 +1,4 @@
-"""Workers as processes: started by `arq`, stopped and killed by signals, cut off from their servers."""
+"""Workers as processes: started by `arq`, stopped and killed by signals, disconnected from Postgres and Redis."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ from tests.workers import DEADLINE_S
 TESTS = Path(__file__).parents[1]
 
 
-def environment(settings: CplaneSettings, **more: str) -> dict[str, str]:
+def environment(settings: CplaneSettings, **variables: str) -> dict[str, str]:
     return {
         **os.environ,
         "CPLANE_DATABASE_URL": settings.database_url.get_secret_value(),
@@ -41,12 +41,12 @@ def environment(settings: CplaneSettings, **more: str) -> dict[str, str]:
         "CPLANE_IMPORTS": "jobs_for_processes",
         "CPLANE_QUEUES": "default:4",
         "PYTHONPATH": str(TESTS),
-        **more,
+        **variables,
     }
 
 
 class WorkerProcess:
-    """`arq cplane.worker.Settings`, its output kept for a failing test."""
+    """A process that runs `arq cplane.worker.Settings`; its stderr is kept to be searched for log lines."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -61,13 +61,13 @@ class WorkerProcess:
             self.lines.append(line.decode())
             self._changed.set()
 
-    async def says(self, words: str) -> None:
+    async def wait_for_log(self, event: str) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while not any(words in line for line in self.lines):
+            while not any(event in line for line in self.lines):
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def ended(self) -> int:
+    async def wait_exit(self) -> int:
         async with asyncio.timeout(DEADLINE_S):
             code = await self.process.wait()
             await self._reader
@@ -75,42 +75,42 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(settings: CplaneSettings, **more: str) -> AsyncGenerator[WorkerProcess]:
+async def worker_process(settings: CplaneSettings, **variables: str) -> AsyncGenerator[WorkerProcess]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "arq", "cplane.worker.Settings",
-        env=environment(settings, **more), cwd=TESTS, stderr=asyncio.subprocess.PIPE, process_group=0,
+        env=environment(settings, **variables), cwd=TESTS, stderr=asyncio.subprocess.PIPE, process_group=0,
     )  # fmt: skip
     worker = WorkerProcess(process)
     try:
-        await worker.says("worker_started")
+        await worker.wait_for_log("worker_started")
         yield worker
     finally:
         if process.returncode is None:
             process.kill()
-        await worker.ended()
+        await worker.wait_exit()
 
 
-async def started(folder: Path, attempt: int) -> int:
-    """The pid of the worker that started this attempt."""
+async def until_started(folder: Path, attempt: int) -> int:
+    """Wait until this attempt has started, and return the pid of its worker."""
     async with asyncio.timeout(DEADLINE_S):
         while not (found := list(folder.glob(f"started-{attempt}-*"))):
             await asyncio.sleep(0.02)
     return int(found[0].name.rpartition("-")[2])
 
 
-async def test_arq_runs_the_worker_and_sigterm_ends_it(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_arq_runs_the_worker_and_sigterm_stops_it(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with worker_process(settings) as worker:
         assert await (await process_add.submit(1, 2)).result(DEADLINE_S) == 3
         assert await (await process_pid.submit()).result(DEADLINE_S) == worker.pid
         worker.process.terminate()
-        assert await worker.ended() == 0
+        assert await worker.wait_exit() == 0
     assert any("worker_stopped" in line for line in worker.lines)
 
 
-async def test_workers_that_are_killed_never_let_more_jobs_onto_a_host_than_may_be(
+async def test_a_hosts_concurrency_limit_is_never_exceeded_when_workers_are_killed(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
-    ends: dict[str, int] = {}
+    killed_at_ns: dict[str, int] = {}
     async with AsyncExitStack() as stack:
         victims = [
             await stack.enter_async_context(worker_process(settings, CPLANE_LEASE_S="2", CPLANE_QUEUES="default:2"))
@@ -124,23 +124,23 @@ async def test_workers_that_are_killed_never_let_more_jobs_onto_a_host_than_may_
                 while not any(len(f.read_text().split()) == 1 for f in tmp_path.glob(f"*-{victim.pid}")):
                     await asyncio.sleep(0.001)
             victim.process.kill()
-            await victim.ended()
-            ends[str(victim.pid)] = time.monotonic_ns()
+            await victim.wait_exit()
+            killed_at_ns[str(victim.pid)] = time.monotonic_ns()
         for handle in handles:
             await handle.result(DEADLINE_S)
-    steps: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}
+    changes: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}
     hosts = {str(handle.id): "ab"[number % 2] for number, handle in enumerate(handles)}
     for file in tmp_path.glob("*-*-*"):
         record_id, _, pid = file.name.rsplit("-", 2)
-        began, *ended = (int(part) for part in file.read_text().split())
-        steps[hosts[record_id]] += [(began, 1), (ended[0] if ended else ends[pid], -1)]
+        started_ns, *finished_ns = (int(part) for part in file.read_text().split())
+        changes[hosts[record_id]] += [(started_ns, 1), (finished_ns[0] if finished_ns else killed_at_ns[pid], -1)]
     for host in "ab":
-        there = list(accumulate(change for _, change in sorted(steps[host])))
-        assert max(there) <= 2
+        concurrent = list(accumulate(change for _, change in sorted(changes[host])))
+        assert max(concurrent) <= 2
     assert {(await plane.record(handle.id)).state for handle in handles} == {State.SUCCEEDED}
 
 
-async def test_arqs_health_check_sees_the_worker(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_arqs_health_check_detects_the_worker(settings: CplaneSettings, plane: ControlPlane) -> None:
     async def check() -> int:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "arq", "--check", "cplane.worker.Settings",
@@ -157,16 +157,16 @@ async def test_arqs_health_check_sees_the_worker(settings: CplaneSettings, plane
         assert await check() == 0
 
 
-async def test_jobs_of_a_killed_worker_start_again(
+async def test_jobs_of_a_killed_worker_run_again_on_another(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with worker_process(settings, CPLANE_LEASE_S="2") as first:
         handle = await process_waits.submit(str(tmp_path))
-        assert await started(tmp_path, attempt=1) == first.pid
+        assert await until_started(tmp_path, attempt=1) == first.pid
         first.process.kill()
-        await first.ended()
+        await first.wait_exit()
     async with worker_process(settings, CPLANE_LEASE_S="2") as second:
-        assert await started(tmp_path, attempt=2) == second.pid
+        assert await until_started(tmp_path, attempt=2) == second.pid
         (tmp_path / "go").touch()
         assert await handle.result(DEADLINE_S) == 2
     attempts = await plane.attempts(handle.id)
@@ -176,32 +176,32 @@ async def test_jobs_of_a_killed_worker_start_again(
     ]
 
 
-async def test_a_frozen_worker_cannot_change_a_record_that_is_no_longer_its_own(
+async def test_a_frozen_worker_cannot_change_a_record_whose_lease_it_lost(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with worker_process(settings, CPLANE_LEASE_S="2") as frozen:
         handle = await process_waits.submit(str(tmp_path))
-        await started(tmp_path, attempt=1)
+        await until_started(tmp_path, attempt=1)
         frozen.process.send_signal(signal.SIGSTOP)
         async with worker_process(settings, CPLANE_LEASE_S="2"):
-            await started(tmp_path, attempt=2)
+            await until_started(tmp_path, attempt=2)
             (tmp_path / "go").touch()
             frozen.process.send_signal(signal.SIGCONT)
             assert await handle.result(DEADLINE_S) == 2
             frozen.process.terminate()
-            assert await frozen.ended() == 0
+            assert await frozen.wait_exit() == 0
     record = await plane.record(handle.id)
     assert (record.state, record.result, record.attempt) == (State.SUCCEEDED, 2, 2)
 
 
-async def test_a_drained_worker_hands_its_jobs_to_the_next(
+async def test_a_drained_worker_releases_its_jobs_to_the_next_worker(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with worker_process(settings, CPLANE_DRAIN_S="0") as first:
         handle = await process_waits.submit(str(tmp_path))
-        await started(tmp_path, attempt=1)
+        await until_started(tmp_path, attempt=1)
         first.process.terminate()
-        assert await first.ended() == 0
+        assert await first.wait_exit() == 0
     (tmp_path / "go").touch()
     async with worker_process(settings):
         assert await handle.result(DEADLINE_S) == 2
@@ -209,41 +209,41 @@ async def test_a_drained_worker_hands_its_jobs_to_the_next(
     assert (record.failures, record.crashes) == (0, 0)
 
 
-async def test_a_thread_that_cannot_be_stopped_does_not_hold_the_worker(
+async def test_a_thread_that_cannot_be_stopped_does_not_block_worker_shutdown(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with worker_process(settings, CPLANE_DRAIN_S="0") as worker:
         await process_blocks_a_thread.submit(str(tmp_path))
-        await started(tmp_path, attempt=1)
+        await until_started(tmp_path, attempt=1)
         worker.process.terminate()
-        assert await worker.ended() == 0
+        assert await worker.wait_exit() == 0
 
 
-async def test_ctrl_c_lets_a_browser_job_end_with_its_page(
+async def test_ctrl_c_lets_a_browser_job_finish_with_its_page(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with worker_process(settings, CPLANE_QUEUES="browser:1") as worker:
         handle = await process_page_waits.submit(str(tmp_path))
-        await started(tmp_path, attempt=1)
-        os.killpg(worker.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-        await worker.says("draining")
+        await until_started(tmp_path, attempt=1)
+        os.killpg(worker.pid, signal.SIGINT)  # as a terminal does: Ctrl-C signals every process of the group
+        await worker.wait_for_log("draining")
         (tmp_path / "go").touch()
-        assert await worker.ended() == 0
+        assert await worker.wait_exit() == 0
     record = await plane.record(handle.id)
     assert (record.state, record.result, record.attempt) == (State.SUCCEEDED, "still here", 1)
 
 
-async def test_a_worker_that_stops_while_its_browser_starts_leaves_nothing(
+async def test_a_worker_that_stops_while_its_browser_starts_leaves_no_processes(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with worker_process(settings, CPLANE_QUEUES="browser:1") as worker:
         worker.process.terminate()
-        assert await worker.ended() == 0
-        assert await processes_of_group(worker.pid) == []
+        assert await worker.wait_exit() == 0
+        assert await remaining_processes(worker.pid) == []
 
 
-async def processes_of_group(group: int) -> list[str]:
-    """What is left of a worker's process group, zombies aside, once there was time to end."""
+async def remaining_processes(group: int) -> list[str]:
+    """Wait until every process of a worker's process group has ended, zombies excepted; return those that remain."""
     async with asyncio.timeout(DEADLINE_S):
         while left := [
             stat.partition(")")[0]
@@ -259,30 +259,30 @@ async def processes_of_group(group: int) -> list[str]:
 def read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return ""
 
 
-async def test_a_second_signal_leaves_at_once(settings: CplaneSettings, plane: ControlPlane, tmp_path: Path) -> None:
+async def test_a_second_signal_exits_immediately(settings: CplaneSettings, plane: ControlPlane, tmp_path: Path) -> None:
     async with worker_process(settings, CPLANE_DRAIN_S="600") as worker:
         await process_waits.submit(str(tmp_path))
-        await started(tmp_path, attempt=1)
+        await until_started(tmp_path, attempt=1)
         worker.process.terminate()
-        await worker.says("draining")
+        await worker.wait_for_log("draining")
         worker.process.terminate()
-        assert await worker.ended() == 128 + signal.SIGTERM
+        assert await worker.wait_exit() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"CPLANE_DATABASE_URL": ""}, "CPLANE_DATABASE_URL is not set; set it, or run `cplane dev` in this folder"),
         ({"CPLANE_IMPORTS": "no_such_module"}, "CPLANE_IMPORTS names 'no_such_module', which cannot be found"),
         ({"CPLANE_QUEUES": "default"}, "CPLANE_QUEUES: 'default' is not NAME:CONCURRENCY"),
     ],
 )
-async def test_a_wrong_setting_is_one_clear_sentence(
-    settings: CplaneSettings, changes: dict[str, str], sentence: str
+async def test_an_invalid_setting_is_reported_in_one_sentence(
+    settings: CplaneSettings, changes: dict[str, str], message: str
 ) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "arq", "cplane.worker.Settings",
@@ -290,11 +290,11 @@ async def test_a_wrong_setting_is_one_clear_sentence(
     )  # fmt: skip
     _, output = await process.communicate()
     assert process.returncode == 1
-    assert sentence in output.decode()
+    assert message in output.decode()
     assert "Traceback" not in output.decode()
 
 
-async def test_an_old_schema_is_one_clear_sentence(servers_without_tables: CplaneSettings) -> None:
+async def test_an_outdated_schema_is_reported_in_one_sentence(servers_without_tables: CplaneSettings) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "arq", "cplane.worker.Settings",
         env=environment(servers_without_tables), cwd=TESTS, stderr=asyncio.subprocess.PIPE,
@@ -314,27 +314,29 @@ async def servers_without_tables(settings: CplaneSettings) -> AsyncIterator[Cpla
     yield settings
 
 
-async def test_redis_away_still_accepts_and_runs_when_it_is_back(settings: CplaneSettings, tmp_path: Path) -> None:
+async def test_jobs_are_accepted_while_redis_is_unavailable_and_run_when_it_is_back(
+    settings: CplaneSettings, tmp_path: Path
+) -> None:
     sockets = tmp_path / "s"
     sockets.mkdir()
     redis = EmbeddedRedis(tmp_path / "redis", sockets)
     async with redis:
         url = redis.url
-    cut_off = load_settings(database_url=settings.database_url, redis_url=url, artifacts_url=settings.artifacts_url)
-    async with ControlPlane(cut_off) as plane:
+    embedded = load_settings(database_url=settings.database_url, redis_url=url, artifacts_url=settings.artifacts_url)
+    async with ControlPlane(embedded) as plane:
         handle = await process_add.submit(20, 3)
         assert await handle.state() is State.QUEUED
         assert (await plane.ready())["redis"] is not None
-        async with worker_process(cut_off) as worker:
-            await worker.says("claim_failed")
+        async with worker_process(embedded) as worker:
+            await worker.wait_for_log("claim_failed")
             async with EmbeddedRedis(tmp_path / "redis", sockets):
                 assert await handle.result(DEADLINE_S) == 23
                 assert (await plane.ready())["redis"] is None
             assert await plane.state(handle.id) is State.SUCCEEDED
-            assert worker.process.returncode is None, "no outage ends a worker"
+            assert worker.process.returncode is None, "an outage does not stop a worker"
 
 
-async def test_postgres_restarts_under_a_running_job_and_its_result_is_kept(
+async def test_the_result_of_a_running_job_survives_a_postgres_restart(
     settings: CplaneSettings, tmp_path: Path
 ) -> None:
     sockets = tmp_path / "s"
@@ -343,17 +345,17 @@ async def test_postgres_restarts_under_a_running_job_and_its_result_is_kept(
     async with EmbeddedPostgres(data, sockets) as postgres:
         url = postgres.url
         await upgrade(url)
-        cut_off = load_settings(database_url=url, redis_url=settings.redis_url, artifacts_url=settings.artifacts_url)
-        await wait_for_a_job(cut_off, tmp_path, postgres)
+        embedded = load_settings(database_url=url, redis_url=settings.redis_url, artifacts_url=settings.artifacts_url)
+        await restart_postgres_under_a_job(embedded, tmp_path, postgres)
 
 
-async def wait_for_a_job(cut_off: CplaneSettings, folder: Path, postgres: EmbeddedPostgres) -> None:
-    async with ControlPlane(cut_off) as plane, worker_process(cut_off) as worker:
+async def restart_postgres_under_a_job(embedded: CplaneSettings, folder: Path, postgres: EmbeddedPostgres) -> None:
+    async with ControlPlane(embedded) as plane, worker_process(embedded) as worker:
         handle = await process_waits.submit(str(folder))
-        await started(folder, attempt=1)
+        await until_started(folder, attempt=1)
         await postgres.__aexit__(None, None, None)
         (folder / "go").touch()
-        await worker.says("outcomes_not_recorded")
+        await worker.wait_for_log("outcomes_not_recorded")
         await postgres.__aenter__()
         assert await handle.result(DEADLINE_S) == 1
         assert [attempt.state for attempt in await plane.attempts(handle.id)] == [AttemptState.SUCCEEDED]

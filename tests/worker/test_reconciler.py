@@ -1,4 +1,4 @@
-"""A Redis that lost its memory: it is noticed by a counter in both stores, and everything queued is scheduled again."""
+"""Redis loses its data: an epoch counter in both stores detects it, and every queued job is rescheduled."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def epoch_add(x: int) -> int:
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages so small that one pass over the queued records does not see them all."""
+    """Set page sizes so small that one page does not hold all queued records."""
     monkeypatch.setattr("cplane.worker.reconciler.PAGE_SIZE", 10)
     monkeypatch.setattr("cplane.worker.reconciler.OVERDUE_LIMIT", 5)
 
@@ -27,16 +27,16 @@ def reconciler(plane: ControlPlane, worker: str = "w") -> Reconciler:
     return Reconciler(worker, plane.store, plane.queue, plane.events, ["default"])
 
 
-async def submit_some(plane: ControlPlane) -> None:
-    """30 that are due, 30 that are due in future, some of each in every lane, and some in a queue that nobody serves."""
+async def submit_75(plane: ControlPlane) -> None:
+    """Submit 30 ready jobs, 30 delayed ones, some of each in every lane, and 15 in a queue that no worker serves."""
     for priority in Priority:
         await epoch_add.using(priority=priority).submit_many({"x": x} for x in range(10))
         await epoch_add.using(priority=priority, delay=3600).submit_many({"x": x} for x in range(10))
     await epoch_add.using(queue="elsewhere", delay=60).submit_many({"x": x} for x in range(15))
 
 
-async def scores(plane: ControlPlane) -> dict[str, dict[bytes, float]]:
-    """What each lane holds, with due times to the tenth of a minute."""
+async def due_times(plane: ControlPlane) -> dict[str, dict[bytes, float]]:
+    """Return the job ids of each lane with their due times, rounded to minutes."""
     held: dict[str, dict[bytes, float]] = {}
     for queue in ("default", "elsewhere"):
         for priority in Priority:
@@ -48,14 +48,14 @@ async def scores(plane: ControlPlane) -> dict[str, dict[bytes, float]]:
 
 
 @pytest.mark.usefixtures("small_pages")
-async def test_everything_is_scheduled_again_by_the_next_pass_what_is_due_in_future_too(plane: ControlPlane) -> None:
+async def test_after_redis_is_wiped_the_next_pass_reschedules_ready_and_delayed_jobs(plane: ControlPlane) -> None:
     await reconciler(plane).run()
-    await submit_some(plane)
-    before = await scores(plane)
+    await submit_75(plane)
+    before = await due_times(plane)
     assert sum(map(len, before.values())) == 75
     await raw(plane).flushdb()
     await reconciler(plane).run()
-    after = await scores(plane)
+    after = await due_times(plane)
     assert {lane: set(ids) for lane, ids in after.items()} == {lane: set(ids) for lane, ids in before.items()}
     for lane, ids in after.items():
         assert all(abs(due - before[lane][id_]) <= 1 for id_, due in ids.items())
@@ -63,37 +63,37 @@ async def test_everything_is_scheduled_again_by_the_next_pass_what_is_due_in_fut
 
 
 @pytest.mark.usefixtures("small_pages")
-async def test_a_redis_that_was_rolled_back_is_noticed(plane: ControlPlane) -> None:
-    ours = reconciler(plane)
+async def test_a_redis_that_was_rolled_back_is_detected_and_restored(plane: ControlPlane) -> None:
+    first = reconciler(plane)
     for _ in range(5):
-        await ours.run()
+        await first.run()
     epoch = await plane.queue.epoch()
-    await submit_some(plane)
-    held = await scores(plane)
+    await submit_75(plane)
+    held = await due_times(plane)
     await raw(plane).set(EPOCH, epoch - 2)
     for lane in held:
         await raw(plane).delete(lane)
     await reconciler(plane).run()
-    assert {lane: set(ids) for lane, ids in (await scores(plane)).items()} == {
+    assert {lane: set(ids) for lane, ids in (await due_times(plane)).items()} == {
         lane: set(ids) for lane, ids in held.items()
     }
     assert await plane.queue.epoch() > epoch
 
 
-@pytest.mark.parametrize("value", ["no number", "-5", "1.5", ""])
-async def test_a_counter_that_is_none_counts_as_lost_and_is_set_right(plane: ControlPlane, value: str) -> None:
+@pytest.mark.parametrize("value", ["not a number", "-5", "1.5", ""])
+async def test_a_malformed_epoch_counter_counts_as_lost_and_is_repaired(plane: ControlPlane, value: str) -> None:
     for _ in range(3):
         await reconciler(plane).run()
-    noted = await plane.store.epoch()
+    epoch_before = await plane.store.epoch()
     await epoch_add.using(delay=3600).submit(1)
     await raw(plane).flushdb()
     await raw(plane).set(EPOCH, value)
     await reconciler(plane).run()
     assert await plane.queue.depth("default") == 1
-    assert await plane.queue.epoch() == await plane.store.epoch() > noted
+    assert await plane.queue.epoch() == await plane.store.epoch() > epoch_before
 
 
-async def test_nothing_is_restored_when_nothing_was_lost(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_restored_if_redis_lost_nothing(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     restored: list[str] = []
 
     async def claim_restore(worker: str, for_s: float) -> bool:
@@ -101,61 +101,59 @@ async def test_nothing_is_restored_when_nothing_was_lost(plane: ControlPlane, mo
         return True
 
     monkeypatch.setattr(plane.store, "claim_restore", claim_restore)
-    await submit_some(plane)
-    ours, others = reconciler(plane, "a"), reconciler(plane, "b")
+    await submit_75(plane)
+    first, second = reconciler(plane, "a"), reconciler(plane, "b")
     for _ in range(3):
-        await asyncio.gather(ours.run(), others.run(), ours.run())
+        await asyncio.gather(first.run(), second.run(), first.run())
     assert restored == []
     await raw(plane).delete(EPOCH)
-    await ours.run()
+    await first.run()
     assert set(restored) == {"a"}
 
 
 @pytest.mark.usefixtures("small_pages")
-async def test_one_worker_restores_while_the_others_leave_it_alone(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_one_worker_restores_at_a_time(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     await reconciler(plane).run()
-    await submit_some(plane)
+    await submit_75(plane)
     await raw(plane).flushdb()
-    under_way, go_on = asyncio.Event(), asyncio.Event()
+    restore_started, may_continue = asyncio.Event(), asyncio.Event()
     restoring: list[str] = []
-    restore_all = Reconciler._restore_all  # pyright: ignore[reportPrivateUsage]  it is what is to be slow
+    restore_all = Reconciler._restore_all  # pyright: ignore[reportPrivateUsage]  the test slows it down
 
-    async def slowly(self: Reconciler) -> None:
+    async def restore_slowly(self: Reconciler) -> None:
         restoring.append(self._worker)  # pyright: ignore[reportPrivateUsage]
-        under_way.set()
-        await go_on.wait()
+        restore_started.set()
+        await may_continue.wait()
         await restore_all(self)
 
-    monkeypatch.setattr(Reconciler, "_restore_all", slowly)
+    monkeypatch.setattr(Reconciler, "_restore_all", restore_slowly)
     first = asyncio.create_task(reconciler(plane, "first").run())
-    await under_way.wait()
+    await restore_started.wait()
     await asyncio.gather(*(reconciler(plane, f"other {n}").run() for n in range(3)))
     assert restoring == ["first"]
-    go_on.set()
+    may_continue.set()
     await first
-    assert sum(map(len, (await scores(plane)).values())) == 75
-    await reconciler(plane, "later").run()
-    assert restoring == ["first"], "it is done"
+    assert sum(map(len, (await due_times(plane)).values())) == 75
+    await reconciler(plane, "late").run()
+    assert restoring == ["first"], "the restore is already done"
 
 
-async def test_who_dies_while_restoring_is_followed_by_another(plane: ControlPlane) -> None:
+async def test_another_worker_takes_over_a_restore_if_the_first_dies(plane: ControlPlane) -> None:
     await reconciler(plane).run()
-    await submit_some(plane)
+    await submit_75(plane)
     await raw(plane).flushdb()
     assert await plane.store.claim_restore("dead", -1)
     assert await plane.store.claim_restore("dying", 3600)
-    assert await plane.store.claim_restore("dying", -1), "whoever restores may ask again"
-    await reconciler(plane, "heir").run()
-    assert sum(map(len, (await scores(plane)).values())) == 75
+    assert await plane.store.claim_restore("dying", -1), "the worker that restores may renew its claim"
+    await reconciler(plane, "successor").run()
+    assert sum(map(len, (await due_times(plane)).values())) == 75
 
 
-async def test_jobs_run_although_redis_is_wiped_again_and_again(
+async def test_jobs_run_even_if_redis_is_wiped_repeatedly(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.1)
-    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.05)  # a wake list that is wiped wakes nobody
+    monkeypatch.setattr("cplane.worker.poller.POLL_INTERVAL_S", 0.05)  # a wiped wake list does not wake workers
     monkeypatch.setattr("cplane.plane.waiters.POLL_INTERVAL_S", 0.1)
     async with running(settings):
         for wave in range(3):

@@ -1,4 +1,4 @@
-"""Jobs that work in a named browser session: what one leaves there the next finds, and no two are in it at once."""
+"""Browser sessions of jobs: a job gets the state that the last one saved, and no two use one session concurrently."""
 
 import asyncio
 from typing import cast
@@ -31,7 +31,7 @@ async def session_visit(browser_context: BrowserContext, name: str, cookie: str,
 
 
 @job(browser=session)
-async def session_stays(page: Page, ctx: Context, name: str) -> int:
+async def session_gate(page: Page, ctx: Context, name: str) -> int:
     if ctx.attempt == 1 and not gate.entered.is_set():
         await gate.pass_through()
     return ctx.attempt
@@ -52,7 +52,7 @@ def settings(settings: CplaneSettings) -> CplaneSettings:
     return settings.model_copy(update={"secret_key": SecretStr(new_key())})
 
 
-async def test_what_a_job_leaves_in_its_session_is_there_for_the_next_and_in_no_other(
+async def test_session_state_is_kept_for_the_next_job_and_separate_from_other_sessions(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings, pages=True):
@@ -70,7 +70,7 @@ async def test_what_a_job_leaves_in_its_session_is_there_for_the_next_and_in_no_
     assert (await plane.sessions.get("one")).held_by is None
 
 
-async def test_a_job_that_fails_leaves_its_session_as_it_was(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_failed_job_does_not_change_its_session(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings, pages=True):
         await (await session_visit.submit(name="one", cookie="a", fails=False)).result(timeout=DEADLINE_S)
         with pytest.raises(JobFailed, match="after the visit"):
@@ -79,13 +79,13 @@ async def test_a_job_that_fails_leaves_its_session_as_it_was(settings: CplaneSet
     assert seen == ["a"]
 
 
-async def test_a_job_waits_for_its_session_without_a_page_and_without_spending_a_retry(
+async def test_a_job_waits_for_its_session_without_holding_a_page_or_using_a_retry(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings, pages=True) as worker:
-        first = await session_stays.submit(name="one")
+        first = await session_gate.submit(name="one")
         await asyncio.wait_for(gate.entered.wait(), DEADLINE_S)
-        second = await session_stays.submit(name="one")
+        second = await session_gate.submit(name="one")
         await until_waiting(plane, 1)
         assert (await plane.record(second.id)).state is State.QUEUED
         assert worker.pages.pool().stats().leased == 1
@@ -96,7 +96,7 @@ async def test_a_job_waits_for_its_session_without_a_page_and_without_spending_a
     assert attempt.state is AttemptState.SUCCEEDED
 
 
-async def test_many_jobs_of_one_session_run_one_by_one_in_order_and_once_each(
+async def test_jobs_of_one_session_run_one_at_a_time_in_order_and_once_each(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     calls = [{"name": "one", "cookie": f"c{number:02}", "fails": False} for number in range(20)]
@@ -105,44 +105,44 @@ async def test_many_jobs_of_one_session_run_one_by_one_in_order_and_once_each(
         seen = [await handle.result(timeout=DEADLINE_S) for handle in handles]
     assert seen == [[f"c{number:02}" for number in range(count)] for count in range(20)]
     attempts = [await plane.attempts(handle.id) for handle in handles]
-    assert {len(each) for each in attempts} == {1}
+    assert {len(attempts_of_job) for attempts_of_job in attempts} == {1}
 
 
-async def test_a_session_whose_place_was_given_though_it_is_held_is_tried_again(
+async def test_a_job_granted_a_slot_of_a_held_session_is_requeued(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings, pages=True):
-        first = await session_stays.submit(name="one")
+        first = await session_gate.submit(name="one")
         await asyncio.wait_for(gate.entered.wait(), DEADLINE_S)
-        await raw(plane).delete("cplane:host:@one:slots")  # as a Redis that forgot it would
-        second = await session_stays.submit(name="one")
+        await raw(plane).delete("cplane:host:@one:slots")  # as if Redis had lost it
+        second = await session_gate.submit(name="one")
         async with asyncio.timeout(DEADLINE_S):
-            # an attempt that still runs is listed, too
-            while not (waits := await plane.attempts(second.id)) or waits[0].finished_at is None:
+            # a running attempt is listed too
+            while not (attempts := await plane.attempts(second.id)) or attempts[0].finished_at is None:
                 await asyncio.sleep(0.02)
-        assert waits[0].error_type == "SessionBusy"
+        assert attempts[0].error_type == "SessionBusy"
         gate.open.set()
         assert await first.result(timeout=DEADLINE_S) == 1
         assert await second.result(timeout=DEADLINE_S) > 1
     record = await plane.record(second.id)
     assert (record.state, record.failures, record.crashes, record.interruptions) == (State.SUCCEEDED, 0, 0, 0)
-    *waits, last = await plane.attempts(second.id)
-    assert {attempt.state for attempt in waits} == {AttemptState.RELEASED}
+    *busy_attempts, last = await plane.attempts(second.id)
+    assert {attempt.state for attempt in busy_attempts} == {AttemptState.RELEASED}
     assert last.state is AttemptState.SUCCEEDED
 
 
 async def until_waiting(plane: ControlPlane, number: int) -> None:
-    """Wait until so many stand in the line of the session "one"."""
+    """Wait until the limiter has `number` waiters for the session "one"."""
     async with asyncio.timeout(DEADLINE_S):
-        while [stand.waiting for stand in await plane.limiter_stats() if stand.host == "@one"] != [number]:
+        while [stats.waiting for stats in await plane.limiter_stats() if stats.host == "@one"] != [number]:
             await asyncio.sleep(0.02)
 
 
-async def test_without_a_key_the_job_fails_at_once_and_says_what_to_set(
+async def test_without_a_secret_key_the_job_fails_immediately_and_names_the_setting(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    without = settings.model_copy(update={"secret_key": None})
-    async with running(without, pages=True):
+    without_key = settings.model_copy(update={"secret_key": None})
+    async with running(without_key, pages=True):
         handle = await session_visit.using(key="k").submit(name="one", cookie="a", fails=False)
         with pytest.raises(JobFailed, match="CPLANE_SECRET_KEY") as error:
             await handle.result(timeout=DEADLINE_S)
@@ -150,7 +150,7 @@ async def test_without_a_key_the_job_fails_at_once_and_says_what_to_set(
     assert len(await plane.attempts(handle.id)) == 1
 
 
-async def test_a_job_without_a_record_cannot_hold_a_session(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_transient_job_cannot_hold_a_session(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings, pages=True):
         with pytest.raises(JobFailed, match="a job without a record cannot hold a browser session"):
             await (await session_transient.submit(name="one")).result(timeout=DEADLINE_S)
@@ -162,9 +162,7 @@ async def never_a_job(page: Page) -> None:
     return
 
 
-async def test_a_name_that_no_session_can_have_fails_the_job_at_once(
-    settings: CplaneSettings, plane: ControlPlane
-) -> None:
+async def test_an_invalid_session_name_fails_the_job_immediately(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings, pages=True):
         handle = await session_visit.submit(name="../x y", cookie="a", fails=False)
         with pytest.raises(JobFailed, match="not a valid session name"):

@@ -1,4 +1,4 @@
-"""The slots of a queue: reserved by a claim, taken over by attempts, released when outcomes are recorded, and never counted twice."""
+"""Slots of a queue: claims reserve them, attempts take them over, outcomes release them; none is counted twice."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ def slots(concurrency: int = 4, limit: int | None = None) -> Slots:
     return Slots(concurrency, JobBudget(limit))
 
 
-def test_a_reservation_occupies_slots_and_keeps_as_many_as_jobs_came() -> None:
+def test_a_reservation_occupies_slots_and_keeps_one_per_claimed_job() -> None:
     queue = slots()
     reserved = queue.reserve(3)
     assert (len(reserved), queue.free) == (3, 1)
@@ -19,19 +19,19 @@ def test_a_reservation_occupies_slots_and_keeps_as_many_as_jobs_came() -> None:
     assert (len(reserved), queue.free) == (2, 2)
 
 
-def test_leaving_the_block_releases_what_no_attempt_took_over() -> None:
+def test_leaving_the_block_releases_slots_that_no_attempt_took_over() -> None:
     queue = slots()
     with queue.reserve(3) as reserved:
         reserved.claimed(3)
         slot = reserved.take()
         reserved.release(1)
         assert queue.free == 2
-    assert queue.free == 3, "one is the attempt's"
+    assert queue.free == 3, "one slot belongs to the attempt"
     slot.release()
     assert queue.free == 4
 
 
-def test_an_error_in_the_block_releases_them_too() -> None:
+def test_an_error_in_the_block_releases_slots_that_no_attempt_took_over() -> None:
     queue = slots()
 
     def start() -> None:
@@ -45,7 +45,7 @@ def test_an_error_in_the_block_releases_them_too() -> None:
     assert queue.free == 4
 
 
-def test_a_slot_is_vacated_once_however_often_it_is_said() -> None:
+def test_vacating_or_releasing_a_slot_again_has_no_effect() -> None:
     queue = slots(1)
     reserved = queue.reserve(1)
     slot = reserved.take()
@@ -57,19 +57,19 @@ def test_a_slot_is_vacated_once_however_often_it_is_said() -> None:
     assert queue.free == 1
 
 
-def test_claiming_pauses_while_too_many_outcomes_wait_to_be_recorded() -> None:
+def test_no_slot_is_free_while_too_many_outcomes_wait_to_be_recorded() -> None:
     queue = slots(2)
     waiting = []
     for _ in range(MAX_UNRECORDED + 2):
         slot = queue.reserve(1).take()
         slot.vacate()
         waiting.append(slot)
-    assert queue.free == 0, "all slots are vacant, but no outcome is recorded"
+    assert queue.free == 0, "all slots are vacant, but no outcome is recorded yet"
     waiting.pop().release()
     assert queue.free == 1
 
 
-async def test_a_claimer_that_waits_is_woken_by_a_release() -> None:
+async def test_releasing_a_slot_wakes_a_waiting_claimer() -> None:
     queue = slots(1)
     slot = queue.reserve(1).take()
     queue.expect_free()
@@ -80,13 +80,13 @@ async def test_a_claimer_that_waits_is_woken_by_a_release() -> None:
     await asyncio.wait_for(waiting, 5)
 
 
-def test_a_burst_worker_starts_no_more_than_its_budget() -> None:
+def test_the_job_budget_limits_claims_across_queues() -> None:
     budget = JobBudget(3)
     one, other = Slots(10, budget), Slots(10, budget)
     first = one.reserve(2)
     second = other.reserve(5)
     assert (len(first), len(second)) == (2, 1)
-    first.claimed(1)  # one came less than was reserved: another queue may have it
+    first.claimed(1)  # one job fewer than reserved: another queue may use the rest of the budget
     second.claimed(1)
     third = other.reserve(5)
     assert len(third) == 1
@@ -96,7 +96,7 @@ def test_a_burst_worker_starts_no_more_than_its_budget() -> None:
     assert other.spent
 
 
-def test_a_job_that_was_not_started_after_all_is_put_back_into_the_budget() -> None:
+def test_a_claimed_job_that_is_not_started_is_returned_to_the_budget() -> None:
     queue = slots(limit=1)
     with queue.reserve(1) as reserved:
         reserved.claimed(1)

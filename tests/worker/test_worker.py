@@ -1,4 +1,4 @@
-"""What a worker does with jobs: real Postgres, Redis and Chromium, in this process."""
+"""A worker runs jobs in this process, with real Postgres, Redis and Chromium."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, blocked, raw, running, until_queue_empty
 
-AT_ONCE = RetryPolicy(retries=2, backoff_s=0, jitter=0)
+RETRY_IMMEDIATELY = RetryPolicy(retries=2, backoff_s=0, jitter=0)
 
 
 gate = Gate()
@@ -75,8 +75,8 @@ async def worker_transient_gate() -> str:
     return await worker_gate()
 
 
-@job(retries=AT_ONCE)
-async def worker_third_time(ctx: Context) -> int:
+@job(retries=RETRY_IMMEDIATELY)
+async def worker_succeeds_on_third_attempt(ctx: Context) -> int:
     runs.append(ctx.attempt)
     if ctx.attempt < 3:
         raise ValueError(f"not yet: {ctx.attempt}")
@@ -84,13 +84,13 @@ async def worker_third_time(ctx: Context) -> int:
 
 
 @job(retries=RetryPolicy(retries=5, backoff_s=0, never=(KeyError,)))
-async def worker_never_again(ctx: Context) -> None:
+async def worker_never_retried(ctx: Context) -> None:
     runs.append(ctx.attempt)
     raise KeyError("gone")
 
 
 @job(retries=1)
-async def worker_asks_again(ctx: Context) -> int:
+async def worker_raises_retry(ctx: Context) -> int:
     if ctx.attempt == 1:
         raise Retry(delay=0)
     return ctx.attempt
@@ -138,7 +138,7 @@ async def worker_fenced_write(ctx: Context) -> None:
 
 
 @job
-async def worker_leaves_files(ctx: Context) -> str:
+async def worker_stores_files(ctx: Context) -> str:
     await ctx.progress(1, 2, "half")
     artifact = await ctx.artifact("note.txt", f"attempt {ctx.attempt}".encode())
     return artifact.sha256
@@ -174,7 +174,7 @@ async def attempts_of(plane: ControlPlane, record_id: UUID) -> list[AttemptRecor
     return await plane.attempts(record_id)
 
 
-async def test_results_come_back_typed(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_results_are_returned_with_their_types(settings: CplaneSettings, plane: ControlPlane) -> None:
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     async with running(settings):
         assert await (await worker_add.submit(1, y=3)).result() == 4
@@ -183,7 +183,7 @@ async def test_results_come_back_typed(settings: CplaneSettings, plane: ControlP
         assert await (await worker_in_thread.submit(7)).result() == "thread 7"
 
 
-async def test_a_burst_of_jobs_runs_each_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_many_jobs_run_once_each(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         handles = await worker_add.submit_many({"x": x} for x in range(1500))
         results = await asyncio.gather(*(handle.result() for handle in handles))
@@ -191,11 +191,11 @@ async def test_a_burst_of_jobs_runs_each_once(settings: CplaneSettings, plane: C
     assert {record.attempt for record in await plane.records(limit=200)} == {1}
 
 
-async def test_a_failing_job_is_retried_and_every_attempt_says_why(
+async def test_a_failing_job_is_retried_and_every_attempt_records_its_error(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings):
-        handle = await worker_third_time.submit()
+        handle = await worker_succeeds_on_third_attempt.submit()
         assert await handle.result() == 3
     attempts = await attempts_of(plane, handle.id)
     assert [(attempt.cause, attempt.state) for attempt in attempts] == [
@@ -207,25 +207,25 @@ async def test_a_failing_job_is_retried_and_every_attempt_says_why(
     assert attempts[0].error_message == "not yet: 1"
     assert attempts[0].error_traceback is not None
     first_frame = attempts[0].error_traceback.splitlines()[1]
-    assert "worker_third_time" in first_frame, "the traceback begins in the job's own code"
+    assert "worker_succeeds_on_third_attempt" in first_frame, "the traceback begins in the job's own code"
 
 
-async def test_an_error_that_is_never_retried_fails_at_once(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_an_error_listed_in_never_fails_without_a_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
-        handle = await worker_never_again.submit()
+        handle = await worker_never_retried.submit()
         with pytest.raises(JobFailed, match="KeyError: 'gone'") as caught:
             await handle.result()
     assert caught.value.error_type == "KeyError"
-    assert "worker_never_again" in caught.value.traceback
+    assert "worker_never_retried" in caught.value.traceback
     assert runs == [1]
 
 
-async def test_a_job_may_ask_to_run_again(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_that_raises_retry_runs_again(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
-        assert await (await worker_asks_again.submit()).result() == 2
+        assert await (await worker_raises_retry.submit()).result() == 2
 
 
-async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_that_exceeds_its_timeout_fails(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         handle = await worker_too_slow.submit()
         with pytest.raises(JobFailed, match=r"longer than 0\.05 s"):
@@ -235,30 +235,30 @@ async def test_a_job_that_outlives_its_timeout_fails(settings: CplaneSettings, p
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("misbehaving", "message"),
     [
         (worker_exits, "the job raised SystemExit"),
         (worker_cancels_itself, "CancelledError"),
         (worker_returns_nonsense, "cannot be stored as JSON"),
     ],
 )
-async def test_a_job_that_misbehaves_fails_and_the_worker_goes_on(
-    settings: CplaneSettings, plane: ControlPlane, broken: AnyJob, message: str
+async def test_a_misbehaving_job_fails_and_the_worker_keeps_running(
+    settings: CplaneSettings, plane: ControlPlane, misbehaving: AnyJob, message: str
 ) -> None:
     async with running(settings):
-        handle = await broken.submit()
+        handle = await misbehaving.submit()
         with pytest.raises(JobFailed, match=message):
             await handle.result()
         assert await (await worker_add.submit(1)).result() == 3
 
 
-async def test_a_broken_browser_costs_no_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_browser_crash_uses_no_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         handle = await worker_browser_gone_once.submit()
         assert await handle.result() == 2
     record = await plane.record(handle.id)
     assert (record.failures, record.interruptions) == (0, 1)
-    assert "cplane/attempt.py" not in str((await attempts_of(plane, handle.id))[0].error_traceback)
+    assert "cplane/worker/" not in str((await attempts_of(plane, handle.id))[0].error_traceback)
     attempts = await attempts_of(plane, handle.id)
     assert [(attempt.cause, attempt.state) for attempt in attempts] == [
         (Cause.SUBMIT, AttemptState.INTERRUPTED),
@@ -266,7 +266,9 @@ async def test_a_broken_browser_costs_no_retry(settings: CplaneSettings, plane: 
     ]
 
 
-async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_queued_job_is_cancelled_immediately_and_never_runs(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     handle = await worker_gate.submit()
     assert await handle.cancel() is State.CANCELLED
     with pytest.raises(InvalidTransition, match="cancelled already"):
@@ -279,7 +281,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_never_runs(settings: Cplane
         await until_queue_empty(worker.plane)
 
 
-async def test_a_running_job_is_cancelled_when_its_worker_hears_of_it(
+async def test_a_running_job_is_cancelled_when_its_worker_is_notified(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings):
@@ -292,7 +294,7 @@ async def test_a_running_job_is_cancelled_when_its_worker_hears_of_it(
     assert [attempt.state for attempt in await attempts_of(plane, handle.id)] == [AttemptState.CANCELLED]
 
 
-async def test_a_cancelled_job_can_be_run_again(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_cancelled_job_can_be_replayed(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await worker_add.submit(1)
     await handle.cancel()
     await plane.retry(handle.id)
@@ -301,14 +303,14 @@ async def test_a_cancelled_job_can_be_run_again(settings: CplaneSettings, plane:
     assert [attempt.cause for attempt in await attempts_of(plane, handle.id)] == [Cause.REPLAY]
 
 
-async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
+async def test_a_stopping_worker_requeues_its_jobs_without_counting_failures_or_crashes(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    hasty = settings.model_copy(update={"drain_s": 0.0})
+    no_drain = settings.model_copy(update={"drain_s": 0.0})
     handle = await worker_gate.submit()
     for _ in range(3):
         gate.entered.clear()
-        async with running(hasty):
+        async with running(no_drain):
             await gate.entered.wait()
     record = await plane.record(handle.id)
     assert (record.state, record.attempt, record.failures, record.crashes) == (State.QUEUED, 3, 0, 0)
@@ -320,7 +322,7 @@ async def test_a_stopping_worker_hands_its_jobs_back_and_spends_nothing(
     assert [attempt.cause for attempt in attempts] == [Cause.SUBMIT] + [Cause.RELEASE] * 3
 
 
-async def test_a_stopping_worker_lets_its_jobs_end_first(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_stopping_worker_lets_running_jobs_finish(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings) as worker:
         handle = await worker_gate.submit()
         await gate.entered.wait()
@@ -329,23 +331,23 @@ async def test_a_stopping_worker_lets_its_jobs_end_first(settings: CplaneSetting
     assert (await plane.record(handle.id)).state is State.SUCCEEDED
 
 
-@pytest.mark.parametrize("asked", [worker_gate, worker_transient_gate])
-async def test_what_a_sleeping_worker_claims_as_it_stops_stays_in_the_queue(
-    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, asked: AnyJob
+@pytest.mark.parametrize("job_under_test", [worker_gate, worker_transient_gate])
+async def test_a_job_claimed_while_the_worker_stops_stays_in_the_queue(
+    settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, job_under_test: AnyJob
 ) -> None:
     nudge, handles = Queue.nudge, list[Handle[object]]()
 
-    async def nudge_late(queue: Queue, name: str) -> None:
-        handles.append(await asked.submit())
+    async def submit_then_nudge(queue: Queue, name: str) -> None:
+        handles.append(await job_under_test.submit())
         await nudge(queue, name)
 
-    monkeypatch.setattr(Queue, "nudge", nudge_late)
+    monkeypatch.setattr(Queue, "nudge", submit_then_nudge)
     async with running(settings) as worker:
         await blocked(raw(plane), 1)
         worker.stop()
     assert not gate.entered.is_set()
-    look = await plane.queue.look(str(handles[0].id))
-    assert (look.leased, look.tries) == (False, 0)
+    state = await plane.queue.look(str(handles[0].id))
+    assert (state.leased, state.tries) == (False, 0)
     monkeypatch.setattr(Queue, "nudge", nudge)
     gate.open.set()
     async with running(settings):
@@ -353,7 +355,7 @@ async def test_what_a_sleeping_worker_claims_as_it_stops_stays_in_the_queue(
     assert gate.left == ["passed"]
 
 
-async def test_a_sleeping_worker_stops_though_redis_is_silent(
+async def test_a_sleeping_worker_stops_even_if_redis_does_not_reply(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def silent(queue: Queue, name: str) -> None:
@@ -370,13 +372,13 @@ async def test_a_sleeping_worker_stops_though_redis_is_silent(
         assert await handle.result() == 3
 
 
-async def test_a_job_whose_lease_was_lost_changes_nothing_and_runs_again(
+async def test_an_attempt_that_lost_its_lease_is_cancelled_and_the_job_runs_again(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     async with running(settings.model_copy(update={"lease_s": 3.0})):
         handle = await worker_gate.submit()
         await gate.entered.wait()
-        await take_lease_away(plane, handle.id)
+        await expire_lease(plane, handle.id)
         while gate.left != ["cancelled"]:
             await asyncio.sleep(0.01)
         gate.open.set()
@@ -390,9 +392,7 @@ async def test_a_job_whose_lease_was_lost_changes_nothing_and_runs_again(
     ]
 
 
-async def test_writes_of_a_job_are_committed_with_its_success_only(
-    settings: CplaneSettings, plane: ControlPlane
-) -> None:
+async def test_writes_of_a_job_are_committed_only_if_it_succeeds(settings: CplaneSettings, plane: ControlPlane) -> None:
     await make_notes(plane)
     async with running(settings):
         await (await worker_writes.submit("kept", fails=False)).result()
@@ -406,16 +406,16 @@ async def test_writes_of_a_fenced_attempt_are_rolled_back(settings: CplaneSettin
     async with running(settings):
         handle = await worker_fenced_write.submit()
         await gate.entered.wait()
-        await take_lease_away(plane, handle.id)
+        await expire_lease(plane, handle.id)
         gate.open.set()
         await handle.result()
-    assert await notes(plane) == ["fenced"], "once, by the attempt that owned the record"
+    assert await notes(plane) == ["fenced"], "written once, by the attempt that owned the record"
     assert (await plane.record(handle.id)).attempt == 2
 
 
-async def test_files_and_progress_stand_on_the_record(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_files_and_progress_are_stored_with_the_record(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
-        handle = await worker_leaves_files.submit()
+        handle = await worker_stores_files.submit()
         digest = await handle.result()
     record = await plane.record(handle.id)
     assert (record.progress_done, record.progress_total, record.progress_note) == (1, 2, "half")
@@ -429,7 +429,9 @@ async def test_a_job_can_submit_jobs(settings: CplaneSettings, plane: ControlPla
         assert await (await worker_submits.submit(4)).result() == 5
 
 
-async def test_jobs_of_one_name_share_a_context_when_they_say_so(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_jobs_with_shared_isolation_share_a_browser_context(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     async with running(settings, pages=True):
         seen = [await (await worker_shared.submit(number)).result(timeout=DEADLINE_S) for number in range(3)]
     assert seen == [[], ["0"], ["0", "1"]]
@@ -444,7 +446,7 @@ async def test_a_browser_job_gets_a_page(settings: CplaneSettings, plane: Contro
         assert artifact.media_type == "image/png"
 
 
-async def test_a_deferred_job_starts_when_it_is_due(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_delayed_job_starts_when_it_is_due(settings: CplaneSettings, plane: ControlPlane) -> None:
     async with running(settings):
         handle = await worker_add.using(delay=timedelta(seconds=0.3)).submit(1)
         assert await handle.result() == 3
@@ -454,7 +456,7 @@ async def test_a_deferred_job_starts_when_it_is_due(settings: CplaneSettings, pl
     assert record.run_at - record.created_at >= timedelta(seconds=0.29)
 
 
-async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
+async def test_a_job_missing_from_redis_is_scheduled_by_the_reconciler(
     settings: CplaneSettings, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.worker.worker.RECONCILE_INTERVAL_S", 0.1)
@@ -464,37 +466,41 @@ async def test_a_job_that_redis_never_got_is_scheduled_by_the_reconciler(
         assert await handle.result() == 7
 
 
-async def test_a_job_this_worker_does_not_know_goes_back(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_job_unknown_to_this_worker_is_requeued_with_a_delay(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
     recorded, transient = str(new_id()), str(new_id())
-    await plane.queue.enqueue([EnqueueRequest("default", recorded, record_envelope("worker_unheard_of"))])
-    await plane.queue.enqueue([EnqueueRequest("default", transient, encode_envelope("worker_unheard_of", (1,)))])
+    await plane.queue.enqueue([EnqueueRequest("default", recorded, record_envelope("worker_unknown"))])
+    await plane.queue.enqueue([EnqueueRequest("default", transient, encode_envelope("worker_unknown", (1,)))])
     async with running(settings):
         assert await (await worker_add.submit(1)).result() == 3
-    for stranger in (recorded, transient):
-        due_ms = await plane.redis.zscore("arq:queue", stranger)
+    for job_id in (recorded, transient):
+        due_ms = await plane.redis.zscore("arq:queue", job_id)
         assert due_ms is not None
-        assert float(due_ms) > await plane.queue.now_ms(), "it comes back later"
-        assert await plane.redis.exists(f"arq:job:{stranger}") == 1
+        assert float(due_ms) > await plane.queue.now_ms(), "it is requeued with a delay"
+        assert await plane.redis.exists(f"arq:job:{job_id}") == 1
     assert await plane.queue.depth("default") == 2
     assert await plane.dead_letters.newest() == []
 
 
-async def test_what_is_no_job_of_ours_becomes_a_dead_letter(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_an_entry_that_is_not_a_job_becomes_a_dead_letter(settings: CplaneSettings, plane: ControlPlane) -> None:
     pickle, recorded = str(new_id()), record_envelope("worker_add")
     await plane.queue.enqueue([EnqueueRequest("default", "not a uuid", recorded)])
     await plane.queue.enqueue([EnqueueRequest("default", pickle, b"\x80\x04pickle")])
     async with running(settings):
         assert await (await worker_add.submit(1)).result() == 3
         await until_queue_empty(plane)
-    aside = {entry.id: (entry.reason, entry.payload) for entry in await plane.dead_letters.newest()}
-    assert aside == {
+    dead_letters = {entry.id: (entry.reason, entry.payload) for entry in await plane.dead_letters.newest()}
+    assert dead_letters == {
         "not a uuid": ("'not a uuid' is not the id of a record", recorded),
         pickle: ("the payload is a pickle; an arq client needs cplane's serializer", b"\x80\x04pickle"),
     }
 
 
-async def test_arguments_that_no_longer_fit_fail_without_a_retry(settings: CplaneSettings, plane: ControlPlane) -> None:
-    handle = await worker_third_time.submit()
+async def test_arguments_that_no_longer_fit_the_signature_fail_without_a_retry(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    handle = await worker_succeeds_on_third_attempt.submit()
     async with plane.database.session() as session:
         connection = await session.connection()
         await connection.execute(text("UPDATE cplane.jobs SET args = '{\"old\": 1}' WHERE id = :id"), {"id": handle.id})
@@ -504,7 +510,7 @@ async def test_arguments_that_no_longer_fit_fail_without_a_retry(settings: Cplan
     assert runs == []
 
 
-async def test_hooks_run_and_one_that_raises_ends_nothing(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_raising_hook_does_not_stop_the_worker(settings: CplaneSettings, plane: ControlPlane) -> None:
     seen: list[str] = []
 
     async def hook(ctx: dict[object, object]) -> None:
@@ -516,7 +522,7 @@ async def test_hooks_run_and_one_that_raises_ends_nothing(settings: CplaneSettin
     assert seen == ["worker", "1", "1", "worker"]
 
 
-async def test_a_burst_worker_leaves_when_all_is_done(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_a_burst_worker_exits_when_all_jobs_are_done(settings: CplaneSettings, plane: ControlPlane) -> None:
     from cplane.worker import Worker
 
     handles = await worker_add.submit_many({"x": x} for x in range(30))
@@ -525,7 +531,7 @@ async def test_a_burst_worker_leaves_when_all_is_done(settings: CplaneSettings, 
     assert {(await plane.record(handle.id)).state for handle in handles} == {State.SUCCEEDED}
 
 
-async def test_a_handle_waits_for_a_job_that_is_done_and_times_out_on_one_that_is_not(
+async def test_waiting_for_a_result_times_out_until_the_job_is_done(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
     handle = await worker_add.submit(1)
@@ -536,7 +542,7 @@ async def test_a_handle_waits_for_a_job_that_is_done_and_times_out_on_one_that_i
     assert await handle.result(timeout=1) == 3
 
 
-def test_what_a_worker_cannot_do_is_refused_when_it_is_made(settings: CplaneSettings) -> None:
+def test_a_worker_with_an_unknown_import_is_refused_on_construction(settings: CplaneSettings) -> None:
     from cplane.errors import InvalidSettings
     from cplane.worker import Worker
 
@@ -544,30 +550,28 @@ def test_what_a_worker_cannot_do_is_refused_when_it_is_made(settings: CplaneSett
         Worker(settings=settings.model_copy(update={"imports": ("no_such_module",)}))
 
 
-async def test_arguments_over_the_limit_are_refused(settings: CplaneSettings, plane: ControlPlane) -> None:
+async def test_arguments_over_the_size_limit_are_refused(settings: CplaneSettings, plane: ControlPlane) -> None:
     with pytest.raises(InvalidArguments, match="the limit is 1048576"):
         await worker_page.submit("x" * 1_100_000)
     assert await plane.records() == []
 
 
-def test_the_names_of_these_jobs_are_registered() -> None:
+def test_a_decorated_job_is_registered_under_its_name() -> None:
     assert registry.get("worker_add") is worker_add
 
 
-async def take_lease_away(plane: ControlPlane, record_id: UUID) -> None:
-    """As if the worker had been frozen past its lease: the record is reaped, and Redis forgets the lease."""
+async def expire_lease(plane: ControlPlane, record_id: UUID) -> None:
+    """Expire a lease as if its worker had been frozen: reap the record, delete the Redis lease and requeue the job."""
     async with plane.database.session() as session:
         connection = await session.connection()
         await connection.execute(
             text("UPDATE cplane.jobs SET lease_until = clock_timestamp() - interval '1 s' WHERE id = :id"),
             {"id": record_id},
         )
-    (standing,) = await plane.store.reap(10)
+    (reaped,) = await plane.store.reap(10)
     await plane.redis.delete(f"arq:in-progress:{record_id}")
     await plane.redis.zrem("arq:queue", str(record_id))
-    await plane.queue.enqueue(
-        [EnqueueRequest.of_record(standing.queue, standing.priority, standing.id, standing.job, 0)]
-    )
+    await plane.queue.enqueue([EnqueueRequest.of_record(reaped.queue, reaped.priority, reaped.id, reaped.job, 0)])
 
 
 async def make_notes(plane: ControlPlane) -> None:
@@ -580,14 +584,14 @@ async def notes(plane: ControlPlane) -> list[str]:
         return list((await (await session.connection()).execute(text("SELECT value FROM notes"))).scalars())
 
 
-def test_an_error_of_ours_alone_is_described_without_our_frames(settings: CplaneSettings) -> None:
+def test_a_cplane_error_is_described_without_cplane_frames(settings: CplaneSettings) -> None:
     from cplane.worker.browser_pool import WorkerPages
     from cplane.worker.outcome import describe
 
     with pytest.raises(BrowserError) as caught:
         WorkerPages(settings).pool()
     error = caught.value
-    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this test's own frame
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # drop the frame of this test
     described = describe(error)
     assert (described.type, described.message) == ("BrowserError", "the browser is starting")
     assert described.traceback == "cplane.errors.BrowserError: the browser is starting\n"
