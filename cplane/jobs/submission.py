@@ -160,16 +160,16 @@ class Call(Generic[P, R]):
             while chunk := [self._validate(plane, index, call) for index, call in islice(numbered, CHUNK_SIZE)]:
                 yield chunk
             return
-        chunk = []
+        gathered: list[Submission] = []
         index = 0
         async for call in calls:
-            chunk.append(self._validate(plane, index, call))
+            gathered.append(self._validate(plane, index, call))
             index += 1
-            if len(chunk) == CHUNK_SIZE:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
+            if len(gathered) == CHUNK_SIZE:
+                yield gathered
+                gathered = []
+        if gathered:
+            yield gathered
 
     def _validate(self, plane: Submitter, index: int, call: object) -> Submission:
         """Return the submission of one call of a batch; errors name the call by its index."""
