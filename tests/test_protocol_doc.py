@@ -282,11 +282,11 @@ async def use_every_key(client: Redis, check: Callable[[], Awaitable[None]]) -> 
     redis: Any = client
     queue, limits, events = Queue(client), Limiter(client), Events(client)
 
-    def push(id_: str, **options: Any) -> EnqueueRequest:
+    def scheduled(id_: str, **options: Any) -> EnqueueRequest:
         return EnqueueRequest(options.pop("queue", "default"), id_, encode_envelope("f"), **options)
 
-    await queue.enqueue([push(str(priority), priority=priority) for priority in Priority])
-    await queue.enqueue([push(f"{priority} browser", queue="browser", priority=priority) for priority in Priority])
+    await queue.enqueue([scheduled(str(priority), priority=priority) for priority in Priority])
+    await queue.enqueue([scheduled(f"{priority} browser", queue="browser", priority=priority) for priority in Priority])
     await check()
     retried, released, done = (await queue.claim("default", 3, 30)).leases
     await limits.acquire(

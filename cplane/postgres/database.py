@@ -109,7 +109,7 @@ class Database:
                 yield session
 
     async def fetch(self, statement: Statement, values: Mapping[str, object]) -> list[Any]:
-        """Run one statement in a transaction of its own, and return its rows.
+        """Run one statement in its own transaction, and return its rows.
 
         It is sent by the driver itself, in one round trip; a session with a transaction takes three, and several times
         as long.

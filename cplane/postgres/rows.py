@@ -144,7 +144,7 @@ def read_schedule_row(row: Any) -> Standing:
 
 
 def running_attempt(record: JobRecord) -> AttemptRecord:
-    """Return the attempt that runs now, which has no row of its own before it ends."""
+    """Return the attempt that runs now, which has no row before it ends."""
     return AttemptRecord(
         job_id=record.id,
         attempt=record.attempt,

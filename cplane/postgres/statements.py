@@ -63,7 +63,7 @@ SUBMIT_EARLY = Statement(f"""
 # commit must have written something; this one writes to the log only.
 FLUSH = Statement("SELECT pg_logical_emit_message(true, 'cplane', '')")
 
-# A statement of its own: the check for an existing key costs something for every row, also for those without a key
+# A separate statement: the check for an existing key costs something for every row, also for those without a key
 SUBMIT_KEYED = Statement(f"""
     INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, key, request_hash)
     SELECT id, {_NEW}, key, request_hash

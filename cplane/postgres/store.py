@@ -383,7 +383,7 @@ class Store:
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
         """Open a session for the job's own writes; leaving the block without an error commits."""
         async with self._database.session() as session:
-            # an unavailable server raises here, where it can be told from an error of the job
+            # an unavailable server raises here, where it can be distinguished from an error of the job
             await session.connection()
             yield session
 

@@ -50,7 +50,7 @@ async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
 
 
 class _Connection(AbstractConnection):
-    """A connection that sends without a task of its own: redis-py makes one for each command, to limit its time.
+    """A connection that sends without an extra task: redis-py creates one per command, to limit its time.
 
     That task costs as much as the sending, and before Python 3.12 it can swallow a cancellation.
     """

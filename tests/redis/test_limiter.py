@@ -19,7 +19,7 @@ SLOW = PerHost(rate=0.5)
 UNLIMITED = PerHost()
 
 
-async def push(plane: ControlPlane, *ids: str, queue: str = "default", priority: Priority = Priority.NORMAL) -> None:
+async def enqueue(plane: ControlPlane, *ids: str, queue: str = "default", priority: Priority = Priority.NORMAL) -> None:
     await plane.queue.enqueue([EnqueueRequest(queue, id_, b"payload", 0, priority) for id_ in ids])
 
 
@@ -72,7 +72,7 @@ async def due_ms(plane: ControlPlane, id_: str, queue: str = "default") -> int:
 
 
 async def test_jobs_beyond_the_concurrency_of_a_host_are_requeued_without_a_lease(plane: ControlPlane) -> None:
-    await push(plane, "a", "b", "c", "d")
+    await enqueue(plane, "a", "b", "c", "d")
     results = await acquire(plane, await claim(plane), TWO)
     assert results[:2] == [GRANTED, GRANTED]
     assert all(result > 10_000 for result in results[2:])
@@ -84,7 +84,7 @@ async def test_jobs_beyond_the_concurrency_of_a_host_are_requeued_without_a_leas
 
 
 async def test_the_next_waiter_is_ready_as_soon_as_a_slot_is_released_and_in_order(plane: ControlPlane) -> None:
-    await push(plane, "a", "b", "c", "d")
+    await enqueue(plane, "a", "b", "c", "d")
     first = await claim(plane)
     await acquire(plane, first, TWO)
     await finish(plane, first[1])
@@ -97,12 +97,12 @@ async def test_the_next_waiter_is_ready_as_soon_as_a_slot_is_released_and_in_ord
 
 
 async def test_a_new_job_does_not_overtake_the_waiters(plane: ControlPlane) -> None:
-    await push(plane, "a", "b", "c")
+    await enqueue(plane, "a", "b", "c")
     first = await claim(plane)
     one = PerHost(concurrency=1)
     await acquire(plane, first, one)
     await finish(plane, first[0])
-    await push(plane, "new")
+    await enqueue(plane, "new")
     # b was made ready, but the new job happens to be claimed by another worker first
     claimed = {lease.id: lease for lease in await claim(plane)}
     assert set(claimed) == {"b", "new"}
@@ -113,7 +113,7 @@ async def test_a_new_job_does_not_overtake_the_waiters(plane: ControlPlane) -> N
 
 
 async def test_starts_keep_the_rate_and_each_waiter_is_due_when_the_rate_allows_its_start(plane: ControlPlane) -> None:
-    await push(plane, *(f"{number}" for number in range(5)))
+    await enqueue(plane, *(f"{number}" for number in range(5)))
     results = await acquire(plane, await claim(plane), SLOW)
     assert results[0] == GRANTED
     waits = results[1:]
@@ -123,14 +123,14 @@ async def test_starts_keep_the_rate_and_each_waiter_is_due_when_the_rate_allows_
 
 
 async def test_a_burst_starts_immediately_and_the_rate_applies_after_it(plane: ControlPlane) -> None:
-    await push(plane, *(f"{number}" for number in range(5)))
+    await enqueue(plane, *(f"{number}" for number in range(5)))
     results = await acquire(plane, await claim(plane), PerHost(rate=0.5, burst=3))
     assert results[:3] == [GRANTED] * 3
     assert results[3:] == pytest.approx([2000, 4000], abs=2)
 
 
 async def test_hosts_share_no_limits(plane: ControlPlane) -> None:
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     a, b = await claim(plane)
     one = PerHost(concurrency=1, rate=0.001)
     assert await acquire(plane, [a], one, "a.test") == [GRANTED]
@@ -139,7 +139,7 @@ async def test_hosts_share_no_limits(plane: ControlPlane) -> None:
 
 async def test_a_slot_is_renewed_with_the_lease_and_ends_with_it(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "a", "b", "c")
+    await enqueue(plane, "a", "b", "c")
     (a,) = (await plane.queue.claim("default", 1, 1.0)).leases
     assert await acquire(plane, [a], one) == [GRANTED]
     (b,) = await claim(plane, 1)
@@ -149,14 +149,14 @@ async def test_a_slot_is_renewed_with_the_lease_and_ends_with_it(plane: ControlP
     assert ends_ms - await plane.queue.now_ms() > 20_000
     # the lease expires: the slot is free, and the next request makes the first waiter ready
     await raw(plane).zadd("cplane:host:a.test:slots", {f"a {a.token}": 1})
-    await push(plane, "d")
+    await enqueue(plane, "d")
     c, d = await claim(plane, 2)
     assert all(result > 0 for result in await acquire(plane, [c, d], one))
     assert await due_ms(plane, "b") <= 1  # now, in whole milliseconds
 
 
 async def test_a_request_without_its_lease_fails_and_holds_no_slot(plane: ControlPlane) -> None:
-    await push(plane, "a")
+    await enqueue(plane, "a")
     (a,) = await claim(plane)
     stranger = Lease(a.queue, a.priority, a.id, a.payload, 1, a.due, "other")
     assert await acquire(plane, [stranger], TWO) == [LEASE_GONE]
@@ -165,7 +165,7 @@ async def test_a_request_without_its_lease_fails_and_holds_no_slot(plane: Contro
 
 async def test_a_job_whose_worker_died_precedes_jobs_that_have_never_started(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     a, b = await claim(plane)
     await acquire(plane, [a, b], one)
     now_ms = await plane.queue.now_ms()
@@ -179,7 +179,7 @@ async def test_a_job_whose_worker_died_precedes_jobs_that_have_never_started(pla
 async def test_during_a_cooldown_no_job_starts_and_after_it_all_may(plane: ControlPlane) -> None:
     assert await plane.limiter.cool_down("a.test", 60) == 60
     assert await plane.limiter.cool_down("a.test", 1) == pytest.approx(60, abs=1)
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     waits = await acquire(plane, await claim(plane), PerHost())
     assert all(59_000 < wait < 60_200 for wait in waits)
     (stats,) = await plane.limiter_stats()
@@ -195,18 +195,18 @@ async def test_a_cooldown_lasts_an_hour_at_most(plane: ControlPlane) -> None:
 
 async def test_a_redis_that_was_wiped_limits_from_zero_and_holds_up_no_job(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1, rate=0.001)
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     await acquire(plane, await claim(plane), one)
     await plane.limiter.cool_down("a.test", 600)
     await raw(plane).flushdb()
-    await push(plane, "b")
+    await enqueue(plane, "b")
     assert await acquire(plane, await claim(plane), one) == [GRANTED]
 
 
 async def test_a_waiter_that_left_the_queue_or_is_never_claimed_holds_up_no_other(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "running", "cancelled", "last")
-    await push(plane, "unserved", queue="elsewhere")
+    await enqueue(plane, "running", "cancelled", "last")
+    await enqueue(plane, "unserved", queue="elsewhere")
     first, cancelled, last = await claim(plane)
     await acquire(plane, [first], one)
     await acquire(plane, await claim(plane, queue="elsewhere"), one)
@@ -221,13 +221,13 @@ async def test_a_waiter_that_left_the_queue_or_is_never_claimed_holds_up_no_othe
 
 async def test_waiters_that_are_never_claimed_move_to_the_end_of_the_wait_queue(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "running")
+    await enqueue(plane, "running")
     (first,) = await claim(plane)
     await acquire(plane, [first], one)
     left = [f"left{number}" for number in range(40)]
-    await push(plane, *left, queue="elsewhere")
+    await enqueue(plane, *left, queue="elsewhere")
     await acquire(plane, await claim(plane, queue="elsewhere"), one)
-    await push(plane, "last")
+    await enqueue(plane, "last")
     await acquire(plane, await claim(plane), one)
     assert await due_ms(plane, "last") > 10_000
     await raw(plane).zadd("arq:queue:elsewhere", dict.fromkeys(left, await plane.queue.now_ms() - 100_000))
@@ -240,10 +240,10 @@ async def test_waiters_that_are_never_claimed_move_to_the_end_of_the_wait_queue(
 
 async def test_a_released_slot_makes_a_job_of_another_queue_ready_and_wakes_its_worker(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "here")
+    await enqueue(plane, "here")
     (here,) = await claim(plane)
     await acquire(plane, [here], one)
-    await push(plane, "there", queue="elsewhere", priority=Priority.LOW)
+    await enqueue(plane, "there", queue="elsewhere", priority=Priority.LOW)
     await acquire(plane, await claim(plane, queue="elsewhere"), one)
     await raw(plane).delete("cplane:wake:elsewhere")
     await finish(plane, here)
@@ -253,7 +253,7 @@ async def test_a_released_slot_makes_a_job_of_another_queue_ready_and_wakes_its_
 
 
 async def test_a_job_that_is_enqueued_again_stays_in_the_wait_queue(plane: ControlPlane) -> None:
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     await acquire(plane, await claim(plane), PerHost(rate=0.001))
     before = await due_ms(plane, "b")
     assert before > 900_000
@@ -285,7 +285,7 @@ async def test_only_similar_jobs_behind_a_waiter_join_the_wait_queue_with_it(pla
 
 
 async def test_a_session_runs_one_job_at_a_time_and_the_next_is_ready_immediately(plane: ControlPlane) -> None:
-    await push(plane, "a", "b", "c")
+    await enqueue(plane, "a", "b", "c")
     first = await claim(plane)
     results = await acquire(plane, first, UNLIMITED, "@main")
     assert results[0] == GRANTED
@@ -304,7 +304,7 @@ async def test_a_session_runs_one_job_at_a_time_and_the_next_is_ready_immediatel
 
 async def test_a_job_that_needs_a_session_and_a_host_acquires_both_or_neither(plane: ControlPlane) -> None:
     one = PerHost(concurrency=1)
-    await push(plane, "1 on the host", "2 in the session", "3 needs both", "4 in the session after it")
+    await enqueue(plane, "1 on the host", "2 in the session", "3 needs both", "4 in the session after it")
     host, session, both, after = await claim(plane)
     assert await acquire(plane, [host], one) == [GRANTED]
     assert await acquire(plane, [session], UNLIMITED, "@main") == [GRANTED]
@@ -341,7 +341,7 @@ async def test_keys_of_another_type_are_replaced(plane: ControlPlane) -> None:
             await raw(plane).set(key, "another type")
 
     await overwrite()
-    await push(plane, "a", "b")
+    await enqueue(plane, "a", "b")
     a, b = await claim(plane)
     assert await acquire(plane, [a], one) == [GRANTED]
     assert (await acquire(plane, [b], one))[0] > 0
@@ -356,7 +356,7 @@ async def test_keys_of_another_type_are_replaced(plane: ControlPlane) -> None:
 async def test_a_thousand_waiters_are_each_claimed_about_twice(plane: ControlPlane) -> None:
     """Each is claimed once and requeued, and claimed again when it may start."""
     one = PerHost(concurrency=1)
-    await push(plane, *(f"{number:04}" for number in range(1000)))
+    await enqueue(plane, *(f"{number:04}" for number in range(1000)))
     claims, order = 0, list[str]()
     while leases := await claim(plane, 50):
         claims += len(leases)
@@ -372,7 +372,7 @@ async def test_a_thousand_waiters_are_each_claimed_about_twice(plane: ControlPla
 
 
 async def test_keys_of_a_host_without_waiters_expire(plane: ControlPlane) -> None:
-    await push(plane, "a")
+    await enqueue(plane, "a")
     (a,) = await claim(plane)
     await acquire(plane, [a], PerHost(concurrency=1, rate=10))
     await finish(plane, a)

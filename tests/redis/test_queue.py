@@ -52,7 +52,7 @@ def queue(redis: Redis) -> Queue:
     return Queue(redis)
 
 
-def push(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> EnqueueRequest:  # noqa: A002
+def request(id: str, delay_ms: int = 0, queue: str = "default", **options: Any) -> EnqueueRequest:  # noqa: A002
     return EnqueueRequest(queue, id, encode_envelope("f"), delay_ms, **options)
 
 
@@ -95,35 +95,35 @@ def ids(claim: Claim) -> list[str]:
 
 
 async def test_an_id_is_scheduled_once_and_repeating_changes_nothing(queue: Queue, redis: Any) -> None:
-    batch = [push("a"), push("b", 60_000)]
+    batch = [request("a"), request("b", 60_000)]
     assert await queue.enqueue(batch) == [EnqueueResult.SCHEDULED] * 2
     before = await contents(redis)
-    assert await queue.enqueue([*batch, push("a", 5_000), push("a", 0)]) == [EnqueueResult.ALREADY_THERE] * 4
+    assert await queue.enqueue([*batch, request("a", 5_000), request("a", 0)]) == [EnqueueResult.ALREADY_THERE] * 4
     assert await contents(redis) == before
     assert await redis.pttl("arq:job:b") > await redis.pttl("arq:job:a") > 86_400_000
 
     lease = await claim_one(queue)
     leased = await contents(redis)
-    assert await queue.enqueue([push("a")]) == [EnqueueResult.ALREADY_THERE]
+    assert await queue.enqueue([request("a")]) == [EnqueueResult.ALREADY_THERE]
     assert await contents(redis) == leased
     await queue.ack([Ack(lease, Disposition.DONE)])
-    assert await queue.enqueue([push("a")]) == [EnqueueResult.SCHEDULED]
+    assert await queue.enqueue([request("a")]) == [EnqueueResult.SCHEDULED]
 
 
 @pytest.mark.parametrize("gone", ["arq:job:a", "arq:queue"])
 async def test_an_id_without_payload_or_a_payload_without_id_is_restored(queue: Queue, redis: Any, gone: str) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     await redis.delete(gone)
-    assert await queue.enqueue([push("a")]) == [EnqueueResult.SCHEDULED]
+    assert await queue.enqueue([request("a")]) == [EnqueueResult.SCHEDULED]
     assert (await claim_one(queue)).id == "a"
 
 
 async def test_a_kept_result_blocks_only_requests_with_once(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     await queue.ack([Ack(await claim_one(queue), Disposition.DONE, 60_000, b"r")])
     assert await queue.results(["none", "a"]) == [None, b"r"]
     assert 50_000 < await redis.pttl("arq:result:a") <= 60_000
-    assert await queue.enqueue([push("a", once=True), push("b", once=True), push("a")]) == [
+    assert await queue.enqueue([request("a", once=True), request("b", once=True), request("a")]) == [
         EnqueueResult.RESULT_BLOCKS,
         EnqueueResult.SCHEDULED,
         EnqueueResult.SCHEDULED,
@@ -131,7 +131,7 @@ async def test_a_kept_result_blocks_only_requests_with_once(queue: Queue, redis:
 
 
 async def test_a_score_is_never_zero_which_arq_would_ignore(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a", -(10**14))])
+    await queue.enqueue([request("a", -(10**14))])
     assert await score(redis, "a") == 1
     lease = await claim_one(queue)
     assert (lease.id, lease.due_ms) == ("a", 1)
@@ -142,8 +142,8 @@ async def test_a_score_is_never_zero_which_arq_would_ignore(queue: Queue, redis:
 
 
 async def test_several_queues_in_one_batch_keep_the_order_of_the_results(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("2", queue="b")])
-    batch = [push("1", queue="a"), push("2", queue="b"), push("3", queue="default"), push("4", queue="a")]
+    await queue.enqueue([request("2", queue="b")])
+    batch = [request("1", queue="a"), request("2", queue="b"), request("3", queue="default"), request("4", queue="a")]
     assert await queue.enqueue(batch) == [1, 0, 1, 1]
     assert [await queue.depth(name) for name in ("a", "b", "default", "none")] == [2, 1, 1, 0]
     assert set(await redis.keys("arq:queue*")) == {b"arq:queue", b"arq:queue:a", b"arq:queue:b"}
@@ -166,7 +166,9 @@ def test_names_of_queues_convert_to_arqs_names_and_back() -> None:
 
 
 async def test_ids_are_claimed_in_the_order_in_which_they_fall_due_and_never_early(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("late", -1000), push("later", 60_000), push("latest", -9000), push("now", -1)])
+    await queue.enqueue(
+        [request("late", -1000), request("later", 60_000), request("latest", -9000), request("now", -1)]
+    )
     first = await queue.claim("default", 2, LEASE_S)
     assert ids(first) == ["latest", "late"]
     assert first.wait_s == 0
@@ -181,18 +183,18 @@ async def test_ids_are_claimed_in_the_order_in_which_they_fall_due_and_never_ear
 
 async def test_a_claim_returns_when_the_next_id_falls_due(queue: Queue) -> None:
     assert (await queue.claim("default", 1, LEASE_S)).wait_s is None
-    await queue.enqueue([push("a", 60_000), push("b", 90_000)])
+    await queue.enqueue([request("a", 60_000), request("b", 90_000)])
     wait_s = (await queue.claim("default", 1, LEASE_S)).wait_s
     assert wait_s is not None
     assert 55 < wait_s <= 60
-    await queue.enqueue([push("c", 10_000)])
+    await queue.enqueue([request("c", 10_000)])
     wait_s = (await queue.claim("default", 1, LEASE_S)).wait_s
     assert wait_s is not None
     assert 5 < wait_s <= 10
 
 
 async def test_a_leased_id_leaves_the_head_of_the_queue_until_its_lease_ends(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     before = await now_ms(redis)
     lease = await claim_one(queue)
     after = await now_ms(redis)
@@ -210,7 +212,7 @@ async def lose_lease(redis: Any, id_: str, after_ms: int) -> None:
 
 @pytest.mark.parametrize("renewed", [False, True])
 async def test_an_unfinished_try_is_counted_by_the_next_claim(queue: Queue, redis: Any, renewed: bool) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     for tries in (1, 2, 3):
         lease = await claim_one(queue)
         assert lease.tries == tries
@@ -227,7 +229,7 @@ async def test_an_unfinished_try_is_counted_by_the_next_claim(queue: Queue, redi
 
 
 async def test_a_lease_whose_score_was_restored_and_that_is_then_lost_counts_once(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     await claim_one(queue)
     await redis.zadd("arq:queue", {"a": 1})
     assert (await queue.claim("default", 1, LEASE_S)).leases == []
@@ -246,10 +248,10 @@ async def test_the_tries_of_a_record_are_not_counted_in_redis(queue: Queue, redi
 
 
 async def test_the_score_of_a_live_lease_is_restored_if_something_changed_it(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a"), push("b", -1)])
+    await queue.enqueue([request("a"), request("b", -1)])
     await queue.claim("default", 2, LEASE_S)
     await redis.zadd("arq:queue", {"a": 1, "b": 2})
-    await queue.enqueue([push("c")])
+    await queue.enqueue([request("c")])
     assert ids(await queue.claim("default", 9, LEASE_S)) == ["c"]
     for each in ("a", "b"):
         assert await score(redis, each) > await now_ms(redis) + LEASE_S * 1000 - 5000
@@ -257,10 +259,10 @@ async def test_the_score_of_a_live_lease_is_restored_if_something_changed_it(que
 
 async def test_leases_of_plain_arq_workers_are_skipped_and_not_changed(queue: Queue, redis: Any) -> None:
     theirs = [f"theirs {number:03}" for number in range(150)]
-    await queue.enqueue([push(each, -1000) for each in theirs])
+    await queue.enqueue([request(each, -1000) for each in theirs])
     for each in theirs:
         await redis.set(f"arq:in-progress:{each}", b"1", px=60_000)
-    await queue.enqueue([push("a", -10), push("b", 60_000)])
+    await queue.enqueue([request("a", -10), request("b", 60_000)])
     scores = {each: await score(redis, each) for each in theirs}
     claim = await queue.claim("default", 1, LEASE_S)
     assert ids(claim) == ["a"]
@@ -273,7 +275,7 @@ async def test_leases_of_plain_arq_workers_are_skipped_and_not_changed(queue: Qu
 
 async def test_an_id_without_payload_is_removed_and_reported(queue: Queue, redis: Any) -> None:
     await redis.zadd("arq:queue", {"gone": 1, b"\xff": 2})
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     claim = await queue.claim("default", 9, LEASE_S)
     assert ids(claim) == ["a"]
     assert [(lost.queue, lost.priority, lost.id) for lost in claim.missing] == [
@@ -285,7 +287,7 @@ async def test_an_id_without_payload_is_removed_and_reported(queue: Queue, redis
 
 async def test_every_claim_has_its_own_token(redis: Any) -> None:
     one, other = Queue(redis), Queue(redis)
-    await one.enqueue([push(str(number)) for number in range(40)])
+    await one.enqueue([request(str(number)) for number in range(40)])
     claims = [await queue.claim("default", 10, LEASE_S) for queue in (one, other, one, other)]
     tokens = {lease.token for claim in claims for lease in claim.leases}
     assert [len(claim.leases) for claim in claims] == [10] * 4
@@ -299,7 +301,7 @@ async def test_every_claim_has_its_own_token(redis: Any) -> None:
 
 
 async def test_an_expired_lease_makes_its_id_due_again_with_another_try(queue: Queue) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     first = (await queue.claim("default", 1, 0.05)).leases[0]
     deadline = time.monotonic() + DEADLINE_S
     while not (claim := await queue.claim("default", 1, LEASE_S)).leases:
@@ -314,7 +316,7 @@ async def test_an_expired_lease_makes_its_id_due_again_with_another_try(queue: Q
 
 
 async def test_concurrent_claims_lease_each_id_once(queue: Queue) -> None:
-    await queue.enqueue([push(str(number)) for number in range(100)])
+    await queue.enqueue([request(str(number)) for number in range(100)])
     claims = await asyncio.gather(*(queue.claim("default", 30, LEASE_S) for _ in range(5)))
     claimed = [each for claim in claims for each in ids(claim)]
     assert sorted(claimed, key=int) == [str(number) for number in range(100)]
@@ -324,10 +326,10 @@ async def test_concurrent_claims_lease_each_id_once(queue: Queue) -> None:
 
 
 async def test_renewing_returns_the_outcome_of_each_lease_and_extends_only_its_own(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push(each, -10) for each in ("mine", "aborted", "theirs", "forgotten")])
+    await queue.enqueue([request(each, -10) for each in ("mine", "aborted", "theirs", "unknown")])
     leases = {lease.id: lease for lease in (await queue.claim("default", 4, 5.0)).leases}
     await redis.set("arq:in-progress:theirs", b"another", px=5000)
-    await redis.delete("arq:in-progress:forgotten")
+    await redis.delete("arq:in-progress:unknown")
     await redis.zadd("arq:abort", {"aborted": 1})
     scores = {each: await score(redis, each) for each in leases}
     results = dict(zip(leases, await queue.renew(list(leases.values()), LEASE_S), strict=True))
@@ -335,17 +337,17 @@ async def test_renewing_returns_the_outcome_of_each_lease_and_extends_only_its_o
         "mine": Renewal.RENEWED,
         "aborted": Renewal.ABORT_WANTED,
         "theirs": Renewal.FENCED,
-        "forgotten": Renewal.UNKNOWN,
+        "unknown": Renewal.UNKNOWN,
     }
-    for each, extended in (("mine", True), ("aborted", True), ("theirs", False), ("forgotten", False)):
+    for each, extended in (("mine", True), ("aborted", True), ("theirs", False), ("unknown", False)):
         assert (await score(redis, each) > scores[each]) == extended
     assert await redis.pttl("arq:in-progress:mine") > 20_000
     assert await redis.pttl("arq:in-progress:theirs") <= 5000
-    assert not await redis.exists("arq:in-progress:forgotten")
+    assert not await redis.exists("arq:in-progress:unknown")
 
 
 async def test_renewing_does_not_restore_an_id_that_left_the_queue(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     lease = await claim_one(queue)
     await redis.zrem("arq:queue", "a")
     assert await queue.renew([lease], LEASE_S) == [Renewal.RENEWED]
@@ -356,7 +358,7 @@ async def test_renewing_does_not_restore_an_id_that_left_the_queue(queue: Queue,
 
 
 async def test_done_removes_every_key_except_the_kept_result(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a"), push("b")])
+    await queue.enqueue([request("a"), request("b")])
     await redis.zadd("arq:abort", {"a": 1})
     leases = (await queue.claim("default", 2, LEASE_S)).leases
     await redis.delete(WAKE)
@@ -367,7 +369,7 @@ async def test_done_removes_every_key_except_the_kept_result(queue: Queue, redis
 
 
 async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     lease = await claim_one(queue)
     before = await now_ms(redis)
     assert await queue.ack([Ack(lease, Disposition.RETRY, 60_000)]) == [AckResult.APPLIED]
@@ -378,7 +380,7 @@ async def test_a_retry_is_due_after_its_delay_and_counts(queue: Queue, redis: An
 
 
 async def test_a_release_restores_the_position_and_does_not_count_the_try(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a", -5000), push("b", -4000)])
+    await queue.enqueue([request("a", -5000), request("b", -4000)])
     position = await score(redis, "a")
     lease = await claim_one(queue)
     assert await queue.ack([Ack(lease, Disposition.RELEASE, lease.due_ms)]) == [AckResult.APPLIED]
@@ -390,7 +392,7 @@ async def test_a_release_restores_the_position_and_does_not_count_the_try(queue:
 
 @pytest.mark.parametrize("disposition", list(Disposition))
 async def test_an_ack_without_the_lease_changes_nothing(queue: Queue, redis: Any, disposition: Disposition) -> None:
-    await queue.enqueue([push("a"), push("b")])
+    await queue.enqueue([request("a"), request("b")])
     first, second = (await queue.claim("default", 2, LEASE_S)).leases
     await redis.delete(f"arq:in-progress:{second.id}", WAKE)
     before = await contents(redis)
@@ -409,7 +411,7 @@ async def test_an_ack_without_the_lease_changes_nothing(queue: Queue, redis: Any
 async def test_one_enqueue_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
     sleepers = [asyncio.create_task(queue.sleep("default", 1.5)) for _ in range(3)]
     await blocked(redis, 3)
-    await queue.enqueue([push("a"), push("b")])
+    await queue.enqueue([request("a"), request("b")])
     done, waiting = await asyncio.wait(sleepers, return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_S)
     assert [task.result() for task in done] == [True]
     assert len(waiting) == 2
@@ -417,7 +419,7 @@ async def test_one_enqueue_wakes_one_sleeper(queue: Queue, redis: Any) -> None:
 
 
 async def test_a_claim_that_leaves_ready_ids_wakes_the_next_sleeper(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a"), push("b"), push("c", 60_000)])
+    await queue.enqueue([request("a"), request("b"), request("c", 60_000)])
     assert await queue.sleep("default", 0.01)
     assert await redis.llen(WAKE) == 0
     await queue.claim("default", 1, LEASE_S)
@@ -431,7 +433,7 @@ async def test_a_claim_that_leaves_ready_ids_wakes_the_next_sleeper(queue: Queue
 async def test_a_woken_worker_has_claimed(queue: Queue, redis: Any) -> None:
     claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 10, LEASE_S))
     await blocked(redis, 1)
-    await queue.enqueue([push("a"), push("b", 60_000)])
+    await queue.enqueue([request("a"), request("b", 60_000)])
     claim = await claiming
     assert [lease.id for lease in claim.leases] == ["a"]
     assert await redis.get("arq:in-progress:a") == claim.leases[0].token.encode()
@@ -440,13 +442,13 @@ async def test_a_woken_worker_has_claimed(queue: Queue, redis: Any) -> None:
 async def test_one_enqueue_lets_one_sleeper_claim(queue: Queue, redis: Any) -> None:
     claiming = [asyncio.create_task(queue.sleep_and_claim("default", 1.5, 10, LEASE_S)) for _ in range(3)]
     await blocked(redis, 3)
-    await queue.enqueue([push("a"), push("b")])
+    await queue.enqueue([request("a"), request("b")])
     await asyncio.wait(claiming, timeout=DEADLINE_S)
     assert sorted(len(task.result().leases) for task in claiming) == [0, 0, 2]
 
 
 async def test_a_sleep_before_a_claim_ends_when_an_id_falls_due(queue: Queue) -> None:
-    await queue.enqueue([push("a", 300)])
+    await queue.enqueue([request("a", 300)])
     claim = await queue.claim("default", 1, LEASE_S)
     while not claim.leases:
         assert claim.wait_s is not None
@@ -461,7 +463,7 @@ async def test_a_nudge_ends_only_our_own_sleep(queue: Queue, redis: Any) -> None
     await queue.nudge("default")
     assert (await ours).leases == []
     assert not others.done()
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     assert [lease.id for lease in (await others).leases] == ["a"]
 
 
@@ -478,12 +480,12 @@ async def test_a_script_flush_during_a_sleep_does_not_prevent_the_claim(queue: Q
     claiming = asyncio.create_task(queue.sleep_and_claim("default", 3, 1, LEASE_S))
     await blocked(redis, 1)
     await redis.script_flush()
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     assert [lease.id for lease in (await claiming).leases] == ["a"]
 
 
 async def test_a_wake_list_of_another_type_raises_but_ready_ids_are_claimed(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     await redis.set(WAKE, "not a list")
     assert len((await queue.sleep_and_claim("default", 1, 1, LEASE_S)).leases) == 1
     with pytest.raises(QueueUnavailable, match=r"Redis replied with an error while claiming jobs: .*WRONGTYPE"):
@@ -497,13 +499,13 @@ async def test_only_an_id_that_is_due_before_all_others_wakes_a_worker(
     queue: Queue, redis: Any, delays_ms: Sequence[int], woken: int
 ) -> None:
     for delay_ms in delays_ms:
-        await queue.enqueue([push(str(delay_ms), delay_ms)])
+        await queue.enqueue([request(str(delay_ms), delay_ms)])
     assert await redis.llen(WAKE) == woken
 
 
 @pytest.mark.parametrize("disposition", [Disposition.RETRY, Disposition.RELEASE])
 async def test_a_retry_or_release_wakes_a_sleeper(queue: Queue, redis: Any, disposition: Disposition) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     lease = await claim_one(queue)
     await redis.delete(WAKE)
     await queue.ack([Ack(lease, disposition, lease.due_ms if disposition is Disposition.RELEASE else 0)])
@@ -512,7 +514,7 @@ async def test_a_retry_or_release_wakes_a_sleeper(queue: Queue, redis: Any, disp
 
 async def test_unused_wake_tokens_do_not_pile_up(queue: Queue, redis: Any) -> None:
     for number in range(80):
-        await queue.enqueue([push(str(number))])
+        await queue.enqueue([request(str(number))])
     assert await redis.llen(WAKE) == 64
     await queue.claim("default", 1, LEASE_S)
     await queue.ack([Ack(lease, Disposition.RETRY) for lease in (await queue.claim("default", 5, LEASE_S)).leases])
@@ -543,7 +545,7 @@ async def test_arqs_client_reads_our_jobs(queue: Queue, arq: ArqRedis) -> None:
 
 
 async def test_arqs_client_reads_the_status_of_our_jobs(queue: Queue, arq: ArqRedis) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     theirs = ArqJob("a", arq, _deserializer=msgspec.msgpack.decode)
     assert await theirs.status() is JobStatus.queued
     lease = await claim_one(queue)
@@ -579,7 +581,7 @@ def test_a_payload_that_is_not_arqs_job_dict_is_rejected(payload: bytes) -> None
 
 
 async def test_flushed_scripts_are_sent_again(queue: Queue, redis: Any) -> None:
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     await redis.script_flush()
     lease = await claim_one(queue)
     await redis.script_flush()
@@ -596,7 +598,7 @@ async def test_scripts_run_even_if_they_are_flushed_before_every_call(
         return await evalsha(*args)
 
     monkeypatch.setattr(redis, "evalsha", flushed)
-    await queue.enqueue([push("a")])
+    await queue.enqueue([request("a")])
     lease = await claim_one(queue)
     assert await queue.ack([Ack(lease, Disposition.DONE)]) == [AckResult.APPLIED]
 
@@ -615,7 +617,7 @@ async def test_every_call_raises_without_the_password_if_redis_is_unreachable() 
         lease = Lease("default", Priority.NORMAL, "a", b"", 1, b"1", "t")
         for call in (
             queue.ping(),
-            queue.enqueue([push("a")]),
+            queue.enqueue([request("a")]),
             queue.claim("default", 1, LEASE_S),
             queue.sleep("default", 1),
             queue.sleep_and_claim("default", 1, 1, LEASE_S),
@@ -673,17 +675,17 @@ async def test_a_health_line_is_kept_for_the_given_time(queue: Queue, redis: Any
 
 
 async def test_an_id_that_is_named_twice_is_scheduled_once_by_its_first_request(queue: Queue, redis: Any) -> None:
-    results = await queue.enqueue([push("a", 60_000), push("b"), push("a")])
+    results = await queue.enqueue([request("a", 60_000), request("b"), request("a")])
     assert results == [EnqueueResult.SCHEDULED, EnqueueResult.SCHEDULED, EnqueueResult.ALREADY_THERE]
     assert ids(await queue.claim("default", 9, LEASE_S)) == ["b"]
-    many = [push(str(number)) for number in range(2500)]
+    many = [request(str(number)) for number in range(2500)]
     assert await queue.enqueue([*many, many[7]]) == [EnqueueResult.SCHEDULED] * 2500 + [EnqueueResult.ALREADY_THERE]
     assert await queue.depth("default") == 2502
 
 
 async def test_the_stats_of_a_queue_count_ready_scheduled_and_running_separately(queue: Queue) -> None:
     late = EnqueueRequest("default", "late", b"x", 60_000)
-    await queue.enqueue([push("a"), push("b"), push("c"), late])
+    await queue.enqueue([request("a"), request("b"), request("c"), late])
     assert await queue.stats("nothing") == QueueStats("nothing", 0, 0, 0, 0)
     (lease,) = (await queue.claim("default", 1, LEASE_S)).leases
     stats = await queue.stats("default")
@@ -700,7 +702,7 @@ async def test_running_ids_are_counted_among_the_first_that_fall_due(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cplane.redis.queue.RUNNING_SCAN_LIMIT", 2)
-    await queue.enqueue([push(str(number)) for number in range(5)])
+    await queue.enqueue([request(str(number)) for number in range(5)])
     await queue.claim("default", 5, LEASE_S)
     stats = await queue.stats("default")
     assert (stats.ready, stats.scheduled, stats.running) == (0, 3, 2)

@@ -14,7 +14,7 @@
 -- the end of the wait queue: a queue without a worker holds up no other.
 local DAY_MS, SKIP_MS, DEMOTE_MS, MAX_READY, SCAN_MARGIN = 86400000, 2000, 60000, 64, 64
 
--- call a command on a key of ours; a key of another type is deleted first
+-- call a command on one of our keys; a key of another type is deleted first
 local function call_or_reset(command, key, ...)
   local reply = redis.pcall(command, key, ...)
   if type(reply) ~= 'table' or not reply.err then return reply end
