@@ -66,7 +66,7 @@ class LogRateLimiter:
         self._tokens -= 1
         return True
 
-    def untold(self) -> int:
+    def take_suppressed(self) -> int:
         """Return the number of lines suppressed since the last call."""
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed

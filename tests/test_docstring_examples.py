@@ -15,7 +15,7 @@ import pytest_asyncio
 
 import cplane
 from cplane.jobs.registry import registry
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 from cplane.settings import CplaneSettings
 from tests.workers import DEADLINE_S, running
 
@@ -105,7 +105,7 @@ async def test_the_examples_of_a_door_run(door: str, example: ModuleType, settin
             async with running(settings, pages=needs_page(source), deadline_s=2 * DEADLINE_S):
                 await task
         finally:
-            await end([task])
+            await cancel_all([task])
 
 
 def test_public_names_have_docstrings() -> None:

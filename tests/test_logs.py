@@ -25,8 +25,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_burst_is_allowed_up_to_the_limit_and_the_rest_is_counted(clock: Clock) -> None:
     limiter = LogRateLimiter(20)
     assert [limiter.allows() for _ in range(100)] == [True] * 20 + [False] * 80
-    assert limiter.untold() == 80
-    assert limiter.untold() == 0
+    assert limiter.take_suppressed() == 80
+    assert limiter.take_suppressed() == 0
 
 
 def test_allowance_refills_with_time_but_does_not_accumulate(clock: Clock) -> None:
@@ -38,7 +38,7 @@ def test_allowance_refills_with_time_but_does_not_accumulate(clock: Clock) -> No
     clock.now += 0.05
     assert limiter.allows()
     assert not limiter.allows()
-    assert limiter.untold() == 2
+    assert limiter.take_suppressed() == 2
     clock.now += 3600
     assert [limiter.allows() for _ in range(30)] == [True] * 20 + [False] * 10
 
@@ -48,4 +48,4 @@ def test_lines_below_the_limit_are_all_allowed(clock: Clock) -> None:
     for _ in range(200):
         assert limiter.allows()
         clock.now += 0.06
-    assert limiter.untold() == 0
+    assert limiter.take_suppressed() == 0

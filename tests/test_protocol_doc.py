@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from cplane.errors import InvalidTransition
 from cplane.jobs.per_host import PerHost
-from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Priority, State
+from cplane.jobs.states import MAX_CRASHES, TRANSITIONS, AttemptState, Priority, State
 from cplane.postgres import statements
 from cplane.postgres.database import Database
 from cplane.postgres.rows import Finish, NewRecord, RecordFilter, Renew
@@ -416,7 +416,7 @@ def documented_moves() -> list[Move]:
 
 def test_the_state_table_has_the_legal_changes() -> None:
     documented = {(move.before, move.after) for move in documented_moves()}
-    legal = {(before.value, after.value) for before, afters in MOVES.items() for after in afters}
+    legal = {(before.value, after.value) for before, afters in TRANSITIONS.items() for after in afters}
     assert documented == legal | {(NOTHING, "queued")}
 
 

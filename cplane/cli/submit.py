@@ -13,7 +13,7 @@ from cplane.cli.jobs import print_json, record_json
 from cplane.cli.plane import open_plane
 from cplane.errors import CplaneError, InvalidTransition, JobCancelled, JobFailed
 from cplane.jobs.states import Priority, State
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -72,7 +72,9 @@ def submit(
         async with open_plane(imports) as plane:
             job = import_jobs(plane.settings.imports).get(name)
             if wait and not job.options.keeps_result:
-                raise InvalidTransition(job.options.no_result, hint="add --no-wait to submit it without waiting")
+                raise InvalidTransition(
+                    job.options.no_result_message, hint="add --no-wait to submit it without waiting"
+                )
             values = read_arguments(arguments or [], args_json, job.schema())
             handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
             if not wait:
@@ -118,7 +120,7 @@ async def _wait(
             progress.console.print(f"job {record_id} goes on; `cplane jobs show {record_id}` shows it", soft_wrap=True)
             raise
         finally:
-            await end([shown, hint])
+            await cancel_all([shown, hint])
 
 
 async def _show(plane: "ControlPlane", record_id: UUID, progress: "Progress", task_id: "TaskID") -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cplane.demo.api import Api
 from cplane.demo.visits import Visit
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 MAX_CONCURRENT_REQUESTS = 16
 
@@ -66,7 +66,7 @@ async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator
         for done in asyncio.as_completed(tasks):
             yield await done
     finally:
-        await end(tasks)
+        await cancel_all(tasks)
 
 
 async def _run(api: Api, visit: Visit, folder: Path, requests: asyncio.Semaphore) -> Souvenir:

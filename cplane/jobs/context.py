@@ -84,8 +84,8 @@ class Context:
         job: str,
         attempt: int,
         log: "FilteringBoundLogger",
-        tell_progress: Callable[[Progress], Awaitable[None]],
-        keep_artifact: ArtifactSink,
+        report_progress: Callable[[Progress], Awaitable[None]],
+        store_artifact: ArtifactSink,
         read_artifact: ArtifactSource,
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
         cool_down: Callable[[float], Awaitable[bool]] | None = None,
@@ -95,8 +95,8 @@ class Context:
         self.job = job
         self.attempt = attempt
         self.log = log
-        self._tell_progress = tell_progress
-        self._keep_artifact = keep_artifact
+        self._tell_progress = report_progress
+        self._keep_artifact = store_artifact
         self._read_artifact = read_artifact
         self._transaction = transaction
         self._cool_down = cool_down

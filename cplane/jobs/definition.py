@@ -54,7 +54,7 @@ class Job(Generic[P, R, CallP, CallR]):
         self.signature = signature
         self.name = options.name
         self.timeout_s = options.timeout_s
-        self.needs_page = signature.wants("page") or signature.wants("browser_context")
+        self.needs_page = signature.injects("page") or signature.injects("browser_context")
         self._url_decoders: dict[str, msgspec.json.Decoder[Any]] = {}
         update_wrapper(cast("Callable[..., Any]", self), fn)
 

@@ -19,7 +19,7 @@ BROWSER_QUEUE = "browser"
 
 DEFAULT_TIMEOUT_S = 300.0
 
-RESULT_TTL_S = 3600.0
+DEFAULT_RESULT_TTL_S = 3600.0
 """How long Redis keeps the result of a transient job by default, and the error of a failed one that keeps no result."""
 
 MAX_DURATION_S = 10 * 366 * 86_400
@@ -55,14 +55,14 @@ class Options:
         return self.record or self.result_ttl_s > 0
 
     @property
-    def no_result(self) -> str:
+    def no_result_message(self) -> str:
         """The error message for a caller that waits for the result of a job that keeps none."""
         return f"'{self.name}' keeps no result that could be waited for (result_ttl=0)"
 
     @property
     def error_ttl_s(self) -> float:
         """Seconds that Redis keeps the error of a transient job that failed or was cancelled."""
-        return self.result_ttl_s or RESULT_TTL_S
+        return self.result_ttl_s or DEFAULT_RESULT_TTL_S
 
 
 def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[str, Any]) -> Options:
@@ -78,7 +78,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
     """
     given = {option: value for option, value in given.items() if value is not None}
     name = given.get("name", fn.__name__)
-    needs_page = signature.wants("page") or signature.wants("browser_context")
+    needs_page = signature.injects("page") or signature.injects("browser_context")
     queue = given.get("queue", BROWSER_QUEUE if needs_page else DEFAULT_QUEUE)
     where = f"job '{name}' ({location(fn)})"
     if not isinstance(name, str) or not JOB_NAME.fullmatch(name):
@@ -115,7 +115,7 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         timeout_s=_seconds(where, "timeout", given.get("timeout"), DEFAULT_TIMEOUT_S),
         retry=_policy(where, given.get("retries", 0)),
         record=record,
-        result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), RESULT_TTL_S, zero=True),
+        result_ttl_s=_seconds(where, "result_ttl", given.get("result_ttl"), DEFAULT_RESULT_TTL_S, zero=True),
         browser=cast("BrowserOptions", browser),
         check=cast("Check | None", check),
         per_host=_per_host(where, signature, given.get("per_host")),

@@ -70,7 +70,7 @@ class Signature:
     optional_keys: bool
     """Whether some arguments can be absent without a default: optional keys of an unpacked TypedDict."""
 
-    def wants(self, kind: str) -> bool:
+    def injects(self, kind: str) -> bool:
         """Return whether a value of this kind is injected, for example "page"."""
         return kind in self.injected.values()
 

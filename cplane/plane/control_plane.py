@@ -57,24 +57,19 @@ class ControlPlane:
 
     Example:
         ```python
-        import asyncio
-
-        from cplane import ControlPlane, job
+        from cplane import ControlPlane, State, job
 
 
         @job
-        async def double(x: int) -> int:
-            return 2 * x
+        async def add(x: int, y: int) -> int:
+            return x + y
 
 
-        async def main() -> None:
-            async with ControlPlane():
-                handle = await double.submit(21)
-                print(await handle.result(timeout=30))
-
-
-        if __name__ == "__main__":
-            asyncio.run(main())
+        async with ControlPlane() as plane:
+            handle = await add.submit(1, 2)
+            assert await handle.result(timeout=30) == 3
+            record = await plane.record(handle.id)
+            assert (record.job, record.state) == ("add", State.SUCCEEDED)
         ```
     """
 

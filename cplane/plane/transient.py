@@ -14,7 +14,7 @@ import structlog
 
 from cplane.errors import InvalidTransition, QueueUnavailable, RecordNotFound
 from cplane.jobs.definition import AnyJob
-from cplane.jobs.options import DEFAULT_QUEUE, RESULT_TTL_S, Options
+from cplane.jobs.options import DEFAULT_QUEUE, DEFAULT_RESULT_TTL_S, Options
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.registry import registry
 from cplane.jobs.states import Priority, State
@@ -193,7 +193,7 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
         """
         if not self._job.options.keeps_result:
             raise InvalidTransition(
-                self._job.options.no_result, hint="@job(result_ttl=…) says for how many seconds to keep it"
+                self._job.options.no_result_message, hint="@job(result_ttl=…) says for how many seconds to keep it"
             )
         async with asyncio.timeout(timeout_s):
             kept = await self._waiters.wait_result(record_id)
@@ -222,7 +222,7 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: La
     result = KeptResult(0, name, (), {}, now, False, error, now, now, redis_name(*lane), str(job_id))
     options = _options(name)
     aborted = await queue.abort(
-        lane[0], str(job_id), encode(result), RESULT_TTL_S if options is None else options.error_ttl_s
+        lane[0], str(job_id), encode(result), DEFAULT_RESULT_TTL_S if options is None else options.error_ttl_s
     )
     if aborted is Aborted.UNKNOWN:
         raise InvalidTransition("the job has ended already", hint="only queued and running jobs can be cancelled")

@@ -20,7 +20,7 @@ from cplane.redis.envelope import KeptResult, decode_result
 from cplane.redis.events import Events
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 POLL_INTERVAL_S = 5.0
 """How often awaited jobs are read in case their event was lost."""
@@ -55,7 +55,7 @@ class Waiters:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await end(self._tasks)
+        await cancel_all(self._tasks)
         self._tasks.clear()
         await self._open.aclose()
 

@@ -8,7 +8,7 @@ RETRY_INTERVAL_S = 0.2
 """Seconds until a task that has not ended is cancelled again."""
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = RETRY_INTERVAL_S) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]], retry_interval_s: float = RETRY_INTERVAL_S) -> None:
     """Cancel tasks and wait until all of them have ended; their errors are not raised.
 
     A task is cancelled again until it ends: before Python 3.12, `asyncio.wait_for`, which drivers use while they
@@ -16,17 +16,17 @@ async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = RETRY_INTERVA
 
     Args:
         tasks: the tasks to end; those that are done already are ignored.
-        again_s: seconds until a task that has not ended is cancelled again. Tasks with a long cleanup need a long
+        retry_interval_s: seconds until a task that has not ended is cancelled again. Tasks with a long cleanup need a long
             interval, or the second cancellation interrupts the cleanup.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=again_s)
+        _, pending = await asyncio.wait(pending, timeout=retry_interval_s)
 
 
-async def first(*waiting: Coroutine[Any, Any, object]) -> None:
+async def wait_first(*waiting: Coroutine[Any, Any, object]) -> None:
     """Wait for the first of several coroutines to complete, and cancel the others.
 
     Args:
@@ -39,7 +39,7 @@ async def first(*waiting: Coroutine[Any, Any, object]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await end(tasks)
+        await cancel_all(tasks)
     for task in tasks:
         if not task.cancelled():
             task.result()

@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import JobRecord
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 from cplane.web.request import ApiRequest
 
 
@@ -50,7 +50,7 @@ async def _final_record(request: ApiRequest, record_id: UUID, wait_s: float) -> 
             raise ClientDisconnect
         return None
     finally:
-        await end(tasks)
+        await cancel_all(tasks)
 
 
 async def _disconnected(request: ApiRequest) -> None:

@@ -60,7 +60,7 @@ class RequestLog:
 
     def _log_request(self, scope: Scope, status: int, took_s: float) -> None:
         fields: dict[str, object] = {"status": status or None, "took_ms": round(took_s * 1000, 1)}
-        if left_out := self._rate_limiter.untold():
+        if left_out := self._rate_limiter.take_suppressed():
             fields["and_others"] = left_out
         log.debug("request_finished", method=scope["method"], path=scope["path"], **fields)
 

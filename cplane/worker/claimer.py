@@ -10,7 +10,7 @@ import time
 import structlog
 
 from cplane.errors import InfrastructureError, SchemaMismatch
-from cplane.runtime.cancellation import first
+from cplane.runtime.cancellation import wait_first
 from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.burst import Burst
 from cplane.worker.leases import LeaseKeeper
@@ -72,7 +72,7 @@ class Claimer:
                 backoff_s = INITIAL_BACKOFF_S
             except (InfrastructureError, SchemaMismatch) as error:
                 log.warning("claim_failed", queue=self._queue, reason=str(error), retry_in_s=backoff_s)
-                await first(asyncio.sleep(backoff_s), self._stopping.wait())
+                await wait_first(asyncio.sleep(backoff_s), self._stopping.wait())
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
         await self._poller.close()
         try:
@@ -93,7 +93,7 @@ class Claimer:
             waiting = [self._slots.wait_freed(), self._stopping.wait()]
             if capacity > 0 and self._pages is not None and self._pages.free == 0:
                 waiting.append(self._pages.wait_free())
-            await first(*waiting)
+            await wait_first(*waiting)
         return 0
 
     async def _claim(self, capacity: int) -> None:

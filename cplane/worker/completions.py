@@ -80,7 +80,7 @@ class Completions:
             fields["error"] = outcome.error.type
         if state is State.QUEUED:
             fields["retry_in_s"] = round(outcome.delay_s, 3)
-        if (suppressed := self._rate_limiter.untold()) > 0:
+        if (suppressed := self._rate_limiter.take_suppressed()) > 0:
             fields["suppressed"] = suppressed
         write = attempt.log.info if state is State.SUCCEEDED else attempt.log.warning
         write("attempt_finished", **fields)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cplane.errors import QueueUnavailable
 from cplane.redis.messages import Ack, Claim
 from cplane.redis.queue import Queue
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 POLL_INTERVAL_S = 3.0
 """How often a sleeping worker polls without being woken: a plain arq client wakes nobody."""
@@ -92,7 +92,7 @@ class Poller:
     async def close(self) -> None:
         """End what is left of the sleeps."""
         if self._stopped is not None:
-            await end([self._stopped])
+            await cancel_all([self._stopped])
 
     async def _until_stopped(
         self, waiting: Coroutine[Any, Any, T], nudge: Callable[[], Awaitable[None]] | None = None
@@ -113,5 +113,5 @@ class Poller:
                         await asyncio.wait([sleeping])
         finally:
             if not sleeping.done():
-                await end([sleeping])
+                await cancel_all([sleeping])
         return None if sleeping.cancelled() else sleeping.result()

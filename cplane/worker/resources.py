@@ -88,10 +88,10 @@ class JobResources:
         async def cool_down(seconds: float) -> bool:
             return await self.cooldowns.start(attempt, seconds)
 
-        async def tell_progress(progress: Progress) -> None:
+        async def report_progress(progress: Progress) -> None:
             attempt.note(progress)
 
-        async def keep_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
+        async def store_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
             if attempt.record_id is None:
                 raise InvalidArguments("a job without a record keeps no files", hint="leave out record=False")
             return await self.files.keep(attempt.record_id, attempt.number, name, data, media_type)
@@ -105,8 +105,8 @@ class JobResources:
             job=attempt.job.name,
             attempt=attempt.number,
             log=attempt.log,
-            tell_progress=tell_progress,
-            keep_artifact=keep_artifact,
+            report_progress=report_progress,
+            store_artifact=store_artifact,
             read_artifact=read_artifact,
             transaction=transaction.block,
             cool_down=cool_down,

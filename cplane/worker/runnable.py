@@ -135,7 +135,7 @@ class DecoratedJob:
         self.timeout_s = job.timeout_s
         self.needs_page = job.needs_page
         self.injects = bool(job.signature.injected)
-        self.wants_session = job.signature.wants("session")
+        self.wants_session = job.signature.injects("session")
         self.limits = job.limits
         self.page_options = job.page_options
         self._threads = threads

@@ -26,7 +26,7 @@ from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.events import Event
 from cplane.redis.keys import queue_of
 from cplane.runtime.batch import Batch
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 from cplane.runtime.gc_tuning import collect_rarely
 from cplane.worker.arq import ArqWorker, redis_settings_of_environment
 from cplane.worker.attempt import CLEANUP_S, Stop
@@ -245,8 +245,8 @@ class Worker(ArqWorker):
         finally:
             self.stop()
             await self._drain(claimers)
-            await end(browser, again_s=BROWSER_CLOSE_S)
-            await end(side)
+            await cancel_all(browser, retry_interval_s=BROWSER_CLOSE_S)
+            await cancel_all(side)
             log.info(
                 "worker_stopped",
                 worker=self.name,

@@ -21,7 +21,7 @@ from sqlmodel import text
 
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, InvalidTransition, RecordNotFound
 from cplane.jobs.context import Artifact, Progress
-from cplane.jobs.states import MAX_CRASHES, MOVES, AttemptState, Cause, State
+from cplane.jobs.states import MAX_CRASHES, TRANSITIONS, AttemptState, Cause, State
 from cplane.postgres import statements
 from cplane.postgres.database import STATEMENT_SETTINGS, Database
 from cplane.postgres.models import JobRecord
@@ -710,7 +710,7 @@ async def test_concurrent_renew_and_finish_of_the_same_records_never_deadlock(st
 
 @dataclass
 class Model:
-    """One record as states.MOVES describes it."""
+    """One record as states.TRANSITIONS describes it."""
 
     state: State = State.QUEUED
     attempt: int = 0
@@ -724,7 +724,7 @@ class Model:
     moves: list[tuple[State, State]] = field(default_factory=list[tuple[State, State]])
 
     def move(self, state: State) -> None:
-        assert state in MOVES[self.state], f"the model itself moved {self.state} → {state}"
+        assert state in TRANSITIONS[self.state], f"the model itself moved {self.state} → {state}"
         self.moves.append((self.state, state))
         self.state = state
 
@@ -870,6 +870,6 @@ async def test_random_sequences_of_state_changes_match_the_model(store: Store, d
             break
         await rows(database, "DELETE FROM cplane.jobs RETURNING id")
     moved = {move for game in played for model in game.models.values() for move in model.moves}
-    assert moved == {(before, after) for before, afters in MOVES.items() for after in afters}, (
+    assert moved == {(before, after) for before, afters in TRANSITIONS.items() for after in afters}, (
         "every legal change was made"
     )

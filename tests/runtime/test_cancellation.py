@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 
 async def test_a_task_that_loses_its_first_cancellation_still_ends() -> None:
@@ -18,7 +18,7 @@ async def test_a_task_that_loses_its_first_cancellation_still_ends() -> None:
     task = asyncio.create_task(loses_its_first())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await end([task])
+        await cancel_all([task])
     assert lost == ["once"]
     assert task.cancelled()
 
@@ -29,5 +29,5 @@ async def test_errors_of_ended_tasks_are_not_raised() -> None:
 
     task = asyncio.create_task(fails())
     await asyncio.wait([task])
-    await end([task])
+    await cancel_all([task])
     assert isinstance(task.exception(), ValueError)

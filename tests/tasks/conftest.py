@@ -139,7 +139,7 @@ async def pool() -> AsyncGenerator[BrowserPool]:
 def ctx(tmp_path: Path) -> Context:
     """A context as a worker creates it, whose artifacts are files in `tmp_path`."""
 
-    async def keep_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
+    async def store_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
         content = data if isinstance(data, bytes) else b"".join([chunk async for chunk in data])
         await asyncio.to_thread((tmp_path / name).write_bytes, content)
         return Artifact(name=name, media_type=media_type or "", size=len(content), sha256=sha256(content).hexdigest())
@@ -150,7 +150,7 @@ def ctx(tmp_path: Path) -> Context:
         content = await asyncio.to_thread((tmp_path / name).read_bytes)
         return Artifact(name=name, media_type="text/csv", size=len(content), sha256=""), content
 
-    async def tell_progress(progress: Progress) -> None:
+    async def report_progress(progress: Progress) -> None:
         return
 
     def transaction() -> AbstractAsyncContextManager[AsyncSession]:
@@ -163,8 +163,8 @@ def ctx(tmp_path: Path) -> Context:
         job="test",
         attempt=1,
         log=log,
-        tell_progress=tell_progress,
-        keep_artifact=keep_artifact,
+        report_progress=report_progress,
+        store_artifact=store_artifact,
         read_artifact=read_artifact,
         transaction=transaction,
     )

@@ -10,7 +10,7 @@ from cplane.browser.engine.instance import Instance, Limits
 from cplane.browser.engine.launch import LAUNCH_TIMEOUT_S, BrowserSource
 from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.lease import PageLease
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 RELAUNCH_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before a browser is launched again; the last one repeats."""
@@ -78,7 +78,7 @@ class BrowserSupervisor:
         """End every browser, and its pages with it."""
         self._closed = True
         self._launched.set()
-        await end([*self._tasks], again_s=LAUNCH_TIMEOUT_S)
+        await cancel_all([*self._tasks], retry_interval_s=LAUNCH_TIMEOUT_S)
         await asyncio.gather(*(instance.close() for instance in self._running))
         self._current = [None] * len(self._current)
 

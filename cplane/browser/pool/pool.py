@@ -234,24 +234,14 @@ class BrowserPool:
 
         Example:
             ```python
-            import asyncio
-            import threading
-            from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+            from cplane import BrowserPool, PageOptions
 
-            from cplane import BrowserPool
+            options = PageOptions(locale="de-DE", timezone="Europe/Berlin")
 
-
-            async def main() -> None:
-                with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
-                    threading.Thread(target=server.serve_forever, daemon=True).start()
-                    async with BrowserPool(max_pages=1) as pool:
-                        async with pool.page() as page:
-                            await page.goto(f"http://127.0.0.1:{server.server_port}/")
-                            print(await page.title())  # Directory listing for /
-                    server.shutdown()
-
-
-            asyncio.run(main())
+            async with BrowserPool(max_pages=2) as pool, pool.page(options) as page:
+                await page.goto("https://example.com/")
+                assert await page.evaluate("navigator.language") == "de-DE"
+                print(await page.title())
             ```
         """
         async with await self.acquire_page(options, scope=scope, storage_state=storage_state) as page:

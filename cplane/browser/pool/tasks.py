@@ -8,7 +8,7 @@ import structlog
 
 from cplane.browser.engine.instance import CLOSE_TIMEOUT_S
 from cplane.errors import CplaneError
-from cplane.runtime.cancellation import end
+from cplane.runtime.cancellation import cancel_all
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class PoolTasks:
         pending = list(self._tasks)
         if pending:
             await asyncio.wait(pending, timeout=CLOSE_TIMEOUT_S)
-        await end(pending)
+        await cancel_all(pending)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         """Log an unexpected error. An expected one belongs to the caller that awaits the task, if there is one left."""

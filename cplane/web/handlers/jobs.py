@@ -29,7 +29,7 @@ async def submit_job(request: ApiRequest) -> Response:
     if key is not None and not plane.options(body.job).record:
         raise key_not_supported(body.job)
     if wait_s and not (options := plane.options(body.job)).keeps_result:
-        raise wait_not_supported(options.no_result)
+        raise wait_not_supported(options.no_result_message)
     accepted = await plane.accept(
         body.job,
         body.args,
