@@ -305,7 +305,7 @@ async def use_every_key(client: Redis, check: Callable[[], Awaitable[None]]) -> 
     await queue.epoch(1)
     await queue.nudge("default")
     for name in ("arq:queue", "arq:queue:browser"):
-        await queue.tell_health(name + constants.health_check_key_suffix, "j_complete=1", 60)
+        await queue.write_health(name + constants.health_check_key_suffix, "j_complete=1", 60)
     await check()
 
 

@@ -77,11 +77,11 @@ class RecordedJobs:
         left = limit
         while left is None or left > 0:
             chunk = RETRY_CHUNK if left is None else min(RETRY_CHUNK, left)
-            standings = await self._store.replay_many(where, before=before, limit=chunk)
-            if not standings:
+            rows = await self._store.replay_many(where, before=before, limit=chunk)
+            if not rows:
                 return
-            await self._scheduler.schedule_again(standings)
-            ids = sorted((standing.id for standing in standings), reverse=True)
+            await self._scheduler.schedule_again(rows)
+            ids = sorted((row.id for row in rows), reverse=True)
             before = ids[-1]
             left = None if left is None else left - len(ids)
             yield ids

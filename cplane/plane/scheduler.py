@@ -9,7 +9,7 @@ from typing import Self
 import structlog
 
 from cplane.errors import QueueUnavailable
-from cplane.postgres.rows import Standing
+from cplane.postgres.rows import ScheduleRow
 from cplane.redis.messages import EnqueueRequest
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
@@ -63,12 +63,12 @@ class Scheduler:
         """Schedule with the next batch. The future is done when Redis has replied or failed."""
         return self._batch.put(requests)
 
-    async def schedule_again(self, standings: Sequence[Standing]) -> None:
+    async def schedule_again(self, rows: Sequence[ScheduleRow]) -> None:
         """Schedule replayed records, due at once. Returns after SCHEDULE_WAIT_S at the latest."""
         requests = [
             EnqueueRequest.of_record(
                 each.queue, each.priority, each.id, each.job, 0, limit_keys=each.limit_keys, late_ms=0
             )
-            for each in standings
+            for each in rows
         ]
         await asyncio.wait([self.put(requests)], timeout=SCHEDULE_WAIT_S)

@@ -120,7 +120,7 @@ class TransientJobs:
 
     async def job(self, job_id: UUID) -> TransientJob:
         """Return a job as it is now. Raises RecordNotFound if there is none, or it has ended and its result is no longer kept."""
-        found = await self._queue.look(str(job_id))
+        found = await self._queue.read_job(str(job_id))
         if found.payload is None:
             if found.result is None:
                 raise RecordNotFound(f"there is no job with the id {job_id}, or its result is no longer kept")
@@ -203,7 +203,7 @@ class TransientSource(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     async def state(self, record_id: UUID) -> State:
         """Return the state now. Raises RecordNotFound if it has ended and its result is no longer kept."""
-        there, leased = await self._queue.standing(str(record_id))
+        there, leased = await self._queue.presence(str(record_id))
         if there:
             return State.RUNNING if leased else State.QUEUED
         (kept,) = await self._waiters.results([record_id])

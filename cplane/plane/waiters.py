@@ -14,7 +14,7 @@ import structlog
 
 from cplane.errors import DatabaseUnavailable, QueueUnavailable, RecordNotFound
 from cplane.postgres.models import JobRecord
-from cplane.postgres.rows import Standing
+from cplane.postgres.rows import ScheduleRow
 from cplane.postgres.store import Store
 from cplane.redis.envelope import KeptResult, decode_result
 from cplane.redis.events import Events
@@ -109,17 +109,17 @@ class Waiters:
     async def _kept_result(self, job_id: UUID) -> KeptResult | None:
         if (kept := await self._read_results(job_id)) is not None:
             return kept
-        there, _ = await self._queue.standing(str(job_id))
+        there, _ = await self._queue.presence(str(job_id))
         if there:
             return None
         if (kept := await self._read_results(job_id)) is not None:  # it ended between the two reads
             return kept
         raise RecordNotFound(f"there is no job with the id {job_id}, or its result is no longer kept")
 
-    async def _records(self, record_ids: list[UUID]) -> list[JobRecord | Standing | None]:
+    async def _records(self, record_ids: list[UUID]) -> list[JobRecord | ScheduleRow | None]:
         """Read what is awaited in one call: the state of each record, and the whole of those that are final."""
-        found: dict[UUID, JobRecord | Standing] = {**await self._store.standing(record_ids)}
-        if final := [record_id for record_id, standing in found.items() if standing.state.final]:
+        found: dict[UUID, JobRecord | ScheduleRow] = {**await self._store.schedule_rows(record_ids)}
+        if final := [record_id for record_id, row in found.items() if row.state.final]:
             found |= {record.id: record for record in await self._store.get_many(final)}
         return [found.get(record_id) for record_id in record_ids]
 
@@ -175,8 +175,8 @@ class Waiters:
         """The awaited jobs that have ended, and those without a record, whose waiters read their results themselves."""
         waited = list(self._waiting)
         try:
-            standings = await self._store.standing(waited)
-            return [job_id for job_id in waited if job_id not in standings or standings[job_id].state.final]
+            rows = await self._store.schedule_rows(waited)
+            return [job_id for job_id in waited if job_id not in rows or rows[job_id].state.final]
         except DatabaseUnavailable:
             log.warning("awaited_records_not_read", retry_in_s=POLL_INTERVAL_S)
         with suppress(QueueUnavailable):  # what has no record may have ended

@@ -98,7 +98,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ScheduleRow:
     """What the schedule needs to know of a record."""
 
     id: UUID
@@ -137,10 +137,10 @@ def read_submitted(record: NewRecord, row: Any, earlier: Any) -> Submitted | Ide
     )
 
 
-def read_schedule_row(row: Any) -> Standing:
+def read_schedule_row(row: Any) -> ScheduleRow:
     """Return what the schedule needs, from a row that ends with DUE_IN_MS."""
     id_, state, job, queue, priority, limit_keys, due_in_ms = row
-    return Standing(id_, State(state), job, queue, Priority(priority), tuple(limit_keys or ()), max(0, due_in_ms))
+    return ScheduleRow(id_, State(state), job, queue, Priority(priority), tuple(limit_keys or ()), max(0, due_in_ms))
 
 
 def running_attempt(record: JobRecord) -> AttemptRecord:

@@ -29,7 +29,7 @@ from cplane.postgres.rows import (
     NewRecord,
     RecordFilter,
     Renew,
-    Standing,
+    ScheduleRow,
     Started,
     Submitted,
     finish_columns,
@@ -174,7 +174,7 @@ class Store:
             f"the job has {record.state} already", hint="only queued and running jobs can be cancelled"
         )
 
-    async def replay(self, record_id: UUID) -> Standing:
+    async def replay(self, record_id: UUID) -> ScheduleRow:
         """Queue a failed or cancelled record again, with its budgets reset.
 
         Raises:
@@ -189,7 +189,7 @@ class Store:
 
     async def replay_many(
         self, where: RecordFilter, *, before: UUID | None = None, limit: int = 1000
-    ) -> list[Standing]:
+    ) -> list[ScheduleRow]:
         """Queue failed and cancelled records again, with their budgets reset.
 
         Args:
@@ -296,7 +296,7 @@ class Store:
         left = {tuple(row) for row in await self._database.fetch(statements.FINISH_PLAIN, values)}
         return [f for f in finishes if plain.get(f.id) is not f or (f.id, f.attempt) in left]
 
-    async def standing(self, record_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    async def schedule_rows(self, record_ids: Sequence[UUID]) -> dict[UUID, ScheduleRow]:
         """Return what the schedule needs to know of records that could not be started."""
         return {
             row["id"]: read_schedule_row(row)
@@ -305,7 +305,7 @@ class Store:
 
     # for the reconciler
 
-    async def reap(self, limit: int) -> list[Standing]:
+    async def reap(self, limit: int) -> list[ScheduleRow]:
         """End up to `limit` expired leases, the oldest first.
 
         The records are queued again, cancelled if a cancel is wanted, or failed after MAX_CRASHES crashes.
@@ -315,7 +315,7 @@ class Store:
             for row in await self._database.fetch(statements.REAP, {"limit": limit, "max_crashes": MAX_CRASHES})
         ]
 
-    async def overdue(self, queue: str, limit: int) -> list[Standing]:
+    async def overdue(self, queue: str, limit: int) -> list[ScheduleRow]:
         """Return queued records that should have started, up to `limit` of each lane, the longest due first.
 
         A record that Redis lost becomes one of the first sooner or later.
@@ -325,7 +325,7 @@ class Store:
             for row in await self._database.fetch(statements.OVERDUE, {"queue": queue, "limit": limit})
         ]
 
-    async def queued(self, after: UUID | None, limit: int) -> list[Standing]:
+    async def queued(self, after: UUID | None, limit: int) -> list[ScheduleRow]:
         """Return a page of all queued records in the order of their ids, to find what Redis lost.
 
         Args:
@@ -339,7 +339,7 @@ class Store:
         """Return the recorded value of Redis's epoch: a Redis with a lower value has lost its data."""
         return int((await self._database.fetch(statements.EPOCH, {}))[0]["number"])
 
-    async def note_epoch(self, number: int) -> None:
+    async def record_epoch(self, number: int) -> None:
         """Record the value of Redis's epoch."""
         await self._database.fetch(statements.RECORD_EPOCH, {"number": number})
 

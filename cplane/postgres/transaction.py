@@ -35,7 +35,7 @@ class JobTransaction:
         await self.rollback()
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether the job has used it."""
         return self._session is not None
 
@@ -79,7 +79,7 @@ class JobTransaction:
 
     def cause(self, error: BaseException) -> BaseException:
         """Return the cause of a job's `error`: the loss of its connection, or `error` itself."""
-        if self.begun and isinstance(error, DBAPIError) and is_outage(error):
+        if self.has_begun and isinstance(error, DBAPIError) and is_outage(error):
             return DatabaseUnavailable("the connection to Postgres was lost during the job's transaction")
         return error
 

@@ -174,7 +174,7 @@ class Ack(msgspec.Struct, frozen=True, gc=False):
     disposition: Disposition
     time_ms: int = 0
     text: bytes = b""
-    keep_ms: int = 0
+    keep_lease_ms: int = 0
     """For DONE: how long the lease stays, ms; 0: it is deleted."""
 
     @classmethod

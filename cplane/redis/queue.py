@@ -169,7 +169,7 @@ class Queue:
             for ack in group:
                 batch += (
                     LANE_INDEX[ack.lease.priority], packed_id(ack.lease.id), ack.lease.token, ack.lease.try_ended,
-                    ack.disposition, ack.time_ms, packed_bytes(ack.text), ack.keep_ms, " ".join(ack.lease.limit_keys),
+                    ack.disposition, ack.time_ms, packed_bytes(ack.text), ack.keep_lease_ms, " ".join(ack.lease.limit_keys),
                 )  # fmt: skip
             return await self._run("ack", [*lane_keys(queue), wake_key(queue), DEAD_LETTERS], pack(batch))
 
@@ -197,7 +197,7 @@ class Queue:
         ready, scheduled, running, latency_ms = reply
         return QueueStats(queue, ready, scheduled, running, latency_ms / 1000)
 
-    async def look(self, id: str) -> JobKeys:  # noqa: A002
+    async def read_job(self, id: str) -> JobKeys:  # noqa: A002
         """Read all keys of one job, in one round trip."""
         async with translated("reading a job"), self._redis.pipeline(transaction=True) as pipe:
             pipe.get(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
@@ -240,7 +240,7 @@ class Queue:
             seconds, micros = cast("tuple[int, int]", await self._redis.time())  # pyright: ignore[reportUnknownMemberType]
         return seconds * 1000 + micros // 1000
 
-    async def tell_health(self, key: str, info: str, keep_s: float) -> None:
+    async def write_health(self, key: str, info: str, keep_s: float) -> None:
         """Write a worker's health line under arq's key, for `keep_s` seconds."""
         async with translated("writing the worker's health"):
             await self._redis.psetex(key, int(keep_s * 1000), info)
@@ -257,7 +257,7 @@ class Queue:
         async with translated("reading results"):
             return cast("list[bytes | None]", await self._redis.mget([result_key_prefix + id_ for id_ in ids]))
 
-    async def standing(self, id: str) -> tuple[bool, bool]:  # noqa: A002
+    async def presence(self, id: str) -> tuple[bool, bool]:  # noqa: A002
         """Return whether Redis holds a transient job, and whether it is leased."""
         async with translated("reading a job"), self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
@@ -277,7 +277,7 @@ class Queue:
                 return int(value) if value is not None and value.isdigit() else 0
             return int(await self._scripts["epoch"]([EPOCH], at_least))
 
-    async def eviction(self) -> str | None:
+    async def eviction_policy(self) -> str | None:
         """Return Redis's eviction policy, or None if it never evicts keys or does not report a policy."""
         async with translated("reading the eviction policy"):
             memory = cast("dict[str, Any]", await self._redis.info("memory"))  # pyright: ignore[reportUnknownMemberType]

@@ -290,7 +290,7 @@ async def run(attempt: Attempt) -> None:
             await runner.evidence.keep(attempt, attempt.page_lease, outcome)
         if attempt.session is not None:
             outcome = await _save_session(attempt, attempt.session, outcome)
-        if attempt.transaction is not None and attempt.transaction.begun:
+        if attempt.transaction is not None and attempt.transaction.has_begun:
             outcome = await _commit(attempt, attempt.transaction, outcome)
         runner.finish(attempt, outcome)
     except Exception as error:

@@ -6,7 +6,7 @@ from uuid import UUID
 import structlog
 
 from cplane.jobs.states import State
-from cplane.postgres.rows import Standing
+from cplane.postgres.rows import ScheduleRow
 from cplane.postgres.store import Store
 from cplane.redis.events import Event, Events
 from cplane.redis.messages import EnqueueRequest, EnqueueResult, Id
@@ -60,15 +60,15 @@ class Reconciler:
         ids = [record_id for lost in missing if (record_id := _record_id(lost.id)) is not None]
         if not ids:
             return
-        standings = await self._store.standing(ids)
-        await self._schedule_lost([standing for standing in standings.values() if standing.state is State.QUEUED])
+        rows = await self._store.schedule_rows(ids)
+        await self._schedule_lost([row for row in rows.values() if row.state is State.QUEUED])
 
     async def _reap(self) -> None:
         reaped = await self._store.reap(OVERDUE_LIMIT)
         if reaped:
             log.warning("dead_leases_reaped", count=len(reaped))
-            await self._schedule([standing for standing in reaped if standing.state is State.QUEUED], late_ms=0)
-            await self._events.publish([Event(standing.id, standing.state) for standing in reaped])
+            await self._schedule([row for row in reaped if row.state is State.QUEUED], late_ms=0)
+            await self._events.publish([Event(row.id, row.state) for row in reaped])
 
     async def _check_epoch(self) -> None:
         """Compare a counter that both stores keep, Redis's ahead. If it is behind, Redis was wiped or rolled back: schedule everything again."""
@@ -77,7 +77,7 @@ class Reconciler:
             if not await self._store.claim_restore(self._worker, RESTORE_LEASE_S):
                 return  # another worker does it
             await self._restore_all()
-        await self._store.note_epoch(await self._queue.epoch(noted + 1))
+        await self._store.record_epoch(await self._queue.epoch(noted + 1))
 
     async def _restore_all(self) -> None:
         log.warning("redis_lost_its_memory", hint="every queued job is scheduled again")
@@ -88,17 +88,17 @@ class Reconciler:
             await self._store.claim_restore(self._worker, RESTORE_LEASE_S)
         log.warning("queued_jobs_rescheduled", count=scheduled)
 
-    async def _schedule_lost(self, standings: Sequence[Standing]) -> None:
-        scheduled = await self._schedule(standings)
+    async def _schedule_lost(self, rows: Sequence[ScheduleRow]) -> None:
+        scheduled = await self._schedule(rows)
         if scheduled:
             log.info("lost_jobs_scheduled", count=scheduled)
 
-    async def _schedule(self, standings: Sequence[Standing], *, late_ms: int = MAX_LATE_MS) -> int:
+    async def _schedule(self, rows: Sequence[ScheduleRow], *, late_ms: int = MAX_LATE_MS) -> int:
         pushes = [
             EnqueueRequest.of_record(
                 s.queue, s.priority, s.id, s.job, s.due_in_ms, limit_keys=s.limit_keys, late_ms=late_ms
             )
-            for s in standings
+            for s in rows
         ]
         return (await self._queue.enqueue(pushes)).count(EnqueueResult.SCHEDULED) if pushes else 0
 

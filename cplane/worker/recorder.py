@@ -161,7 +161,7 @@ class Recorder:
             return Ack(attempt.lease, Disposition.RETRY, int(outcome.delay_s * 1000), payload)
         kept = attempt.job.retention(ended.state)
         if kept.result_ms is None:
-            return Ack(attempt.lease, Disposition.DONE, keep_ms=kept.lease_ms)
+            return Ack(attempt.lease, Disposition.DONE, keep_lease_ms=kept.lease_ms)
         result = self._encode(_kept_result(attempt, outcome, now))
         return Ack(attempt.lease, Disposition.DONE, kept.result_ms, result, kept.lease_ms)
 

@@ -138,13 +138,13 @@ class Starter:
 
     async def _acks_of_unstarted(self, leases: Mapping[UUID, Lease]) -> list[Ack]:
         """How the ids of records leave Redis that could not be started: final ones for good, the others until they are due."""
-        standings = await self._store.standing(list(leases))
+        rows = await self._store.schedule_rows(list(leases))
         acks: list[Ack] = []
         for record_id, lease in leases.items():
-            standing = standings.get(record_id)
-            if standing is None or standing.state.final:
+            row = rows.get(record_id)
+            if row is None or row.state.final:
                 acks.append(Ack(lease, Disposition.DONE))
             else:  # not due yet, or running elsewhere: a second after its lease has ended the reconciler has seen it
-                wait_ms = standing.due_in_ms + (1000 if standing.state is State.RUNNING else 1)
+                wait_ms = row.due_in_ms + (1000 if row.state is State.RUNNING else 1)
                 acks.append(Ack(lease, Disposition.RETRY, wait_ms))
         return acks

@@ -223,7 +223,7 @@ class Worker(ArqWorker):
     async def _check_eviction(self) -> None:
         """A Redis that evicts keys when it is full loses transient jobs, and makes recorded ones late."""
         try:
-            policy = await self.plane.queue.eviction()
+            policy = await self.plane.queue.eviction_policy()
         except QueueUnavailable as error:
             log.warning("queue_unavailable", reason=str(error), hint="jobs are claimed when it is back")
             return
@@ -314,7 +314,7 @@ class Worker(ArqWorker):
             f"j_complete={self.jobs_complete} j_failed={self.jobs_failed} j_retried={self.jobs_retried} "
             f"j_ongoing={len(self._lease_keeper)}"
         )
-        await self.plane.queue.tell_health(self.health_check_key, info, self.health_check_interval + 5)
+        await self.plane.queue.write_health(self.health_check_key, info, self.health_check_interval + 5)
 
     async def _every(self, interval_s: float, step: Callable[[], Awaitable[None]], name: str) -> None:
         """Do a step at least every `interval_s` seconds, for ever; the jitter keeps workers apart."""

@@ -50,7 +50,7 @@ CLIENT = frozenset(
         *(
             "queue.ping",
             "queue.results",
-            "queue.standing",
+            "queue.presence",
             "queue.abort",
             "queue.now_ms",
             "dead_letters.newest",

@@ -37,12 +37,12 @@ EXPECTED_VERBS = (
         "store.start",
         "store.renew",
         "store.finish",
-        "store.standing",
+        "store.schedule_rows",
         "store.reap",
         "store.overdue",
         "store.queued",
         "store.epoch",
-        "store.note_epoch",
+        "store.record_epoch",
         "store.claim_restore",
         "store.transaction",
     ),
@@ -52,11 +52,11 @@ EXPECTED_VERBS = (
         "queue.renew",
         "queue.ack",
         "queue.sleep",
-        "queue.tell_health",
+        "queue.write_health",
         "queue.sleep_and_claim",
         "queue.nudge",
     ),
-    *("queue.sweep", "queue.epoch", "dead_letters.add", "queue.aborts", "queue.eviction"),
+    *("queue.sweep", "queue.epoch", "dead_letters.add", "queue.aborts", "queue.eviction_policy"),
     *("events.publish", "events.position"),
 )
 """Verbs that the workload calls. A verb that is new in a gateway is tried too, and skipped if it is never called."""
@@ -148,6 +148,6 @@ async def prepare(run: Scenario, *, behind: bool) -> None:
     await run.plane.queue.enqueue([EnqueueRequest.of_record("default", Priority.NORMAL, dead.id, ok.job, 0)])
     await run.submit_transient([run.workload.call("chaos_unrecorded", seconds=0.5)])
     if behind:
-        await run.plane.store.note_epoch(5)
+        await run.plane.store.record_epoch(5)
     await run.arena.redis_command("HSET", "arq:job:foreign", "is", "foreign")
     await run.arena.redis_command("ZADD", "arq:queue", "1", "foreign")

@@ -369,7 +369,7 @@ async def test_finishing_records_the_outcome_once_and_returns_the_same_when_repe
     assert await store.finish([outcome]) == {(attempt.id, 1): state}
     assert await snapshot(database) == before
     if state is State.QUEUED:
-        due = (await store.standing([attempt.id]))[attempt.id].due_in_ms
+        due = (await store.schedule_rows([attempt.id]))[attempt.id].due_in_ms
         assert 55_000 < due <= 60_000
 
 
@@ -523,7 +523,7 @@ async def test_a_missing_record_raises_record_not_found(store: Store) -> None:
             await call
     assert await store.get_many([missing]) == []
     assert await store.attempts(missing) == []
-    assert await store.standing([missing]) == {}
+    assert await store.schedule_rows([missing]) == {}
 
 
 # reconciler
@@ -588,7 +588,7 @@ async def test_a_schedule_row_has_the_time_to_the_start_of_a_queued_record_or_to
 ) -> None:
     waiting, due = await queued(store, delay_s=60), await queued(store, job="other", queue="p")
     running, dead = await started(store), await started(store, lease_s=OVER_S)
-    found = await store.standing([waiting, due, running.id, dead.id])
+    found = await store.schedule_rows([waiting, due, running.id, dead.id])
     assert 55_000 < found[waiting].due_in_ms <= 60_000
     assert found[due].due_in_ms == 0
     assert (found[due].job, found[due].queue) == ("other", "p")

@@ -77,7 +77,7 @@ async def test_jobs_beyond_the_concurrency_of_a_host_are_requeued_without_a_leas
     assert results[:2] == [GRANTED, GRANTED]
     assert all(result > 10_000 for result in results[2:])
     assert await claim(plane) == []
-    keys = await plane.queue.look("c")
+    keys = await plane.queue.read_job("c")
     assert (keys.leased, keys.tries, keys.payload) == (False, 0, b"payload")
     (stats,) = await plane.limiter_stats()
     assert (stats.host, stats.in_use, stats.concurrency, stats.waiting) == ("a.test", 2, 2, 2)

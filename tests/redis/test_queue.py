@@ -624,7 +624,7 @@ async def test_every_call_raises_without_the_password_if_redis_is_unreachable() 
             queue.nudge("default"),
             queue.renew([lease], LEASE_S),
             queue.ack([Ack(lease, Disposition.DONE)]),
-            queue.tell_health("k", "v", 1),
+            queue.write_health("k", "v", 1),
             queue.depth("default"),
             queue.results(["a"]),
             queue.sweep("default"),
@@ -636,10 +636,10 @@ async def test_every_call_raises_without_the_password_if_redis_is_unreachable() 
             queue.abort("default", "a", b"", 1),
             queue.aborts(),
             queue.now_ms(),
-            queue.standing("a"),
+            queue.presence("a"),
             queue.epoch(),
             queue.epoch(1),
-            queue.eviction(),
+            queue.eviction_policy(),
         ):
             with pytest.raises(QueueUnavailable, match="Redis did not respond while") as caught:
                 await call
@@ -668,7 +668,7 @@ async def test_a_redis_that_never_responds_raises_within_six_seconds() -> None:
 
 async def test_a_health_line_is_kept_for_the_given_time(queue: Queue, redis: Any) -> None:
     await queue.ping()
-    await queue.tell_health("arq:queue:health-check", "j_complete=1", 60)
+    await queue.write_health("arq:queue:health-check", "j_complete=1", 60)
     assert await redis.get("arq:queue:health-check") == b"j_complete=1"
     assert 50_000 < await redis.pttl("arq:queue:health-check") <= 60_000
     assert await queue.results(["none"]) == [None]

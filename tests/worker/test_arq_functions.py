@@ -494,7 +494,7 @@ async def test_the_queue_reports_whether_a_plain_job_is_queued_and_leased(
     client: ArqRedis, plane: ControlPlane
 ) -> None:
     queued = await enqueue(client, "plain_add", 1)
-    assert await Queue(plane.redis).standing(queued.job_id) == (True, False)
+    assert await Queue(plane.redis).presence(queued.job_id) == (True, False)
     (lease,) = (await plane.queue.claim("default", 1, 30)).leases
     assert lease.id == queued.job_id
-    assert await plane.queue.standing(queued.job_id) == (True, True)
+    assert await plane.queue.presence(queued.job_id) == (True, True)

@@ -269,7 +269,7 @@ async def test_a_rescheduled_job_keeps_its_limit_keys(settings: CplaneSettings, 
     await handle.cancel()
     await raw(plane).flushdb()
     await plane.retry(handle.id)
-    payload = (await plane.queue.look(str(handle.id))).payload
+    payload = (await plane.queue.read_job(str(handle.id))).payload
     assert payload is not None
     assert decode_envelope(payload).limit_keys == ("a.test",)
     await raw(plane).flushdb()

@@ -346,7 +346,7 @@ async def test_a_job_claimed_while_the_worker_stops_stays_in_the_queue(
         await blocked(raw(plane), 1)
         worker.stop()
     assert not gate.entered.is_set()
-    state = await plane.queue.look(str(handles[0].id))
+    state = await plane.queue.read_job(str(handles[0].id))
     assert (state.leased, state.tries) == (False, 0)
     monkeypatch.setattr(Queue, "nudge", nudge)
     gate.open.set()
