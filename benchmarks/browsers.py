@@ -1,4 +1,4 @@
-"""cplane's pages beside Playwright by hand, crawlee's pool and a browser a visit: `python benchmarks/browsers.py --help`."""
+"""cplane's pages, plain Playwright, crawlee's pool and a browser a visit, compared: `python benchmarks/browsers.py --help`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What was measured beside what is asked for, as tables and as JSON."""
+"""The requirements and the figures of a run, as tables and as JSON."""
 
 import json
 from collections.abc import Callable
@@ -29,16 +29,16 @@ class Report:
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
 
     def add(self, figure_name: str, way: str, value: float) -> None:
-        """One round's value."""
+        """Add the value of one round."""
         self.values.setdefault((figure_name, way), []).append(value)
 
     def get(self, figure_name: str, way: str) -> float | None:
-        """The median of the rounds."""
+        """Return the median of the rounds."""
         values = self.values.get((figure_name, way))
         return median(values) if values else None
 
     def ratio(self, figure_name: str, way: str, to: str) -> float | None:
-        """The median of the rounds' own ratios: both were measured within a minute of each other."""
+        """Return the median of the ratios per round: within a round, both were measured within a minute."""
         ours, theirs = (self.values.get((figure_name, name), []) for name in (way, to))
         ratios = [one / other for one, other in zip(ours, theirs, strict=False) if other]
         return median(ratios) if ratios else None
@@ -50,7 +50,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requirement:
     """A bound, and how it is measured."""
 
     says: str
@@ -59,20 +59,20 @@ class Asked:
     at_most: float | None = None
 
 
-ASKED = (
-    Asked("fresh contexts at saturation, ÷ Playwright by hand", lambda r: r.ratio(RATE, FRESH.name, RAW_CONTEXT.name), 0.95),
-    Asked("fresh contexts at saturation, ÷ a browser a visit", lambda r: r.ratio(RATE, FRESH.name, RAW_BROWSER.name), 2.3),
-    Asked("fresh contexts at saturation, ÷ crawlee", lambda r: r.ratio(RATE, FRESH.name, CRAWLEE.name), 1.0),
-    Asked("shared pages at saturation, ÷ a page reused by hand", lambda r: r.ratio(RATE, SHARED.name, RAW_REUSE.name), 0.95),
-    Asked("idle visit p50, ÷ a context by hand", lambda r: r.ratio(VISIT, FRESH.name, RAW_CONTEXT.name), None, 0.45),
-    Asked("acquire p50 with a ready page, ms", lambda r: r.get(ACQUIRE, FRESH.name), None, 5.0),
-    Asked("after a browser's death, worst ms", lambda r: r.get(DEATH, JOBS), None, 2000.0),
-    Asked("memory over all pages, last half ÷ first", lambda r: r.get(MEMORY, FRESH.name), None, 1.05),
+REQUIREMENTS = (
+    Requirement("fresh contexts at saturation, ÷ plain Playwright", lambda r: r.ratio(RATE, FRESH.name, RAW_CONTEXT.name), 0.95),
+    Requirement("fresh contexts at saturation, ÷ a browser a visit", lambda r: r.ratio(RATE, FRESH.name, RAW_BROWSER.name), 2.3),
+    Requirement("fresh contexts at saturation, ÷ crawlee", lambda r: r.ratio(RATE, FRESH.name, CRAWLEE.name), 1.0),
+    Requirement("shared pages at saturation, ÷ plain Playwright with a reused page", lambda r: r.ratio(RATE, SHARED.name, RAW_REUSE.name), 0.95),
+    Requirement("idle visit p50, ÷ plain Playwright with a context", lambda r: r.ratio(VISIT, FRESH.name, RAW_CONTEXT.name), None, 0.45),
+    Requirement("acquire p50 with a ready page, ms", lambda r: r.get(ACQUIRE, FRESH.name), None, 5.0),
+    Requirement("after a browser's death, worst ms", lambda r: r.get(DEATH, JOBS), None, 2000.0),
+    Requirement("memory over all pages, last half ÷ first", lambda r: r.get(MEMORY, FRESH.name), None, 1.05),
 )  # fmt: skip
 
 
 def show(console: Console, report: Report) -> None:
-    """Print every figure, then what is asked for."""
+    """Print every figure, then the requirements."""
     table = Table(title="Measured in this run, medians of the rounds", title_justify="left")
     for heading in ("figure", "way"):
         table.add_column(heading, no_wrap=True)
@@ -85,15 +85,15 @@ def show(console: Console, report: Report) -> None:
         )
         last = name
     console.print(table)
-    asked = Table(title="Asked for", title_justify="left")
-    for heading in ("", "asked", "measured", "verdict"):
-        asked.add_column(heading, justify="right" if heading in {"asked", "measured"} else "left")
-    for line in ASKED:
+    required = Table(title="Requirements", title_justify="left")
+    for heading in ("", "required", "measured", "verdict"):
+        required.add_column(heading, justify="right" if heading in {"required", "measured"} else "left")
+    for line in REQUIREMENTS:
         value = line.measure(report)
         bound = f"≥ {line.at_least:g}" if line.at_least is not None else f"≤ {line.at_most:g}"
         if value is None:
-            asked.add_row(line.says, bound, "", "[dim]not measured[/]")
+            required.add_row(line.says, bound, "", "[dim]not measured[/]")
             continue
         met = (line.at_least is None or value >= line.at_least) and (line.at_most is None or value <= line.at_most)
-        asked.add_row(line.says, bound, f"{value:.2f}", "[green]met[/]" if met else "[red]not met[/]")
-    console.print(asked)
+        required.add_row(line.says, bound, f"{value:.2f}", "[green]met[/]" if met else "[red]not met[/]")
+    console.print(required)
