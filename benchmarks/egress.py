@@ -1,4 +1,4 @@
-"""What the egress gate costs: connections and bytes through it, beside the same without it. Everything is on loopback, in one process.
+"""The cost of the egress gate: connections and bytes through it, compared with direct ones. All on loopback, in one process.
 
 python benchmarks/egress.py
 """
@@ -25,7 +25,7 @@ MEBIBYTES = 512
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One byte: one byte back. Two: as much as is measured."""
+    """Reply to one byte with one byte, and to two bytes with the data of the throughput measurement."""
     try:
         if await reader.read(2) == b"b!":
             for _ in range(MEBIBYTES * (1 << 20) // len(CHUNK)):
@@ -37,22 +37,22 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-class Reading(asyncio.Protocol):
-    """Counts what comes until the end."""
+class ByteCounter(asyncio.Protocol):
+    """Counts the received bytes until the connection ends."""
 
     def __init__(self) -> None:
-        self.got = 0
+        self.received = 0
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
-        self.got += len(data)
+        self.received += len(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set_result(None) if exc is None else self.ended.set_exception(exc)
 
 
 async def connect(port: int, gate: Gate | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the server, by the gate or straight."""
+    """Connect to the server, through the gate or directly."""
     if gate is None:
         return await asyncio.open_connection("127.0.0.1", port)
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(gate.server).port)
@@ -64,7 +64,7 @@ async def connect(port: int, gate: Gate | None) -> tuple[asyncio.StreamReader, a
 
 
 async def latency(port: int, gate: Gate | None) -> list[float]:
-    """Milliseconds from nothing to the first byte."""
+    """Return the milliseconds from the connect to the first byte, for each connection."""
     took: list[float] = []
     for _ in range(CONNECTIONS):
         start = time.perf_counter()
@@ -77,19 +77,19 @@ async def latency(port: int, gate: Gate | None) -> list[float]:
 
 
 async def throughput(port: int, gate: Gate | None) -> float:
-    """MiB a second through one connection."""
+    """Return the MiB per second through one connection."""
     _, writer = await connect(port, gate)
-    transport, reading = writer.transport, Reading()
-    transport.set_protocol(reading)
+    transport, counter = writer.transport, ByteCounter()
+    transport.set_protocol(counter)
     start = time.perf_counter()
     transport.write(b"b!")
-    await reading.ended
-    assert reading.got == MEBIBYTES << 20
+    await counter.ended
+    assert counter.received == MEBIBYTES << 20
     return MEBIBYTES / (time.perf_counter() - start)
 
 
 async def main() -> None:
-    """Print both, straight and by the gate."""
+    """Print latency and throughput, direct and through the gate."""
 
     async def resolve(host: str, port: int) -> Sequence[Address]:  # noqa: ARG001  the resolver's signature
         return [ip_address("127.0.0.1")]
@@ -101,10 +101,10 @@ async def main() -> None:
         proxy.gate() as gate,
     ):
         port: int = server.sockets[0].getsockname()[1]
-        for name, way in (("straight", None), ("by the gate", gate)):
-            await latency(port, way)
-            took = await latency(port, way)
-            rate = max([await throughput(port, way) for _ in range(3)])
+        for name, used_gate in (("direct", None), ("with gate", gate)):
+            await latency(port, used_gate)
+            took = await latency(port, used_gate)
+            rate = max([await throughput(port, used_gate) for _ in range(3)])
             p50, p99 = statistics.median(took), statistics.quantiles(took, n=100)[98]
             print(f"{name:12} first byte p50 {p50:.2f} ms, p99 {p99:.2f} ms; {rate:,.0f} MiB/s")
         start = time.perf_counter()

@@ -1,11 +1,9 @@
-"""cplane beside seven other task frameworks, on this machine, in one run: `python benchmarks/peers.py --help`."""
+"""cplane compared with seven other task frameworks, in one run on this machine: `python benchmarks/peers.py --help`."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # the suite is found from whatever folder this is started in
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the suite is found from any working directory
 
 from benchmarks.suite.cli import app
 

@@ -1,4 +1,4 @@
-"""How soon a person gets an answer: `cplane --help`, and `cplane dev` until /readyz answers. `python benchmarks/startup.py`."""
+"""Startup times: `cplane --help`, and `cplane dev` until /readyz returns 200. `python benchmarks/startup.py`."""
 
 import asyncio
 import statistics
@@ -14,7 +14,7 @@ COMMAND = (sys.executable, "-m", "cplane")
 
 
 async def help_s() -> float:
-    """Seconds until `cplane --help` has ended."""
+    """Return the seconds that `cplane --help` takes."""
     began = time.perf_counter()
     process = await asyncio.create_subprocess_exec(*COMMAND, "--help", stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
@@ -22,7 +22,7 @@ async def help_s() -> float:
 
 
 async def dev_s(folder: Path) -> float:
-    """Seconds until a `cplane dev` started in `folder` says that it is ready; it is stopped afterwards."""
+    """Return the seconds until a `cplane dev` in `folder` is ready, and stop it."""
     began = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "dev", "--port", str(PORT), cwd=folder, stderr=asyncio.subprocess.DEVNULL
@@ -38,7 +38,7 @@ async def dev_s(folder: Path) -> float:
 
 
 async def is_ready() -> bool:
-    """Whether /readyz answers 200."""
+    """Return whether /readyz returns 200."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
     except OSError:
@@ -50,14 +50,14 @@ async def is_ready() -> bool:
 
 
 async def main() -> None:
-    """Measure and print; the first round of each only warms up."""
+    """Measure and print. The first round of each is a warm-up."""
     helps = [await help_s() for _ in range(ROUNDS + 1)][1:]
     with tempfile.TemporaryDirectory() as folder:
         cold_s, *warm = [await dev_s(Path(folder)) for _ in range(ROUNDS + 1)]
     rows = [("cplane --help", helps, 0.5), ("cplane dev, warm", warm, 3.0)]
     for name, seconds, limit_s in rows:
         print(
-            f"{name:18} median {statistics.median(seconds):.2f} s  worst {max(seconds):.2f} s  asked for {limit_s:g} s"
+            f"{name:18} median {statistics.median(seconds):.2f} s  worst {max(seconds):.2f} s  required {limit_s:g} s"
         )
     print(f"{'cplane dev, first':18} {cold_s:.2f} s, with new servers")
 

@@ -1,4 +1,4 @@
-"""The benchmark tools: counting jobs, judging requirements, and writing the report."""
+"""The benchmark suite: counting, verdicts and the generated page."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ async def test_lost_and_doubled_jobs_are_counted(tally: Tally) -> None:
     slots = Slots(tally.path)
     for slot in (0, 1, 1, 3):
         run(slots, slot)
-    assert await tally.settle(4) == Count(lost=1, doubled=1)
+    assert await tally.count_errors(4) == Count(lost=1, doubled=1)
 
 
-async def test_a_wait_ends_with_the_last_job(tally: Tally) -> None:
+async def test_wait_returns_after_the_last_job(tally: Tally) -> None:
     slots = Slots(tally.path)
     waiting = asyncio.create_task(tally.wait(10))
     for slot in range(10):
@@ -44,12 +44,12 @@ async def test_a_wait_ends_with_the_last_job(tally: Tally) -> None:
     assert tally.per_s(10) > 0
 
 
-async def test_waits_run_from_the_submit_to_the_first_line(tally: Tally) -> None:
+async def test_latency_is_measured_from_submit_to_the_first_line(tally: Tally) -> None:
     slots = Slots(tally.path)
     slots.submit(0)
     await asyncio.sleep(0.02)
     slots.begin(0)
-    run(slots, 1)  # slot 1 was not submitted here, so it has no wait time
+    run(slots, 1)  # submitted by another order: has no latency here
     (wait_ms,) = tally.waits_ms(2)
     assert wait_ms >= 20
 
@@ -64,11 +64,11 @@ def test_a_requirement_is_judged_against_the_best_peer() -> None:
     assert verdict.against == "30,000 jobs/s against dramatiq's 5,000 jobs/s"
 
 
-def test_what_was_not_measured_is_neither_met_nor_not() -> None:
+def test_a_requirement_that_was_not_measured_has_no_verdict() -> None:
     assert {verdict.met for verdict in judge(Results())} == {None}
 
 
-def test_a_saved_run_makes_the_same_page(tmp_path: Path) -> None:
+def test_a_saved_run_generates_the_page(tmp_path: Path) -> None:
     results = Results({"arguments": "--quick"})
     results.add("throughput", "1 worker", "cplane recorded", "jobs/s", 4000, count=Count(0, 0))
     results.skip("throughput", "1 worker", "arq", "not there")

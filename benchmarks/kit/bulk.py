@@ -1,16 +1,16 @@
-"""Bulk for clients that have no bulk call: so many submits side by side."""
+"""Bulk submission for clients without a bulk call: concurrent single submissions."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
-async def side_by_side(many: int, submits: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all of them, `many` at a time."""
-    waiting = iter(submits)
+async def submit_concurrently(concurrency: int, submits: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all submissions, `concurrency` at a time."""
+    pending = iter(submits)
 
-    async def one_after_another() -> None:
-        for submit in waiting:
+    async def submit_next() -> None:
+        for submit in pending:
             await submit
 
-    await asyncio.gather(*(one_after_another() for _ in range(many)))
+    await asyncio.gather(*(submit_next() for _ in range(concurrency)))

@@ -1,7 +1,7 @@
-"""A process that submits: it takes orders as lines of JSON on stdin, carries them out through one system's own client, and answers in JSON.
+"""The producer process: reads orders as lines of JSON from stdin, submits jobs with the client of one system, and replies in JSON.
 
-It is the same program for every system: `serve(client)` or `serve_sync(client)`, run in the environment of the peer. It needs the standard library
-alone, and takes uvloop where the peer's environment has it. The time that an answer carries is that of submitting alone.
+It is the same program for every system: `serve(client)` or `serve_sync(client)`, run in the environment of the peer. It needs only the
+standard library, and uses uvloop if the peer's environment has it. The time in a reply is that of the submissions only.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ TICK_S = 0.002
 
 
 class Client(Protocol):
-    """What a peer's client.py implements with the peer's own API. `job` is noop or sleep; the slot is the job's argument."""
+    """Implemented by a peer's client.py with the API of the peer. `job` is noop or sleep; the slot is the argument of the job."""
 
     async def open(self) -> None:
         """Connect."""
@@ -33,23 +33,23 @@ class Client(Protocol):
         ...
 
     async def submit(self, job: str, slot: int) -> None:
-        """Submit one job, and wait until the system has it."""
+        """Submit one job, and wait until the system has accepted it."""
         ...
 
     async def submit_bulk(self, job: str, slots: range) -> None:
-        """Submit many jobs by the fastest stock way."""
+        """Submit many jobs by the fastest method that the system offers."""
         ...
 
 
 class SyncClient(Protocol):
-    """The same for systems whose client is not asynchronous; it is called from several threads."""
+    """The same for systems with a synchronous client. It is called from several threads."""
 
     def submit(self, job: str, slot: int) -> None:
-        """Submit one job, and wait until the system has it."""
+        """Submit one job, and wait until the system has accepted it."""
         ...
 
     def submit_bulk(self, job: str, slots: range) -> None:
-        """Submit many jobs by the fastest stock way."""
+        """Submit many jobs by the fastest method that the system offers."""
         ...
 
 
@@ -62,17 +62,17 @@ def serve_sync(make: Callable[[], SyncClient]) -> None:
     """Serve orders with a synchronous client until stdin ends."""
     client = make()
     slots = open_slots()
-    _say({"ready": True})
+    _reply({"ready": True})
     for line in sys.stdin:
         order: Order = json.loads(line)
         began = time.perf_counter()
         SYNC[order["do"]](client, slots, order)
-        _say({"took_s": time.perf_counter() - began})
+        _reply({"took_s": time.perf_counter() - began})
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Say why this system cannot take part, and leave."""
-    _say({"unavailable": reason})
+    """Report why this system cannot take part, and exit."""
+    _reply({"unavailable": reason})
     sys.exit(0)
 
 
@@ -80,13 +80,13 @@ async def _serve(make: Callable[[], Client]) -> None:
     client = make()
     await client.open()
     slots = open_slots()
-    _say({"ready": True})
+    _reply({"ready": True})
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order: Order = json.loads(line)
         began = time.perf_counter()
         await ASYNC[order["do"]](client, slots, order)
-        _say({"took_s": time.perf_counter() - began})
+        _reply({"took_s": time.perf_counter() - began})
     await client.close()
 
 
@@ -100,8 +100,8 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
             runner.run(main)
 
 
-def _say(answer: Order) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _reply(reply: Order) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()
 
 
@@ -113,39 +113,39 @@ def _range(order: Order) -> range:
 
 
 async def bulk(client: Client, _: Slots, order: Order) -> None:
-    """All at once."""
+    """Submit all jobs with the bulk call."""
     await client.submit_bulk(order["job"], _range(order))
 
 
 async def single(client: Client, _: Slots, order: Order) -> None:
-    """One awaited submit after another."""
+    """Submit and await one job after another."""
     for slot in _range(order):
         await client.submit(order["job"], slot)
 
 
 async def concurrent(client: Client, _: Slots, order: Order) -> None:
-    """So many submitters side by side, each of which submits one after another."""
-    waiting = iter(_range(order))
+    """Run concurrent submitters, each of which submits one job after another."""
+    pending = iter(_range(order))
 
     async def submitter() -> None:
-        for slot in waiting:
+        for slot in pending:
             await client.submit(order["job"], slot)
 
     await asyncio.gather(*(submitter() for _ in range(order["submitters"])))
 
 
 async def sparse(client: Client, slots: Slots, order: Order) -> None:
-    """One at a time, with a random pause before each, the last job long begun."""
+    """Submit one job at a time, after a random pause and the start of the previous job."""
     for slot in _range(order):
         await asyncio.sleep(_pause_s(order))
         slots.submit(slot)
         await client.submit(order["job"], slot)
-        while not slots.has_run(slot):  # what comes next shall find an idle worker
+        while not slots.has_run(slot):  # the next job must find an idle worker
             await asyncio.sleep(0.005)
 
 
 async def steady(client: Client, slots: Slots, order: Order) -> None:
-    """At a steady rate, each submit on its own: what is due goes out, however many others are under way."""
+    """Submit at a constant rate: each job is sent when it is due, however many others are in flight."""
 
     async def submit(slot: int) -> None:
         slots.submit(slot)
@@ -169,29 +169,29 @@ ASYNC: dict[str, Callable[[Client, Slots, Order], Coroutine[Any, Any, None]]] = 
 }
 
 
-# the same in threads
+# synchronous orders, in threads
 
 
 def sync_bulk(client: SyncClient, _: Slots, order: Order) -> None:
-    """All at once."""
+    """Submit all jobs with the bulk call."""
     client.submit_bulk(order["job"], _range(order))
 
 
 def sync_single(client: SyncClient, _: Slots, order: Order) -> None:
-    """One submit after another."""
+    """Submit one job after another."""
     for slot in _range(order):
         client.submit(order["job"], slot)
 
 
 def sync_concurrent(client: SyncClient, _: Slots, order: Order) -> None:
-    """As many threads as submitters."""
+    """Submit from as many threads as there are submitters."""
     with ThreadPoolExecutor(order["submitters"]) as threads:
         for _done in threads.map(partial(client.submit, order["job"]), _range(order)):
             pass
 
 
 def sync_sparse(client: SyncClient, slots: Slots, order: Order) -> None:
-    """One at a time, with a random pause before each, the last job long begun."""
+    """Submit one job at a time, after a random pause and the start of the previous job."""
     for slot in _range(order):
         time.sleep(_pause_s(order))
         slots.submit(slot)
@@ -201,15 +201,15 @@ def sync_sparse(client: SyncClient, slots: Slots, order: Order) -> None:
 
 
 def sync_steady(client: SyncClient, slots: Slots, order: Order) -> None:
-    """At a steady rate, from four threads."""
-    waiting = iter(_range(order))
-    turn = threading.Lock()
+    """Submit at a constant rate, from four threads."""
+    pending = iter(_range(order))
+    lock = threading.Lock()
     began = time.monotonic()
 
     def submitter() -> None:
         while True:
-            with turn:
-                slot = next(waiting, None)
+            with lock:
+                slot = next(pending, None)
             if slot is None:
                 return
             if (wait_s := began + (slot - order["first"]) / order["rate"] - time.monotonic()) > 0:
@@ -234,4 +234,4 @@ SYNC: dict[str, Callable[[SyncClient, Slots, Order], None]] = {
 
 
 def _pause_s(order: Order) -> float:
-    return random.uniform(order["pause_s"] * 0.5, order["pause_s"] * 1.5)  # noqa: S311  no secret
+    return random.uniform(order["pause_s"] * 0.5, order["pause_s"] * 1.5)  # noqa: S311  not for security

@@ -25,24 +25,24 @@ from cplane.browser import find_executable
 RUN_S = 600.0
 FILE_WIDTH = 160
 
-Rounds = Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured, in turn.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds; each measures everything once.")]
 Visits = Annotated[
     int,
-    typer.Option("--visits", min=8, help="Visits of one measurement at saturation, half of them in each of two turns."),
+    typer.Option("--visits", min=8, help="Visits per measurement at saturation, in two halves."),
 ]
-Idle = Annotated[int, typer.Option("--idle", min=4, help="Visits of one measurement of an idle system.")]
-Memory = Annotated[int, typer.Option("--memory", min=0, help="Pages over which memory is watched; 0: not at all.")]
-Deaths = Annotated[int, typer.Option("--deaths", min=0, help="Browsers that are killed under a job.")]
+Idle = Annotated[int, typer.Option("--idle", min=4, help="Visits per measurement of an idle system.")]
+Memory = Annotated[int, typer.Option("--memory", min=0, help="Pages over which memory is measured; 0: no measurement.")]
+Deaths = Annotated[int, typer.Option("--deaths", min=0, help="Number of browsers to kill while a job runs.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values as JSON.")]
 
 
 Program = Callable[..., Awaitable[dict[str, Any]]]
-"""Runs the program of a way, with options, and answers what it measured."""
+"""Runs the program of a way with options, and returns its measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is done."""
+    """The size of a run."""
 
     rounds: int
     visits: int
@@ -62,8 +62,8 @@ def main(
 ) -> None:
     """Measure cplane's pages, plain Playwright, crawlee's pool and a browser a visit, in one run, and print ratios.
 
-    Every way visits the same page on loopback, with the same browser and four pages at once: without a pause (visits/s), then one by one with a
-    pause (latency). Then whole jobs: submitted, recorded, run by a worker of its own and awaited; and browsers killed under jobs.
+    Every way visits the same page on loopback, with the same browser and four concurrent pages: without a pause (visits/s), then one by one
+    with a pause (latency). Then whole jobs: submitted, recorded, run by a separate worker and awaited; and jobs whose browser is killed.
     """
     console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     report = Report()
@@ -71,7 +71,7 @@ def main(
     try:
         asyncio.run(run(console, report, sizes))
     except environments.InstallError as error:
-        console.print(f"[red]an environment could not be made:[/] {error}")
+        console.print(f"[red]an environment could not be created:[/] {error}")
         raise typer.Exit(1) from None
     finally:
         if report.values:
@@ -81,7 +81,7 @@ def main(
 
 
 async def run(console: Console, report: Report, sizes: Sizes) -> None:
-    """Every way in turn, round by round, so that what disturbs the machine disturbs all of them."""
+    """Measure all ways in turn, round by round, so that load on the machine affects all of them."""
     await environments.ensure("crawlee")
     executable = str(find_executable().path)
     async with site() as url:
@@ -105,7 +105,7 @@ async def run(console: Console, report: Report, sizes: Sizes) -> None:
 
 
 async def measure_busy(console: Console, report: Report, ways: Sequence[Way], program: Program, visits: int) -> None:
-    """All ways at saturation, half of the visits in this order and half in the other: a machine that grows slower meanwhile does so for all."""
+    """Measure all ways at saturation: half of the visits in this order, half in reverse, so that a machine that slows down affects all."""
     took_s = dict.fromkeys(ways, 0.0)
     for way in (*ways, *reversed(ways)):
         console.print(f"[dim]  {way.name}[/]")
@@ -121,23 +121,23 @@ def _half(way: Way, visits: int) -> int:
 
 
 async def measure_idle(report: Report, way: Way, program: Program, visits: int) -> None:
-    """One way, one visit after the other."""
+    """Measure one way, one visit after the other."""
     idle = await program(way, "--visits", str(visits), "--idle")
     report.add(VISIT, way.name, median(idle["visit_ms"]))
     report.add(ACQUIRE, way.name, median(idle["acquire_ms"]))
 
 
 async def timed(url: str, executable: str, way: Way, *options: str) -> dict[str, Any]:
-    """What the program of one way measured."""
-    answer: dict[str, Any] = json.loads(
+    """Run the program of one way, and return its measurements."""
+    measured: dict[str, Any] = json.loads(
         await output([*way.command, "--url", url, "--executable", executable, *options])
     )
-    return answer
+    return measured
 
 
 @asynccontextmanager
 async def site() -> AsyncGenerator[str]:
-    """The page, served by another process."""
+    """Serve the page from another process, and yield its URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -156,7 +156,7 @@ async def site() -> AsyncGenerator[str]:
 
 
 async def output(command: Sequence[str]) -> str:
-    """What a program printed last."""
+    """Run a program, and return its last line of output."""
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=asyncio.subprocess.PIPE
     )
@@ -173,7 +173,7 @@ async def output(command: Sequence[str]) -> str:
 
 
 def app() -> None:
-    """Run it."""
+    """Run the command line."""
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(main)
     command()

@@ -1,4 +1,4 @@
-"""The browser jobs of the benchmark, run by a worker of its own: `arq cplane.worker.Settings` with CPLANE_IMPORTS=benchmarks.pages.jobs."""
+"""The browser jobs of the benchmark, run by a separate worker: `arq cplane.worker.Settings` with CPLANE_IMPORTS=benchmarks.pages.jobs."""
 
 import asyncio
 import os
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from playwright.async_api import Page
 
-from benchmarks.pages.raw import look
+from benchmarks.pages.raw import open_page
 from cplane import Context, job
 
 
 @job(timeout=60)
 async def visit(page: Page, url: str) -> None:
-    """What every visit does."""
-    await look(page, url)
+    """Visit the page."""
+    await open_page(page, url)
 
 
 @job(timeout=60)
 async def survive(page: Page, ctx: Context, folder: str) -> float:
-    """On its first attempt wait for the browser's death; on the next tell when it has a page that works. Answers seconds of the monotonic clock."""
+    """Wait for the death of the browser on the first attempt. On the next, return the monotonic time in seconds once the page works."""
     if ctx.attempt == 1:
         (Path(folder) / str(os.getpid())).touch()
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""Whether the pool's memory stays flat over thousands of pages: `visits` through cplane's pool, its browser replaced as usual."""
+"""Measures whether the memory of the pool stays constant over thousands of pages, while browsers are replaced as usual."""
 
 import asyncio
 import logging
@@ -8,16 +8,16 @@ import sys
 
 import structlog
 
-from benchmarks.pages.raw import look
+from benchmarks.pages.raw import open_page
 from benchmarks.suite.process_tree import memory_mb, tree
 from cplane.browser import BrowserPool, Limits
 
-SAMPLE_EVERY = 25
-"""Pages between two looks at the memory."""
+SAMPLE_INTERVAL_PAGES = 25
+"""Pages between two samples of the memory."""
 
 
 async def main(url: str, visits: int) -> None:
-    """Print samples as they come, then the last half's mean over the first's; the first tenth only warms up."""
+    """Print the mean of the last half of the samples divided by that of the first; the first tenth is a warm-up."""
     samples: list[float] = []
     numbers = iter(range(visits))
     async with BrowserPool(4, limits=Limits(pages=250)) as pool:
@@ -25,8 +25,8 @@ async def main(url: str, visits: int) -> None:
         async def work() -> None:
             for number in numbers:
                 async with pool.page() as page:
-                    await look(page, url)
-                if number % SAMPLE_EVERY == 0:
+                    await open_page(page, url)
+                if number % SAMPLE_INTERVAL_PAGES == 0:
                     pss_mb, _ = memory_mb(tree(os.getpid()))
                     samples.append(pss_mb)
 

@@ -1,4 +1,4 @@
-"""cplane's pool: a fresh context a visit, or pages that are shared. `python -m benchmarks.pages.ours WAY …`."""
+"""cplane's pool: a fresh context per visit, or shared pages. `python -m benchmarks.pages.ours WAY …`."""
 
 import argparse
 import asyncio
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks.pages.raw import look
+from benchmarks.pages.raw import open_page
 from benchmarks.pages.visits import measure, parse
 from cplane.browser import BrowserPool, PageOptions
 
@@ -22,7 +22,7 @@ async def main(arguments: argparse.Namespace) -> None:
             began = time.perf_counter()
             async with pool.page(options, scope="bench") as page:
                 acquire_s = time.perf_counter() - began
-                await look(page, url)
+                await open_page(page, url)
             return acquire_s
 
         await measure(visit, arguments)

@@ -1,4 +1,4 @@
-"""Playwright itself: a browser a visit, a context a visit, or one page over and over. `python -m benchmarks.pages.raw WAY …`."""
+"""Plain Playwright: a browser per visit, a context per visit, or reused pages. `python -m benchmarks.pages.raw WAY …`."""
 
 import argparse
 import asyncio
@@ -10,26 +10,26 @@ from playwright.async_api import Browser, Page, Playwright, async_playwright
 from benchmarks.pages.visits import Visit, measure, parse
 
 
-async def look(page: Page, url: str) -> None:
-    """What every visit does."""
+async def open_page(page: Page, url: str) -> None:
+    """Open the page and read its title, as every visit does."""
     await page.goto(url)
     assert await page.title() == "Bench"
 
 
 async def launch(playwright: Playwright, executable: str) -> Browser:
-    """The same browser as the pool's."""
+    """Launch the same browser as the pool."""
     return await playwright.chromium.launch(executable_path=executable, chromium_sandbox=os.geteuid() != 0)
 
 
 def browser_per_visit(playwright: Playwright, executable: str) -> Visit:
-    """Launch, visit, close."""
+    """Return a visit that launches and closes a browser."""
 
     async def visit(url: str) -> float:
         began = time.perf_counter()
         browser = await launch(playwright, executable)
         page = await browser.new_page()
         acquire_s = time.perf_counter() - began
-        await look(page, url)
+        await open_page(page, url)
         await browser.close()
         return acquire_s
 
@@ -37,14 +37,14 @@ def browser_per_visit(playwright: Playwright, executable: str) -> Visit:
 
 
 def context_per_visit(browser: Browser) -> Visit:
-    """The isolation that a pool gives, by hand."""
+    """Return a visit with the isolation of a pool: its own context."""
 
     async def visit(url: str) -> float:
         began = time.perf_counter()
         context = await browser.new_context()
         page = await context.new_page()
         acquire_s = time.perf_counter() - began
-        await look(page, url)
+        await open_page(page, url)
         await context.close()
         return acquire_s
 
@@ -52,13 +52,13 @@ def context_per_visit(browser: Browser) -> Visit:
 
 
 async def pages_reused(browser: Browser, number: int) -> Visit:
-    """No isolation: as many pages of one context as there are visits at once."""
+    """Return a visit without isolation, on `number` reused pages of one context."""
     context = await browser.new_context()
     pages = [await context.new_page() for _ in range(number)]
 
     async def visit(url: str) -> float:
         page = pages.pop()
-        await look(page, url)
+        await open_page(page, url)
         pages.append(page)
         return 0.0
 

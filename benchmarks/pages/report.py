@@ -29,16 +29,16 @@ class Report:
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
 
     def add(self, figure_name: str, way: str, value: float) -> None:
-        """One round's value."""
+        """Add the value of one round."""
         self.values.setdefault((figure_name, way), []).append(value)
 
     def get(self, figure_name: str, way: str) -> float | None:
-        """The median of the rounds."""
+        """Return the median of the rounds."""
         values = self.values.get((figure_name, way))
         return median(values) if values else None
 
     def ratio(self, figure_name: str, way: str, to: str) -> float | None:
-        """The median of the rounds' own ratios: both were measured within a minute of each other."""
+        """Return the median of the ratios per round: within a round, both were measured within a minute."""
         ours, theirs = (self.values.get((figure_name, name), []) for name in (way, to))
         ratios = [one / other for one, other in zip(ours, theirs, strict=False) if other]
         return median(ratios) if ratios else None

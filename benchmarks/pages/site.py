@@ -1,4 +1,4 @@
-"""The page that everybody visits, served on loopback by a process of its own: some text and one style."""
+"""The page that all ways visit: some text and one style sheet, served on loopback by a separate process."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ FILES = {"/": ("text/html", PAGE.encode()), "/style.css": ("text/css", STYLE.enc
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the requests of one connection, which stays open between them."""
+    """Serve the requests of one keep-alive connection."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -26,7 +26,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def main() -> None:
-    """Serve until stdin ends; the first line of output is the address."""
+    """Serve until stdin is closed. The first line of output is the URL."""
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
         print(f"http://{host}:{port}/", flush=True)

@@ -1,4 +1,4 @@
-"""Who takes part, and with what each visit is had."""
+"""The ways that are compared, and the program of each."""
 
 import sys
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from benchmarks.suite import environments
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of having pages."""
+    """One way to obtain pages."""
 
     name: str
     command: tuple[str, ...]
     isolated: bool = True
-    """Whether a visit leaves nothing for the next."""
+    """Whether a visit leaves no state for the next one."""
     slow: bool = False
-    """Whether it gets fewer visits, for each takes long."""
+    """Whether it gets fewer visits, because each takes long."""
 
 
 HERE = sys.executable

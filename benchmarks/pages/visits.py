@@ -1,4 +1,4 @@
-"""Visits by one way of having pages, timed: what every system's program runs. Standard library only, for each has an environment of its own."""
+"""Timed visits by one way to obtain pages, used by the program of each system. Standard library only: each has its own environment."""
 
 import argparse
 import asyncio
@@ -9,25 +9,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 PAUSE_S = 0.25
-"""Between two visits of an idle system: what it does in advance is done by then."""
+"""Pause between two visits of an idle system, in which it can finish its work in advance."""
 
 Visit = Callable[[str], Awaitable[float]]
-"""Visits a URL with a page of its own and is done with it at the end; answers the seconds until it had the page."""
+"""Visits a URL with a page and releases the page; returns the seconds until it had the page."""
 
 
 @dataclass
 class Timed:
-    """What a program prints as one line of JSON."""
+    """The measurements, which a program prints as one line of JSON."""
 
     per_s: float = 0.0
     visit_ms: list[float] = field(default_factory=list[float])
-    """From asking for a page until it was given back."""
+    """From the request for a page until its release."""
     acquire_ms: list[float] = field(default_factory=list[float])
-    """From asking for a page until it was there."""
+    """From the request for a page until it was ready."""
 
 
 async def saturate(visit: Visit, url: str, visits: int, concurrency: int) -> Timed:
-    """Visits without a pause, so many at once."""
+    """Run concurrent visits without a pause."""
     numbers = iter(range(visits))
     timed = Timed()
 
@@ -42,7 +42,7 @@ async def saturate(visit: Visit, url: str, visits: int, concurrency: int) -> Tim
 
 
 async def idle(visit: Visit, url: str, visits: int) -> Timed:
-    """One visit after the other, with a pause before each."""
+    """Run one visit after the other, with a pause before each."""
     timed = Timed()
     for _ in range(visits):
         await asyncio.sleep(PAUSE_S)
@@ -51,7 +51,7 @@ async def idle(visit: Visit, url: str, visits: int) -> Timed:
 
 
 async def one(visit: Visit, url: str, timed: Timed) -> None:
-    """One visit, timed."""
+    """Run and time one visit."""
     began = time.perf_counter()
     acquire_s = await visit(url)
     timed.visit_ms.append((time.perf_counter() - began) * 1000)
@@ -59,7 +59,7 @@ async def one(visit: Visit, url: str, timed: Timed) -> None:
 
 
 async def measure(visit: Visit, arguments: argparse.Namespace) -> None:
-    """Warm up, measure as told, print."""
+    """Warm up, measure, and print the result."""
     await saturate(visit, arguments.url, 2 * arguments.concurrency, arguments.concurrency)
     if arguments.idle:
         timed = await idle(visit, arguments.url, arguments.visits)
@@ -69,7 +69,7 @@ async def measure(visit: Visit, arguments: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line of every program."""
+    """Parse the command line of a program."""
     parser = argparse.ArgumentParser()
     parser.add_argument("way")
     parser.add_argument("--url", required=True)

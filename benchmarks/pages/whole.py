@@ -1,4 +1,4 @@
-"""The whole way of a browser job: submitted, recorded in Postgres, run by a worker of its own, awaited."""
+"""Whole browser jobs: submitted, recorded in Postgres, run by a separate worker, awaited."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from benchmarks.suite.systems import ROOT
 from benchmarks.suite.tally import median
 from cplane import ControlPlane
 from cplane.browser.engine.fleet import STABLE_AFTER_S
-from cplane.postgres import migrations
+from cplane.postgres.migrations import upgrade
 from cplane.settings import CplaneSettings, load_settings
 
 PAGES = 4
@@ -29,7 +29,7 @@ DEADLINE_S = 120.0
 
 @asynccontextmanager
 async def worker(executable: str) -> AsyncGenerator[tuple[ControlPlane, int]]:
-    """Servers, a worker in a process of its own, and a plane to submit with; answers the plane and the worker's pid."""
+    """Start the servers, a worker process and a control plane; yield the control plane and the pid of the worker."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cplane-bench-")))
         (folder / "servers").mkdir()
@@ -50,7 +50,7 @@ async def worker(executable: str) -> AsyncGenerator[tuple[ControlPlane, int]]:
         settings: CplaneSettings = load_settings(
             database_url=env["CPLANE_DATABASE_URL"], redis_url=env["CPLANE_REDIS_URL"]
         )
-        await migrations.upgrade(settings.database_url)
+        await upgrade(settings.database_url)
         plane = await stack.enter_async_context(ControlPlane(settings))
         command = [sys.executable, "-m", "arq", "cplane.worker.Settings"]
         process = await stack.enter_async_context(child(command, env=env, cwd=ROOT, log=folder / "worker.log"))
@@ -58,7 +58,7 @@ async def worker(executable: str) -> AsyncGenerator[tuple[ControlPlane, int]]:
 
 
 async def measure(report: Report, url: str, executable: str, *, jobs: int, idle: int, deaths: int) -> None:
-    """Idle latency, throughput, and what a browser's death costs."""
+    """Measure the idle latency, the throughput, and the recovery after a browser's death."""
     async with worker(executable) as (_, worker_pid):
         await (await visit.submit(url=url)).result(timeout=DEADLINE_S)
         waits_ms: list[float] = []
@@ -74,16 +74,18 @@ async def measure(report: Report, url: str, executable: str, *, jobs: int, idle:
             await handle.result(timeout=DEADLINE_S)
         report.add(JOB_RATE, JOBS, jobs / (time.perf_counter() - began))
         for _ in range(deaths):
-            await asyncio.sleep(STABLE_AFTER_S)  # a browser that dies soon after its launch is replaced after a pause
+            await asyncio.sleep(
+                STABLE_AFTER_S
+            )  # a browser that dies soon after its launch is replaced only after a backoff
             report.add(DEATH, JOBS, await after_death(worker_pid) * 1000)
 
 
 async def after_death(worker_pid: int) -> float:
-    """Kill the browser under a job; answers the seconds until the job runs again on a page that works."""
+    """Kill the browser of a running job; return the seconds until the job runs again on a working page."""
     with tempfile.TemporaryDirectory() as folder:
         handle = await survive.submit(folder=folder)
         async with asyncio.timeout(DEADLINE_S):
-            while not os.listdir(folder):  # noqa: PTH208  a look at a folder of one file
+            while not os.listdir(folder):  # noqa: PTH208  a folder of at most one file
                 await asyncio.sleep(0.01)
         killed = time.monotonic()
         os.kill(browser_of(worker_pid), signal.SIGKILL)
@@ -91,7 +93,7 @@ async def after_death(worker_pid: int) -> float:
 
 
 def browser_of(worker_pid: int) -> int:
-    """The browser's own process: the last of its command that has no type, for a script may stand before it."""
+    """Return the pid of the browser's main process: the last one without --type, because a wrapper script may precede it."""
     found = 0
     for pid in tree(worker_pid):
         try:

@@ -1,6 +1,6 @@
-"""What most would write: a FastAPI endpoint that commits one row a request through SQLModel and tells workers through a Redis stream.
+"""The usual implementation: a FastAPI endpoint that commits one row per request with SQLModel and notifies workers by a Redis stream.
 
-Run by the benchmark under uvicorn with uvloop and httptools, one process, a pool of 32 connections, JSON by FastAPI's own means.
+The benchmark runs it under uvicorn with uvloop and httptools: one process, a pool of 32 connections, JSON by FastAPI.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One benchmark run: the servers, how thorough it is, and how a scenario gets workers and a producer of a system on empty servers."""
+"""One benchmark run: the servers, the size, and how a scenario gets workers and a producer of a system on empty servers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,13 +14,13 @@ from benchmarks.suite.systems import System
 from benchmarks.suite.tally import Tally
 from cplane.postgres.migrations import upgrade
 
-WARM_S = 60.0
-"""How long a worker may take until it runs its first job."""
+WARM_UP_TIMEOUT_S = 60.0
+"""Maximum time until a worker runs its first job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much is done: `rounds` of everything, `run_s` for one measurement, `quick` and `full` for the sizes."""
+    """The size of a run: `rounds` of everything, `run_s` per measurement, `quick` and `full` for the numbers of jobs."""
 
     rounds: int
     run_s: float
@@ -28,25 +28,25 @@ class Effort:
     full: bool
 
     def sized(self, quick: int, usual: int) -> int:
-        """A number of jobs."""
+        """Return the number of jobs for this size of run."""
         return quick if self.quick else usual
 
 
 @dataclass(slots=True)
 class Bench:
-    """What scenarios are given."""
+    """The context of the scenarios."""
 
     servers: Servers
     systems: Sequence[System]
     effort: Effort
     folder: Path
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     results: Results = field(default_factory=Results)
     noop_per_s: dict[str, float] = field(default_factory=dict[str, float])
     submit_per_s: dict[str, float] = field(default_factory=dict[str, float])
 
     def environment(self, system: System, concurrency: int, tally: Tally | None = None) -> dict[str, str]:
-        """The environment of a system's processes."""
+        """Return the environment variables of a system's processes."""
         return {
             **system.environment(concurrency),
             "BENCH_REDIS_URL": self.servers.redis_url,
@@ -59,7 +59,7 @@ class Bench:
 
     @asynccontextmanager
     async def stage(self, system: System, count: int) -> AsyncGenerator["Stage"]:
-        """Empty servers, slots for `count` jobs, and a producer of this system."""
+        """Empty the servers, and provide slots for `count` jobs and a producer of this system."""
         await self.servers.empty(await self.template(system))
         async with AsyncExitStack() as stack:
             tally = Tally(count)
@@ -79,15 +79,15 @@ class Bench:
             yield Stage(self, system, tally, producer)
 
     async def template(self, system: System) -> str | None:
-        """The database that holds the system's own tables, empty."""
+        """Return the template database with the empty tables of the system."""
         return await self.servers.template(system, lambda url: self._prepare(system, url))
 
     def log(self, name: str) -> Path:
-        """Where a child's output goes."""
+        """Return the file for the output of a child."""
         return self.folder / f"{name.replace(' ', '-')}.log"
 
     async def _prepare(self, system: System, url: str) -> None:
-        """The system's own tables."""
+        """Create the tables of the system."""
         if system.ours:
             await upgrade(url)
             return
@@ -97,14 +97,14 @@ class Bench:
         try:
             async with child(command, env=env, cwd=system.files, log=self.log(f"{system.name} schema")) as applied:
                 if await applied.process.wait() != 0:
-                    raise Unavailable(f"its schema could not be applied: {applied.complaint()}")
+                    raise Unavailable(f"its schema could not be applied: {applied.last_line()}")
         finally:
             tally.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Everything one run of one system needs."""
+    """Everything that one measurement of one system needs."""
 
     bench: Bench
     system: System
@@ -112,13 +112,13 @@ class Stage:
     producer: Producer
 
     @asynccontextmanager
-    async def workers(self, many: int = 1, *, concurrency: int | None = None) -> AsyncGenerator[list[Child]]:
-        """So many workers, started together and stopped at the end."""
+    async def workers(self, count: int = 1, *, concurrency: int | None = None) -> AsyncGenerator[list[Child]]:
+        """Start `count` workers concurrently, and stop them at the end."""
         concurrency = concurrency or self.system.noop_concurrency
         env = self.bench.environment(self.system, concurrency, self.tally)
         async with AsyncExitStack() as stack:
             started: list[Child] = []
-            for number in range(many):
+            for number in range(count):
                 worker = child(
                     self.system.worker_command(concurrency, f"w{number}"),
                     env=env,
@@ -129,7 +129,7 @@ class Stage:
             yield started
 
     async def finish(self, count: int, workers: Sequence[Child], *, first: int = 0) -> None:
-        """Wait for jobs; a worker that ends makes the system unavailable."""
+        """Wait for jobs. Raises Unavailable if a worker ends."""
         waiting = asyncio.ensure_future(self.tally.wait(count, first=first))
         endings = [asyncio.ensure_future(worker.process.wait()) for worker in workers]
         try:
@@ -142,14 +142,14 @@ class Stage:
                 task.cancel()
 
     async def warm(self, workers: Sequence[Child], count: int = 20) -> None:
-        """Run the first `count` slots as jobs, so that what follows meets a worker that is awake."""
+        """Run jobs in the first `count` slots, so that the measurement starts with a warm worker."""
         await self.producer.order("single", "noop", 0, count)
-        async with asyncio.timeout(WARM_S):
+        async with asyncio.timeout(WARM_UP_TIMEOUT_S):
             await self.finish(count, workers)
         await asyncio.sleep(0.5)
 
     async def records_open(self) -> int:
-        """How many records of ours have not succeeded; 0 for every other system."""
+        """Return how many records of cplane have not succeeded; 0 for every other system."""
         if not (self.system.ours and self.system.database):
             return 0
         return int(await self.bench.servers.fetch("SELECT count(*) FROM cplane.jobs WHERE state <> 'succeeded'"))

@@ -20,39 +20,37 @@ from benchmarks.suite.systems import ROOT, SYSTEMS, System
 SCENARIOS: dict[str, Any] = {
     module.NAME: module for module in (throughput, sleeping, submitting, pickup, footprint, scale, http)
 }
-QUICK_S, USUAL_S = 1.0, 4.0
+QUICK_RUN_S, DEFAULT_RUN_S = 1.0, 4.0
 FILE_WIDTH = 180
-"""Columns where the output is no terminal."""
+"""Columns of the output if it is not a terminal."""
 
-ENVIRONMENTS_HELP = """Each peer gets an environment of its own below .cache/benchmarks, with the versions in
-benchmarks/peers/NAME/requirements.txt. All systems get the same Redis and Postgres, started and emptied here. How each is configured, and
+ENVIRONMENTS_HELP = """Each peer gets its own environment below .cache/benchmarks, with the versions in
+benchmarks/peers/NAME/requirements.txt. All systems use the same Redis and Postgres, which are started and emptied here. How each is configured, and
 why, is in benchmarks/peers/NAME/app.py."""
 EPILOG = "\n\n".join(
     [
         f"[b]Scenarios[/]: {', '.join(SCENARIOS)}.",
         f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both systems of cplane.",
-        "[cyan]$ python benchmarks/peers.py --quick[/]   everything, small: is it all there, and about how fast",
+        "[cyan]$ python benchmarks/peers.py --quick[/]   everything, with small sizes: whether it works, and rough figures",
         "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/explanation/benchmarks.md shows",
         "[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]",
         "[cyan]$ python benchmarks/peers.py --only cplane --scenario scale --full[/]   up to five million records",
         ENVIRONMENTS_HELP,
-        "A busy machine distorts everything: look at the lowest and the highest of the rounds.",
+        "A busy machine distorts all figures: compare the lowest and the highest of the rounds.",
     ]
 )
 
 Only = Annotated[str, typer.Option("--only", metavar="NAME,…", help="Only these systems.")]
 Scenario = Annotated[str, typer.Option("--scenario", metavar="NAME,…", help="Only these scenarios.")]
-Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=1, help="How often each is measured: 3, or 1 with --quick.")
-]
+Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Number of rounds: 3 by default, 1 with --quick.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes and one round: minutes instead of an hour or two.")]
 Full = Annotated[bool, typer.Option("--full", help="Scale up to 1,000,000 queued jobs and 5,000,000 records.")]
 Durable = Annotated[
-    bool, typer.Option("--durable/--fast", help="Whether Postgres and Redis keep what they hold through a crash.")
+    bool, typer.Option("--durable/--fast", help="Whether the data of Postgres and Redis survives a crash.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all values as JSON.")]
 Plots = Annotated[bool, typer.Option("--plots", help="Write docs/explanation/benchmarks.md and its plots.")]
-Keep = Annotated[bool, typer.Option("--keep", help="Leave the log of every process in place, and say where.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Keep the logs of all processes, and print their folder.")]
 
 
 def main(
@@ -69,26 +67,33 @@ def main(
 ) -> None:
     """Measure cplane and seven other task frameworks on this machine, in one run, and print one table with ratios.
 
-    No-op throughput with 1, 2 and 4 workers, jobs that sleep, submit rates, pickup latency, memory and idle CPU, how cplane scales, and HTTP submits
-    beside a plain FastAPI endpoint. Every job leaves a mark in shared memory, so jobs that were lost or ran twice are counted in every run.
+    No-op throughput with 1, 2 and 4 workers, jobs that sleep, submit rates, pickup latency, memory and idle CPU, how cplane scales, and HTTP
+    submits compared with a plain FastAPI endpoint. Every job writes to shared memory, so lost and doubled jobs are counted in every run.
     """
     console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     systems = _systems(only)
     scenarios = _scenarios(scenario)
-    effort = Effort(rounds=rounds or (1 if quick else 3), run_s=QUICK_S if quick else USUAL_S, quick=quick, full=full)
+    effort = Effort(
+        rounds=rounds or (1 if quick else 3), run_s=QUICK_RUN_S if quick else DEFAULT_RUN_S, quick=quick, full=full
+    )
     plan = Plan(
-        systems, scenarios, effort, durable=durable, keep=keep, again=_again(only, scenario, effort, durable=durable)
+        systems,
+        scenarios,
+        effort,
+        durable=durable,
+        keep=keep,
+        arguments=_arguments(only, scenario, effort, durable=durable),
     )
     results = Results()
     try:
         asyncio.run(run(plan, console, results))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("stopped; every process that was started is gone; this is what there was until then")
+        console.print("stopped; all child processes have ended; the results so far:")
         raise typer.Exit(130) from None
     except environments.InstallError as error:
-        console.print(f"[red]an environment could not be made:[/] {error}")
+        console.print(f"[red]an environment could not be created:[/] {error}")
         raise typer.Exit(1) from None
-    finally:  # an hour's values are not lost with the last minute's
+    finally:  # an interrupted run keeps the values that it has measured
         _report(console, results, json)
     if plots:
         write_report(results, ROOT / "docs" / "explanation")
@@ -101,8 +106,8 @@ def _report(console: Console, results: Results, json: Path | None) -> None:
             results.save(json)
 
 
-def _again(only: str, scenario: str, effort: Effort, *, durable: bool) -> str:
-    """The arguments that measure the same again."""
+def _arguments(only: str, scenario: str, effort: Effort, *, durable: bool) -> str:
+    """Return the arguments that repeat this run."""
     given = {"--only": only, "--scenario": scenario, "--rounds": str(effort.rounds)}
     words = [word for name, value in given.items() if value for word in (name, value)]
     flags = {"--quick": effort.quick, "--full": effort.full, "--fast": not durable}

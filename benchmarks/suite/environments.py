@@ -1,4 +1,4 @@
-"""One virtual environment a peer, made from its pinned requirements below .cache/benchmarks and kept until they change."""
+"""One virtual environment per peer, created from its pinned requirements below .cache/benchmarks and kept until they change."""
 
 import asyncio
 import fcntl
@@ -14,52 +14,52 @@ REFERENCE = "reference"
 
 
 class InstallError(Exception):
-    """An environment could not be made; the message is what the installer printed last."""
+    """An environment could not be created. The message has the last output of the installer."""
 
 
 def requirements(name: str) -> Path:
-    """The pinned versions of a peer, or of the reference implementation."""
+    """Return the file with the pinned versions of a peer or of the reference implementation."""
     return (BENCHMARKS if name == REFERENCE else BENCHMARKS / "peers") / name / "requirements.txt"
 
 
 def python(name: str) -> str:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return str(ENVIRONMENTS / name / "bin" / "python")
 
 
 def version(name: str) -> str:
-    """The pinned version of the package that a peer is named after."""
+    """Return the pinned version of the package that a peer is named after."""
     lines = requirements(name).read_text().splitlines()
     return next((line.partition("==")[2] for line in lines if line.startswith(f"{name}==")), "")
 
 
 async def ensure(name: str) -> None:
-    """Make the environment unless it stands and was made from these requirements; two runs at once wait for each other.
+    """Create the environment unless it exists with these requirements. Concurrent runs wait for each other.
 
     Raises:
-        InstallError: it could not be made.
+        InstallError: the environment could not be created.
     """
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     with (ENVIRONMENTS / "lock").open("w") as lock:
-        while not _is_free(lock):
+        while not _try_lock(lock):
             await asyncio.sleep(0.2)
         await _ensure(name)
 
 
 async def _ensure(name: str) -> None:
-    wanted = requirements(name).read_text() + sys.version
+    expected = requirements(name).read_text() + sys.version
     made_from = ENVIRONMENTS / name / "made-from.txt"
-    if made_from.exists() and made_from.read_text() == wanted:
+    if made_from.exists() and made_from.read_text() == expected:
         return
     folder = ENVIRONMENTS / name
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     for command in _commands(name, folder):
         await _run(command)
-    made_from.write_text(wanted)
+    made_from.write_text(expected)
 
 
-def _is_free(lock: IO[str]) -> bool:
-    """Whether the lock is ours now; a thread that waits for it could not be interrupted."""
+def _try_lock(lock: IO[str]) -> bool:
+    """Try to acquire the lock. It does not block, because a thread that waits for the lock could not be interrupted."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,9 +68,9 @@ def _is_free(lock: IO[str]) -> bool:
 
 
 def _commands(name: str, folder: Path) -> list[list[str]]:
-    """uv where there is one, for it is fast; else what Python brings."""
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
+    """Return the commands of uv if it is installed, because it is fast; else those of venv and pip."""
+    local_uv = Path(sys.executable).with_name("uv")
+    uv = str(local_uv) if local_uv.exists() else shutil.which("uv")
     listed = str(requirements(name))
     if uv is not None:
         make = [uv, "venv", "--quiet", "--python", sys.executable, str(folder)]
@@ -84,9 +84,9 @@ async def _run(command: Sequence[str]) -> None:
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        printed, _ = await process.communicate()
+        output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
-        raise InstallError(f"{' '.join(command)}: {printed.decode(errors='replace').strip()[-400:]}")
+        raise InstallError(f"{' '.join(command)}: {output.decode(errors='replace').strip()[-400:]}")

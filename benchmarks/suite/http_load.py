@@ -1,7 +1,7 @@
-"""A closed-loop HTTP load generator in a process of its own: keep-alive connections, uvloop, and no more parsing than it must.
+"""A closed-loop HTTP load generator in a separate process: keep-alive connections, uvloop, and minimal parsing.
 
 `python -m benchmarks.suite.http_load '{"port": 8000, "method": "POST", "path": "/", "body": "{}", "connections": 32, "requests": 1000, "warm": 100}'`
-prints requests a second, percentiles and the count of each status. Each connection sends its next request when the last one is answered.
+prints requests per second, percentiles and the count of each status. Each connection sends its next request after the previous response.
 """
 
 import asyncio
@@ -17,13 +17,15 @@ HOST = "127.0.0.1"
 
 
 class Plan:
-    """What all connections share: how many requests are still to be sent, and what came of those that were."""
+    """The state that all connections share: the number of requests still to send, and the results of those that were sent."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        body = str(given.get("body", "")).encode()
-        head = f"{given['method']} {given['path']} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    def __init__(self, options: dict[str, Any]) -> None:
+        body = str(options.get("body", "")).encode()
+        head = (
+            f"{options['method']} {options['path']} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        )
         self.request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-        self.left = int(given["requests"])
+        self.remaining = int(options["requests"])
         self.took_ms: list[float] = []
         self.statuses: dict[str, int] = {}
         self.broken = 0
@@ -53,17 +55,17 @@ class Connection(asyncio.Protocol):
         self._received = b""
         self._next()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio passes it
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  the signature of asyncio
         if not self._done.done():
             self._plan.broken += 1
             self._done.set_result(None)
 
     def _next(self) -> None:
-        if self._plan.left <= 0:
+        if self._plan.remaining <= 0:
             self._done.set_result(None)
             self._transport.close()
             return
-        self._plan.left -= 1
+        self._plan.remaining -= 1
         self._sent_at = time.perf_counter()
         self._transport.write(self._plan.request)
 
@@ -75,16 +77,16 @@ def _length(head: bytes) -> int:
     return int(head[at + 17 :].partition(b"\r\n")[0])
 
 
-async def load(given: dict[str, Any]) -> dict[str, object]:
-    """Carry out a plan, after a smaller one that warms up."""
-    if warm := given.get("warm"):
-        await load({**given, "requests": warm, "warm": 0})
-    plan = Plan(given)
+async def load(options: dict[str, Any]) -> dict[str, object]:
+    """Run a plan after a smaller one as a warm-up, and return the measurements."""
+    if warm := options.get("warm"):
+        await load({**options, "requests": warm, "warm": 0})
+    plan = Plan(options)
     loop = asyncio.get_running_loop()
-    ends = [loop.create_future() for _ in range(int(given["connections"]))]
+    ends = [loop.create_future() for _ in range(int(options["connections"]))]
     began = time.perf_counter()
     for end in ends:
-        await loop.create_connection(partial(Connection, plan, end), HOST, int(given["port"]))
+        await loop.create_connection(partial(Connection, plan, end), HOST, int(options["port"]))
     await asyncio.gather(*ends)
     took_s = time.perf_counter() - began
     ordered = sorted(plan.took_ms)

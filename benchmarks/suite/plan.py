@@ -1,4 +1,4 @@
-"""One run of the chosen scenarios: environments and servers first, then one scenario after another, and everything stopped at the end."""
+"""One run of the selected scenarios: creates environments and servers, runs the scenarios in order, and stops everything at the end."""
 
 import asyncio
 import os
@@ -28,26 +28,26 @@ from benchmarks.suite.tally import MEMORY
 from benchmarks.suite.tally import PREFIX as SLOTS
 
 PREFIX = "run-"
-"""Of the folder of a run; the pid follows."""
+"""Prefix of the folder of a run, followed by the pid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured, how thoroughly, and the arguments that say so."""
+    """What to measure, in which size, and the arguments that repeat the run."""
 
     systems: Sequence[System]
     scenarios: Sequence[ModuleType]
     effort: Effort
     durable: bool
     keep: bool
-    again: str
+    arguments: str
 
 
 async def run(plan: Plan, console: Console, results: Results) -> None:
-    """Prepare, then run every scenario into `results`; a signal stops it and everything it started.
+    """Prepare, then run every scenario into `results`. A signal stops the run and all its processes.
 
     Raises:
-        InstallError: the environment of a peer could not be made.
+        InstallError: the environment of a peer could not be created.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -63,7 +63,7 @@ async def run(plan: Plan, console: Console, results: Results) -> None:
             systems=plan.systems,
             effort=plan.effort,
             folder=folder,
-            tell=lambda words: progress.update(shown, description=words, advance=1),
+            report=lambda words: progress.update(shown, description=words, advance=1),
             results=results,
         )
         results.conditions = await _conditions(plan, servers)
@@ -101,7 +101,7 @@ async def _environments(plan: Plan, progress: Progress, shown: TaskID) -> None:
 
 @asynccontextmanager
 async def _folder(console: Console, *, keep: bool) -> AsyncGenerator[Path]:
-    """Where the servers keep their data and every process its log, on the disk the project is on."""
+    """Create the folder for the data of the servers and the logs, on the disk of the project."""
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
     _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=ENVIRONMENTS))
@@ -117,34 +117,34 @@ async def _folder(console: Console, *, keep: bool) -> AsyncGenerator[Path]:
 
 
 def _remove_leftovers() -> None:
-    """What runs left that were killed; their servers died with them."""
+    """Remove the files of killed runs, whose servers died with them."""
     for base, prefix in ((ENVIRONMENTS, PREFIX), (MEMORY, SLOTS)):
-        for left in base.glob(f"{prefix}*"):
-            pid = left.name.removeprefix(prefix).partition("-")[0]
+        for leftover in base.glob(f"{prefix}*"):
+            pid = leftover.name.removeprefix(prefix).partition("-")[0]
             if Path(f"/proc/{pid}").exists():
                 continue
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
 
 
 async def _conditions(plan: Plan, servers: Servers) -> dict[str, str]:
-    """Under which conditions all this was measured; nothing that names the machine."""
+    """Return the conditions of the run, without anything that identifies the machine."""
     effort = plan.effort
     size = ("quick" if effort.quick else "usual") + (", scale in full" if effort.full else "")
-    said = {
+    conditions = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cores": str(os.cpu_count()),
         "load average before": f"{os.getloadavg()[0]:.1f}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "arguments": plan.again,
+        "arguments": plan.arguments,
         "rounds": str(effort.rounds),
         "sizes": size,
         "clock": f"CLOCK_MONOTONIC, {time.get_clock_info('monotonic').resolution:g} s",
         "cplane": version("cplane"),
     }
     peers = dict.fromkeys(system.folder for system in plan.systems if not system.ours)
-    said |= {name: environments.version(name) for name in peers}
-    return said | await servers.describe()
+    conditions |= {name: environments.version(name) for name in peers}
+    return conditions | await servers.describe()

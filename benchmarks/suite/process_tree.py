@@ -1,4 +1,4 @@
-"""What a process and its children use, read from /proc."""
+"""Memory and CPU time of a process and its descendants, read from /proc."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> list[int]:
-    """The process and everything below it that still lives."""
+    """Return the pids of a process and its living descendants."""
     found = [pid]
     for parent in found:
         found += _children(parent)
@@ -16,13 +16,13 @@ def tree(pid: int) -> list[int]:
 
 
 def memory_mb(pids: list[int]) -> tuple[float, float]:
-    """Proportional and resident set of the processes together, in MB of 10⁶ bytes."""
+    """Return the sums of the proportional and the resident set sizes of the processes, in MB of 10⁶ bytes."""
     totals = {"Pss:": 0, "Rss:": 0}
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # it has ended
         for line in lines:
             name, *values = line.split()
             if name in totals:
@@ -31,7 +31,7 @@ def memory_mb(pids: list[int]) -> tuple[float, float]:
 
 
 def cpu_s(pids: list[int]) -> float:
-    """Seconds of processor time the processes have used so far."""
+    """Return the CPU time in seconds that the processes have used so far."""
     ticks = 0
     for pid in pids:
         try:

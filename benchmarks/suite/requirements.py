@@ -33,7 +33,7 @@ class Verdict:
 def _against(
     scenario: str, case: str, ours: str, among: frozenset[str] | None = None
 ) -> Callable[[Results], tuple[float, str] | None]:
-    """Ours ÷ the best peer's."""
+    """Measure the ratio of cplane to the best peer."""
 
     def measure(results: Results) -> tuple[float, str] | None:
         row, peer = results.find(scenario, case, ours), results.best_peer(scenario, case, among)
@@ -47,7 +47,7 @@ def _against(
 def _own(
     scenario: str, case: str, system: str, base: str | None = None
 ) -> Callable[[Results], tuple[float, str] | None]:
-    """Our own figure, or its ratio to our own in the case `base`."""
+    """Measure a figure of cplane, or its ratio to the case `base`."""
 
     def measure(results: Results) -> tuple[float, str] | None:
         row = results.find(scenario, case, system)
@@ -64,7 +64,7 @@ def _own(
 
 
 def _largest(middle: str, end: str, system: str, *, ratio: bool) -> Callable[[Results], tuple[float, str] | None]:
-    """The case of scale with the greatest number in it."""
+    """Measure the case of `scale` with the largest number."""
 
     def measure(results: Results) -> tuple[float, str] | None:
         rows = [row for row in results.rows if row.scenario == scale.NAME and row.system == system and row.values]
@@ -122,7 +122,7 @@ REQUIREMENTS = (
 
 
 def judge(results: Results) -> list[Verdict]:
-    """Every requirement, met or not, or not measured."""
+    """Return the verdict on every requirement."""
     return [_verdict(requirement, requirement.measure(results)) for requirement in REQUIREMENTS]
 
 
@@ -145,5 +145,5 @@ def _figure(row: Row) -> str:
 
 
 def figure(value: float) -> str:
-    """A number with about three digits."""
+    """Format a number with about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""What was measured: values of several rounds by scenario, case and system, kept as JSON."""
+"""The results: values of several rounds by scenario, case and system, saved as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ LESS_IS_BETTER = frozenset({"ms", "MB", "% CPU"})
 
 @dataclass(slots=True)
 class Row:
-    """One system in one case, over all rounds. Without values, `note` says why."""
+    """The values of one system in one case, over all rounds. If there are none, `note` has the reason."""
 
     scenario: str
     case: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(slots=True)
 class Results:
-    """Everything a run found out, and under which conditions."""
+    """All results of a run, and its conditions."""
 
     conditions: dict[str, str] = field(default_factory=dict[str, str])
     rows: list[Row] = field(default_factory=list[Row])
@@ -49,7 +49,7 @@ class Results:
         count: Count | None = None,
         note: str = "",
     ) -> None:
-        """One round's value."""
+        """Add the value of one round."""
         row = self._row(scenario, case, system, unit)
         row.values.append(value)
         row.note = note or row.note
@@ -58,19 +58,19 @@ class Results:
             row.doubled += count.doubled
 
     def skip(self, scenario: str, case: str, system: str, why: str) -> None:
-        """This system has no value here."""
+        """Record that a system has no value in this case, and why."""
         self._row(scenario, case, system, "").note = why
 
     def find(self, scenario: str, case: str, system: str) -> Row | None:
-        """A row that has values."""
+        """Return the row of a system if it has values."""
         return next((row for row in self.of(scenario, case) if row.system == system), None)
 
     def of(self, scenario: str, case: str) -> list[Row]:
-        """The rows of a case that have values."""
+        """Return the rows of a case that have values."""
         return [row for row in self.rows if (row.scenario, row.case) == (scenario, case) and row.values]
 
     def best_peer(self, scenario: str, case: str, among: Iterable[str] | None = None) -> Row | None:
-        """The best of the others, or of those named."""
+        """Return the row of the best peer, of all or of those in `among`."""
         peers = [row for row in self.of(scenario, case) if row.system not in OURS]
         if among is not None:
             peers = [row for row in peers if row.system in among]

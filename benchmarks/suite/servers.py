@@ -1,4 +1,4 @@
-"""The Redis and the Postgres of all systems: before every run a new Redis and a new database."""
+"""The Redis and the Postgres that all systems use. Every measurement starts with a new Redis and a new database."""
 
 import asyncio
 import shutil
@@ -22,7 +22,7 @@ SETTINGS = ("server_version", "fsync", "synchronous_commit", "full_page_writes",
 
 
 class Servers:
-    """Starts and stops them, and has what a run needs: emptiness, and a database with the system's own tables."""
+    """Starts and stops the servers, empties them, and provides databases with the tables of a system."""
 
     def __init__(self, folder: Path, *, durable: bool) -> None:
         self._folder = folder
@@ -48,7 +48,7 @@ class Servers:
         await self._open.aclose()
 
     async def _start_redis(self) -> None:
-        """With the allocator that packages of Redis are built with, where it is installed; the wheel's is the C library's."""
+        """Start Redis with jemalloc, as distributions build it, if it is installed; the wheel uses the allocator of the C library."""
         folder = self._folder / "redis"
         redis = EmbeddedRedis(folder, self._sockets, durable=self._durable, allocator=self._jemalloc)
         self.redis_url = (await self._redis_open.enter_async_context(redis)).url
@@ -59,29 +59,29 @@ class Servers:
 
     @property
     def database_url(self) -> str:
-        """The database of the current run."""
+        """The URL of the database of the current measurement."""
         return self._url("bench")
 
     async def describe(self) -> dict[str, str]:
-        """Versions and durability, for the report."""
+        """Return versions and durability, for the report."""
         async with self.redis() as redis:
             server: dict[str, Any] = await redis.info("server")
             memory: dict[str, Any] = await redis.info("memory")
             config: dict[str, str] = await redis.config_get("append*")
         name = "Valkey" if "valkey_version" in server else "Redis"
-        said = {name: str(server.get("valkey_version", server.get("redis_version")))}
-        said |= {f"{name} {option}": config[option] for option in ("appendonly", "appendfsync")}
-        said[f"{name} allocator"] = _allocator(int(server["process_id"])) or str(memory["mem_allocator"])
+        facts = {name: str(server.get("valkey_version", server.get("redis_version")))}
+        facts |= {f"{name} {option}": config[option] for option in ("appendonly", "appendfsync")}
+        facts[f"{name} allocator"] = _allocator(int(server["process_id"])) or str(memory["mem_allocator"])
         async with self.postgres(self._admin_url) as postgres:
             for setting in SETTINGS:
-                said[f"Postgres {setting}"] = str(await postgres.fetchval(f"SHOW {setting}"))
-        return said
+                facts[f"Postgres {setting}"] = str(await postgres.fetchval(f"SHOW {setting}"))
+        return facts
 
     async def empty(self, template: str | None) -> None:
-        """A new Redis; a new database with the tables of `template`; nothing left to checkpoint.
+        """Start a new Redis, create a new database with the tables of `template`, and checkpoint.
 
-        A Redis that was only emptied is slower by up to a half where its memory comes from the C library: what was there before lies
-        scattered, and every run would depend on the runs before it.
+        A Redis that is only flushed is slower by up to a half with the allocator of the C library, because its memory is fragmented,
+        and every measurement would depend on the previous ones.
         """
         await self._stop_redis()
         await self._start_redis()
@@ -91,21 +91,21 @@ class Servers:
             await postgres.execute(f"CREATE DATABASE bench{origin}")
             await postgres.execute("CHECKPOINT")
 
-    async def settle(self) -> None:
-        """What filling them has left to be done is done now, not while something is measured: Redis's log, Postgres's statistics.
+    async def finish_background_work(self) -> None:
+        """Finish the background work that filling the servers has caused, before the measurement: Redis's log, Postgres's statistics.
 
-        Redis rewrites its log whenever it has doubled. It does so now, else it would in the middle of some runs and not of others.
+        Redis rewrites its log whenever it has doubled. It does so now, because it would otherwise do so during some measurements only.
         """
         async with self.redis() as redis:
-            await _rewritten(redis)
+            await _wait_for_rewrite(redis)
             if self._durable:
                 await redis.bgrewriteaof()
-                await _rewritten(redis)
+                await _wait_for_rewrite(redis)
         await self.execute("VACUUM ANALYZE")
         await self.execute("CHECKPOINT")
 
     async def template(self, system: System, prepare: Callable[[str], Awaitable[None]]) -> str | None:
-        """The database to copy for a system, made with `prepare(url)` when it is first asked for."""
+        """Return the database to copy for a system, created with `prepare(url)` on first use."""
         if not system.database and not system.ours:
             return None
         name = f"bench_{system.folder}"
@@ -118,25 +118,25 @@ class Servers:
         return name
 
     async def fetch(self, query: str, *args: object) -> Any:
-        """One value from the database of the current run."""
+        """Fetch one value from the database of the current measurement."""
         async with self.postgres(self.database_url) as postgres:
             return await postgres.fetchval(query, *args)
 
     async def execute(self, statement: str) -> None:
-        """One statement in the database of the current run."""
+        """Execute one statement in the database of the current measurement."""
         async with self.postgres(self.database_url) as postgres:
             await postgres.execute(statement)
 
     @asynccontextmanager
     async def redis(self) -> AsyncGenerator[Any]:
-        """A connection to Redis."""
+        """Open a connection to Redis."""
         client: Any = Redis.from_url(self.redis_url, decode_responses=True)  # pyright: ignore[reportUnknownMemberType]  its keywords are untyped
         async with client:
             yield client
 
     @asynccontextmanager
     async def postgres(self, url: str) -> AsyncGenerator[Any]:
-        """A connection to Postgres."""
+        """Open a connection to Postgres."""
         connect = cast("Callable[[str], Awaitable[Any]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]  untyped
         connection = await connect(url)
         try:
@@ -149,12 +149,12 @@ class Servers:
 
 
 def _allocator(pid: int) -> str | None:
-    """What it has loaded to allocate with."""
+    """Return the preloaded allocator of a process, if there is one."""
     return "jemalloc, preloaded" if "/libjemalloc" in Path(f"/proc/{pid}/maps").read_text() else None
 
 
-async def _rewritten(redis: Any) -> None:
-    """Until Redis does not rewrite its log."""
+async def _wait_for_rewrite(redis: Any) -> None:
+    """Wait until Redis does not rewrite its log."""
     while True:
         info: dict[str, Any] = await redis.info("persistence")
         if not info["aof_rewrite_in_progress"] and not info.get("aof_rewrite_scheduled"):

@@ -25,7 +25,7 @@ STYLE = """
 
 
 def bars(title: str, groups: Mapping[str, Sequence[tuple[str, float, str, bool]]]) -> str:
-    """Groups of bars; a bar is its label, its length, what stands behind it, and whether it is ours."""
+    """Return a plot of groups of bars. A bar is its label, its value, the text after it, and whether it belongs to cplane."""
     lines: list[str] = []
     top = HEAD
     longest = max((bar[1] for group in groups.values() for bar in group), default=1.0) or 1.0
@@ -45,7 +45,7 @@ def bars(title: str, groups: Mapping[str, Sequence[tuple[str, float, str, bool]]
 
 
 def curves(title: str, unit: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines through points (x, y): x on a logarithmic axis, y from zero."""
+    """Return a plot of lines through points (x, y): x on a logarithmic axis, y from zero."""
     height, left, bottom, top = 320, 70, 280, HEAD + 10
     points = [point for line in series.values() for point in line]
     if not points:

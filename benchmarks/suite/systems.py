@@ -1,6 +1,6 @@
-"""The systems that are measured: how each one's worker and producer are started, and what each can do.
+"""The systems that are measured: how to start the worker and the producer of each, and its capabilities.
 
-Every worker is started by the system's own command line, one service process for each worker that a scenario asks for.
+Every worker is started with the command line of its system, one service process per worker of a scenario.
 """
 
 import sys
@@ -15,24 +15,24 @@ ENVIRONMENTS = ROOT / ".cache" / "benchmarks"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One system. `{python}`, `{concurrency}` and `{name}` in `command` are filled in for each worker."""
+    """One system. `{python}`, `{concurrency}` and `{name}` in `command` are replaced for each worker."""
 
     name: str
     folder: str
-    """Below benchmarks/peers: its jobs, its client and its pinned versions."""
+    """Folder below benchmarks/peers with its jobs, its client and its pinned versions."""
     command: tuple[str, ...]
     noop_concurrency: int
-    """How many jobs at once suit jobs that do nothing."""
+    """The concurrency that suits no-op jobs."""
     sleeps: tuple[int, ...] = (32, 256)
-    """The concurrencies at which it can run jobs that sleep."""
+    """The concurrencies at which it can run sleeping jobs."""
     database: bool = False
-    """Whether it keeps jobs in Postgres."""
+    """Whether it stores jobs in Postgres."""
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     note: str = ""
 
     @property
     def ours(self) -> bool:
-        """Whether it is cplane, which runs in the environment of the benchmark itself."""
+        """Whether it is cplane, which runs in the environment of the benchmark."""
         return self.folder == "cplane"
 
     @property
@@ -46,11 +46,11 @@ class System:
         return BENCHMARKS / "peers" / self.folder
 
     def worker_command(self, concurrency: int, name: str) -> list[str]:
-        """What starts one worker."""
+        """Return the command that starts one worker."""
         return [part.format(python=self.python, concurrency=concurrency, name=name) for part in self.command]
 
     def environment(self, concurrency: int) -> dict[str, str]:
-        """What its processes find in their environment, the addresses of the servers aside."""
+        """Return the environment variables of its processes, without the addresses of the servers."""
         return {
             "PYTHONPATH": f"{ROOT}:{self.files}",
             "PYTHONDONTWRITEBYTECODE": "",

@@ -1,4 +1,4 @@
-"""HTTP servers under test, and the load generator's process beside them."""
+"""HTTP servers under test, and the process of the load generator."""
 
 import asyncio
 import json
@@ -13,13 +13,13 @@ from typing import Any
 from benchmarks.suite.processes import Child, Unavailable, child
 from benchmarks.suite.systems import ROOT
 
-READY_S = 30.0
+READY_TIMEOUT_S = 30.0
 HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the load generator saw."""
+    """The measurements of the load generator."""
 
     per_s: float
     p50_ms: float
@@ -29,12 +29,12 @@ class Load:
 
     @property
     def accepted(self) -> int:
-        """Requests that were answered with 202."""
+        """Number of responses with status 202."""
         return self.statuses.get("202", 0)
 
     @property
-    def refused(self) -> str:
-        """What else came back, in words; empty if nothing did."""
+    def other_outcomes(self) -> str:
+        """The other outcomes as text; empty if there are none."""
         others = {status: count for status, count in self.statuses.items() if status not in {"200", "202"}}
         return ", ".join(f"{count} × {status}" for status, count in others.items()) + (
             f" {self.broken} broken connections" if self.broken else ""
@@ -43,7 +43,7 @@ class Load:
 
 @asynccontextmanager
 async def web_server(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> AsyncGenerator[int]:
-    """A server on a free port of loopback; `{port}` in the command is filled in. Answers the port."""
+    """Run a server on a free port of loopback, which replaces `{port}` in the command. Yields the port."""
     port = _free_port()
     filled = [part.format(port=port) for part in command]
     async with child(filled, env=env, cwd=cwd, log=log) as server:
@@ -57,16 +57,16 @@ async def load(folder: Path, plan: Mapping[str, object]) -> Load:
     log = folder / "load.log"
     async with child(command, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT, log=log, piped=True) as generator:
         assert generator.process.stdout is not None
-        printed = await generator.process.stdout.read()
+        output = await generator.process.stdout.read()
         await generator.process.wait()
-        if not printed:
-            raise Unavailable(f"the load generator ended: {generator.complaint()}")
-    said: dict[str, Any] = json.loads(printed)
-    return Load(**said)
+        if not output:
+            raise Unavailable(f"the load generator ended: {generator.last_line()}")
+    measured: dict[str, Any] = json.loads(output)
+    return Load(**measured)
 
 
 async def _until_listening(server: Child, port: int) -> None:
-    async with asyncio.timeout(READY_S):
+    async with asyncio.timeout(READY_TIMEOUT_S):
         while True:
             server.check()
             try:

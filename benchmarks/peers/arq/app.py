@@ -1,7 +1,7 @@
-"""arq: a worker with what its documentation offers for throughput.
+"""arq: a worker with the options that its documentation offers for throughput.
 
-uvloop. `poll_delay` 10 ms instead of 500 (arq finds new jobs by polling only), `max_jobs` 256 (best of 32 to 1024 here), results neither
-kept nor logged, logging at warning. JSON would be slower than the default pickle, so pickle stays.
+uvloop. `poll_delay` is 10 ms instead of 500 (arq finds new jobs by polling only), `max_jobs` is 256 (the best of 32 to 1024 here),
+results are neither kept nor logged, logging is at warning. JSON would be slower than the default pickle, so pickle stays.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ async def sleep(_: dict[str, Any], slot: int) -> None:
 
 
 class Settings:
-    """What `arq app.Settings` reads."""
+    """The settings that `arq app.Settings` reads."""
 
     functions = (noop, sleep)
     redis_settings = REDIS

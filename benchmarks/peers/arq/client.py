@@ -1,14 +1,14 @@
-"""arq: `enqueue_job`, awaited; there is no bulk call, so bulk is 64 of them side by side."""
+"""arq: `enqueue_job`, awaited; there is no bulk call, so bulk is 64 of them concurrently."""
 
 from app import REDIS
 from arq import ArqRedis, create_pool
 
-from benchmarks.kit.bulk import side_by_side
+from benchmarks.kit.bulk import submit_concurrently
 from benchmarks.kit.producer import serve
 
 
 class ArqClient:
-    """arq's own client."""
+    """The client of arq."""
 
     pool: ArqRedis
 
@@ -22,7 +22,7 @@ class ArqClient:
         await self.pool.enqueue_job(job, slot)
 
     async def submit_bulk(self, job: str, slots: range) -> None:
-        await side_by_side(64, (self.submit(job, slot) for slot in slots))
+        await submit_concurrently(64, (self.submit(job, slot) for slot in slots))
 
 
 serve(ArqClient)

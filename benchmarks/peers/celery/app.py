@@ -1,7 +1,7 @@
-"""Celery on Redis: no result backend, no events, no gossip, mingle or heartbeat, JSON, prefetch of 64 a process, acknowledged early.
+"""Celery on Redis: no result backend, no events, no gossip, mingle or heartbeat, JSON, a prefetch of 64 per process, early acknowledgement.
 
-Its two processes (`prefork`, one for each core) count as one worker, which favours it; `celery-threads` is the same with threads.
-Celery has no event loop, so there is no uvloop, and its sleeping jobs sleep in threads.
+Its two processes (`prefork`, one per core) count as one worker, which favours Celery; `celery-threads` is the same with threads.
+Celery has no event loop, so it cannot use uvloop, and its sleeping jobs sleep in threads.
 """
 
 import os

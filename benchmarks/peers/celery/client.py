@@ -1,4 +1,4 @@
-"""Celery: `apply_async`; bulk is a `group` in chunks of 1,000 on one producer. Several submitters are threads."""
+"""Celery: `apply_async`; bulk is a `group` in chunks of 1,000 on one producer. Concurrent submitters are threads."""
 
 import app
 from celery import group
@@ -9,7 +9,7 @@ JOBS = {"noop": app.noop, "sleep": app.sleep}
 
 
 class CeleryClient:
-    """Celery's own client."""
+    """The client of Celery."""
 
     def submit(self, job: str, slot: int) -> None:
         JOBS[job].apply_async((slot,))

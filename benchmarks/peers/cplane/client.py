@@ -1,4 +1,4 @@
-"""cplane: `submit`, awaited; bulk is `submit_many`. CPLANE_IMPORTS says whether the jobs are recorded or transient."""
+"""cplane: `submit`, awaited; bulk is `submit_many`. CPLANE_IMPORTS selects recorded or transient jobs."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ except InvalidJob as error:
 
 
 class CplaneClient:
-    """cplane's own client."""
+    """The client of cplane."""
 
     async def open(self) -> None:
         self._open = AsyncExitStack()

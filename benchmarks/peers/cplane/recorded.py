@@ -1,4 +1,4 @@
-"""cplane, recorded jobs: every submission is a committed row in Postgres before it is scheduled, and every attempt is one too."""
+"""cplane with recorded jobs: every submission is committed to Postgres before it is scheduled, and every attempt is a row too."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""cplane, transient jobs: no row in Postgres, as the peers on Redis; and no result is kept, as the peers keep none."""
+"""cplane with transient jobs: no row in Postgres and no stored result, like the peers on Redis."""
 
 import asyncio
 

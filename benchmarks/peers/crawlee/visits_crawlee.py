@@ -1,4 +1,4 @@
-"""crawlee's BrowserPool, with a fresh context a page (`use_incognito_pages`), its fingerprints off and its browser kept as long as ours."""
+"""crawlee's BrowserPool with a fresh context per page (`use_incognito_pages`), no fingerprints, and browsers that live as long as cplane's."""
 
 import argparse
 import asyncio

@@ -1,7 +1,7 @@
-"""dramatiq on Redis: its default middleware, no result backend, one process with 16 threads, or with as many as jobs sleep at once.
+"""dramatiq on Redis: its default middleware, no result backend, one process with 16 threads, or with one thread per concurrently sleeping job.
 
-Its defaults, 8 threads and a prefetch of 16, reached 2,100 no-op jobs a second here; 16 threads and `dramatiq_queue_prefetch` 1000 three times
-as many. It has threads and no event loop of its own, so there is no uvloop.
+Its defaults, 8 threads and a prefetch of 16, reached 2,100 no-op jobs per second here; 16 threads and `dramatiq_queue_prefetch` 1000
+reached three times as many. It uses threads and no event loop, so it cannot use uvloop.
 """
 
 import os

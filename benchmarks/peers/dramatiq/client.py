@@ -1,4 +1,4 @@
-"""dramatiq: `send`; bulk is a `group`, which sends one message after another. Several submitters are threads."""
+"""dramatiq: `send`; bulk is a `group`, which sends one message after another. Concurrent submitters are threads."""
 
 import app
 from dramatiq import group
@@ -9,7 +9,7 @@ JOBS = {"noop": app.noop, "sleep": app.sleep}
 
 
 class DramatiqClient:
-    """dramatiq's own client."""
+    """The client of dramatiq."""
 
     def submit(self, job: str, slot: int) -> None:
         JOBS[job].send(slot)

@@ -1,6 +1,6 @@
 """procrastinate on Postgres through psycopg's binary build: uvloop, a pool of 20 connections, LISTEN/NOTIFY, logging at warning.
 
-Finished jobs stay in its table, as its default says and as ours do.
+Finished jobs stay in its table, which is its default; those of cplane stay too.
 """
 
 import asyncio

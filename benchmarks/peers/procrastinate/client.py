@@ -8,7 +8,7 @@ JOBS = {"noop": app.noop, "sleep": app.sleep}
 
 
 class ProcrastinateClient:
-    """procrastinate's own client."""
+    """The client of procrastinate."""
 
     async def open(self) -> None:
         await app.app.open_async()

@@ -1,13 +1,13 @@
-"""SAQ: `enqueue`, awaited; its bulk calls wait for results, so bulk is 64 enqueues side by side."""
+"""SAQ: `enqueue`, awaited; its bulk calls wait for results, so bulk is 64 concurrent enqueues."""
 
 from app import queue
 
-from benchmarks.kit.bulk import side_by_side
+from benchmarks.kit.bulk import submit_concurrently
 from benchmarks.kit.producer import serve
 
 
 class SaqClient:
-    """SAQ's own client."""
+    """The client of SAQ."""
 
     async def open(self) -> None:
         await queue.connect()
@@ -19,7 +19,7 @@ class SaqClient:
         await queue.enqueue(job, slot=slot, ttl=-1)
 
     async def submit_bulk(self, job: str, slots: range) -> None:
-        await side_by_side(64, (self.submit(job, slot) for slot in slots))
+        await submit_concurrently(64, (self.submit(job, slot) for slot in slots))
 
 
 serve(SaqClient)

@@ -1,6 +1,6 @@
 """streaq: uvloop through anyio, results not kept (`ttl=0`), task logs off (`silent`), prefetch as large as the concurrency, its default.
 
-For no-op jobs, 32 to 512 at once made no difference here.
+For no-op jobs, a concurrency of 32 to 512 made no difference here.
 """
 
 import asyncio

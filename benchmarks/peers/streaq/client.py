@@ -10,7 +10,7 @@ JOBS = {"noop": app.noop, "sleep": app.sleep}
 
 
 class StreaqClient:
-    """streaq's own client."""
+    """The client of streaq."""
 
     async def open(self) -> None:
         self._open = AsyncExitStack()

@@ -1,7 +1,7 @@
-"""taskiq with taskiq-redis: the stream broker, which beat the list broker here, and no result backend.
+"""taskiq with taskiq-redis: the stream broker, which was faster than the list broker here, and no result backend.
 
-`BENCH_TASKIQ_BROKER=list` takes the other one. taskiq takes uvloop by itself. Parameters are not parsed again (`--no-parse`) and
-messages are acknowledged when they are received, which is the cheapest of its three ways; `--max-prefetch` is as large as the concurrency.
+`BENCH_TASKIQ_BROKER=list` selects the list broker. taskiq uses uvloop by default. Parameters are not parsed again (`--no-parse`), and
+messages are acknowledged on receipt, the cheapest of its three modes; `--max-prefetch` equals the concurrency.
 """
 
 import asyncio

@@ -1,15 +1,15 @@
-"""taskiq: `kiq`, awaited; there is no bulk call, so bulk is 64 of them side by side."""
+"""taskiq: `kiq`, awaited; there is no bulk call, so bulk is 64 of them concurrently."""
 
 import app
 
-from benchmarks.kit.bulk import side_by_side
+from benchmarks.kit.bulk import submit_concurrently
 from benchmarks.kit.producer import serve
 
 JOBS = {"noop": app.noop, "sleep": app.sleep}
 
 
 class TaskiqClient:
-    """taskiq's own client."""
+    """The client of taskiq."""
 
     async def open(self) -> None:
         await app.broker.startup()
@@ -21,7 +21,7 @@ class TaskiqClient:
         await JOBS[job].kiq(slot)
 
     async def submit_bulk(self, job: str, slots: range) -> None:
-        await side_by_side(64, (self.submit(job, slot) for slot in slots))
+        await submit_concurrently(64, (self.submit(job, slot) for slot in slots))
 
 
 serve(TaskiqClient)

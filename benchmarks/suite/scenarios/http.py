@@ -1,8 +1,8 @@
-"""32 HTTP clients submit at once: `cplane web` beside a plain FastAPI endpoint that does the same in the usual way.
+"""32 HTTP clients submit concurrently: `cplane web` compared with a plain FastAPI endpoint that does the same in the usual way.
 
-The reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds to a Redis stream, in each request,
-under uvicorn with uvloop and httptools. One process each, no worker beside. Afterwards the accepted requests are compared with the rows
-that are there.
+In each request, the reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds to a Redis
+stream, under uvicorn with uvloop and httptools. One process each, without workers. Afterwards the accepted requests are compared with
+the rows in the database.
 """
 
 import sys
@@ -27,19 +27,19 @@ BODY = '{"job": "noop", "args": {"slot": 0}}'
 
 
 def steps(bench: Bench) -> int:
-    """How often `run` tells what it does."""
+    """Return how many progress reports `run` makes."""
     return 2 * bench.effort.rounds
 
 
 async def run(bench: Bench) -> None:
-    """All rounds."""
+    """Run all rounds."""
     for number in range(bench.effort.rounds):
         for name in (OURS, THEIRS):
-            bench.tell(f"http, round {number + 1}: {name}")
+            bench.report(f"http, round {number + 1}: {name}")
             try:
                 await _measure(bench, name)
             except (Unavailable, TimeoutError) as error:
-                bench.results.skip(NAME, RATE, name, str(error) or "no answer in time")
+                bench.results.skip(NAME, RATE, name, str(error) or "no result in time")
 
 
 async def _measure(bench: Bench, name: str) -> None:
@@ -66,7 +66,7 @@ async def _measure(bench: Bench, name: str) -> None:
         tally.close()
     accepted = seen.accepted + WARM
     count = Count(lost=max(0, accepted - rows), doubled=max(0, rows - accepted))
-    bench.results.add(NAME, RATE, name, "req/s", seen.per_s, count=count, note=seen.refused)
+    bench.results.add(NAME, RATE, name, "req/s", seen.per_s, count=count, note=seen.other_outcomes)
     bench.results.add(NAME, P50, name, "ms", seen.p50_ms)
     bench.results.add(NAME, P99, name, "ms", seen.p99_ms)
 

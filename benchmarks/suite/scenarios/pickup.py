@@ -1,7 +1,7 @@
-"""From just before the submit to the first line of the job: one at a time with random pauses, and under half of what the system can do.
+"""The latency from just before the submission to the first line of the job: one job at a time with random pauses, and at half load.
 
-Half of what it can do is half of its no-op throughput, or half of what 32 submitters reach where that is less: nobody can load it
-faster than they can submit. Both ends are read from CLOCK_MONOTONIC into shared memory.
+Half load is half of the no-op throughput, or half of the submit rate of 32 submitters if that is lower, because jobs cannot arrive
+faster than they are submitted. Both times are read from CLOCK_MONOTONIC and written to shared memory.
 """
 
 from benchmarks.suite.bench import Bench, Stage
@@ -18,15 +18,15 @@ WARM = 20
 
 
 def steps(bench: Bench) -> int:
-    """How often `run` tells what it does."""
+    """Return how many progress reports `run` makes."""
     return len(bench.systems) * bench.effort.rounds
 
 
 async def run(bench: Bench) -> None:
-    """All rounds."""
+    """Run all rounds."""
     for number in range(bench.effort.rounds):
         for system in bench.systems:
-            bench.tell(f"pickup, round {number + 1}: {system.name}")
+            bench.report(f"pickup, round {number + 1}: {system.name}")
             await _measure(bench, system)
 
 
@@ -35,7 +35,7 @@ async def _measure(bench: Bench, system: System) -> None:
     try:
         able = await noop_per_s(bench, system)
         if not able:
-            bench.results.skip(NAME, f"{IDLE}, p50", system.name, "not able to run")
+            bench.results.skip(NAME, f"{IDLE}, p50", system.name, "cannot run jobs")
             return
         rate = min(able, await submit_per_s(bench, system)) / 2
         steady = max(50, int(rate * bench.effort.run_s))
@@ -47,11 +47,11 @@ async def _measure(bench: Bench, system: System) -> None:
             await stage.finish(WARM + sparse + steady, workers)
             await _record(stage, LOADED, WARM + sparse, steady, f"at {rate:,.0f} jobs/s")
     except (Unavailable, TimeoutError) as error:
-        bench.results.skip(NAME, f"{IDLE}, p50", system.name, str(error) or "no answer in time")
+        bench.results.skip(NAME, f"{IDLE}, p50", system.name, str(error) or "no result in time")
 
 
 async def _record(stage: Stage, case: str, first: int, count: int, note: str) -> None:
-    outcome = await stage.tally.settle(count, first=first)
+    outcome = await stage.tally.count_errors(count, first=first)
     waits = stage.tally.waits_ms(count, first=first)
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         value = percentile(waits, part)

@@ -1,12 +1,13 @@
-"""cplane alone, as what it holds grows: jobs that wait in the queue, and records in the database.
+"""cplane alone, with growing data: ready jobs in the queue, and records in the database.
 
-**Queued.** Before the worker starts, N + M jobs that are due wait in one queue, and what filling it left to be done (Redis rewriting its
-log, Postgres's statistics) is done. The rate is taken over M jobs, after the first 1,000, and N still wait when it ends: "N queued" means
-from N to N + M, the same M for every N, and nobody submits meanwhile. Then the worker stops, and with N queued submit rates are measured.
+**Queued.** Before the worker starts, N + M ready jobs are in one queue, and the background work of filling it (Redis rewriting its log,
+Postgres's statistics) is done. The rate is measured over M jobs, after the first 1,000, and N jobs are still queued at the end: "N queued"
+means from N to N + M, with the same M for every N, and no job is submitted during the measurement. Then the worker stops, and submit
+rates are measured with N queued jobs.
 
-**Records.** Finished records and their attempts are put in with SQL, spread over 20 job names, 94 % succeeded, and settle in the same
-way. Then a page of 50 is listed 200 times for each of four filters, through `ControlPlane.records()` and over HTTP, and jobs are submitted
-and run beside those records.
+**Records.** Finished records and their attempts are inserted with SQL, spread over 20 job names, 94 % succeeded, followed by the same
+background work. Then a page of 50 is listed 200 times for each of four filters, with `ControlPlane.records()` and over HTTP, and jobs are
+submitted and run while those records exist.
 """
 
 import sys
@@ -30,7 +31,7 @@ from cplane.postgres.rows import RecordFilter
 from cplane.settings import load_settings
 
 NAME = "scale"
-SKIPPED = 1000
+SKIPPED_JOBS = 1000
 CHUNK = 100_000
 SUBMITS, BULK = 1000, 5000
 SUBMITTERS = 32
@@ -52,33 +53,33 @@ SELECT id, 1, 'seed', 'submit', state, started_at, finished_at FROM cplane.jobs
 
 
 def steps(bench: Bench) -> int:
-    """How often `run` tells what it does."""
+    """Return how many progress reports `run` makes."""
     return sum(system.ours for system in bench.systems) * bench.effort.rounds * len(_queued_sizes(bench)) + len(
         _record_sizes(bench)
     )
 
 
 async def run(bench: Bench) -> None:
-    """The queue, then the records."""
+    """Measure the queue, then the records."""
     systems = [system for system in bench.systems if system.ours]
     for number in range(bench.effort.rounds):
         for queued in _queued_sizes(bench):
             for system in systems:
-                bench.tell(f"scale, round {number + 1}: {system.name} with {queued:,} queued")
-                await _tried(bench, system, queued_case(queued), partial(_with_queued, bench, system, queued))
+                bench.report(f"scale, round {number + 1}: {system.name} with {queued:,} queued")
+                await _try(bench, system, queued_case(queued), partial(_with_queued, bench, system, queued))
     if RECORDED in systems:
         for records in _record_sizes(bench):
-            bench.tell(f"scale: {records:,} records")
-            await _tried(bench, RECORDED, record_case(records), partial(_with_records, bench, records))
+            bench.report(f"scale: {records:,} records")
+            await _try(bench, RECORDED, record_case(records), partial(_with_records, bench, records))
 
 
 def queued_case(queued: int) -> str:
-    """How a number of queued jobs is called."""
+    """Return the name of the case with this number of queued jobs."""
     return f"{queued:,} queued"
 
 
 def record_case(records: int) -> str:
-    """How a number of records is called."""
+    """Return the name of the case with this number of records."""
     return f"{records:,} records"
 
 
@@ -98,11 +99,11 @@ def _measured(bench: Bench) -> int:
     return 60_000 if bench.effort.full else bench.effort.sized(4000, 20_000)
 
 
-async def _tried(bench: Bench, system: System, case: str, measure: Callable[[], Awaitable[None]]) -> None:
+async def _try(bench: Bench, system: System, case: str, measure: Callable[[], Awaitable[None]]) -> None:
     try:
         await measure()
     except (Unavailable, TimeoutError, CplaneError, PostgresError) as error:
-        bench.results.skip(NAME, f"{case}, throughput", system.name, str(error) or "no answer in time")
+        bench.results.skip(NAME, f"{case}, throughput", system.name, str(error) or "no result in time")
 
 
 # the queue
@@ -110,21 +111,21 @@ async def _tried(bench: Bench, system: System, case: str, measure: Callable[[], 
 
 async def _with_queued(bench: Bench, system: System, queued: int) -> None:
     measured = _measured(bench)
-    ready = SKIPPED + measured + queued
+    ready = SKIPPED_JOBS + measured + queued
     case = queued_case(queued)
     async with bench.stage(system, ready + SUBMITS + BULK) as stage:
         for first in range(0, ready, CHUNK):
             await stage.producer.order("bulk", "noop", first, min(CHUNK, ready - first))
-        await bench.servers.settle()
+        await bench.servers.finish_background_work()
         async with stage.workers() as workers:
-            await stage.finish(SKIPPED + measured, workers)
-        per_s = stage.tally.per_s_between(SKIPPED, measured)
+            await stage.finish(SKIPPED_JOBS + measured, workers)
+        per_s = stage.tally.per_s_between(SKIPPED_JOBS, measured)
         bench.results.add(NAME, f"{case}, throughput", system.name, "jobs/s", per_s, note=f"over {measured:,} jobs")
         await _submit_rates(stage, case, ready)
 
 
 async def _submit_rates(stage: Stage, case: str, first: int) -> None:
-    """What is accepted with all that waiting."""
+    """Measure submit rates with the current number of queued jobs."""
     results, name = stage.bench.results, stage.system.name
     took_s = await stage.producer.order("concurrent", "noop", first, SUBMITS, submitters=SUBMITTERS)
     results.add(NAME, f"{case}, 32 submitters", name, "jobs/s", SUBMITS / took_s)
@@ -138,28 +139,28 @@ async def _submit_rates(stage: Stage, case: str, first: int) -> None:
 async def _with_records(bench: Bench, records: int) -> None:
     measured = _measured(bench)
     case = record_case(records)
-    async with bench.stage(RECORDED, SKIPPED + measured + SUBMITS + BULK) as stage:
+    async with bench.stage(RECORDED, SKIPPED_JOBS + measured + SUBMITS + BULK) as stage:
         await _seed(bench, records)
         await _list_pages(bench, case)
         await _list_over_http(bench, case)
-        await stage.producer.order("bulk", "noop", 0, SKIPPED + measured)
+        await stage.producer.order("bulk", "noop", 0, SKIPPED_JOBS + measured)
         async with stage.workers() as workers:
-            await stage.finish(SKIPPED + measured, workers)
-            outcome = await stage.tally.settle(SKIPPED + measured)
-        per_s = stage.tally.per_s_between(SKIPPED, measured)
+            await stage.finish(SKIPPED_JOBS + measured, workers)
+            outcome = await stage.tally.count_errors(SKIPPED_JOBS + measured)
+        per_s = stage.tally.per_s_between(SKIPPED_JOBS, measured)
         bench.results.add(NAME, f"{case}, throughput", RECORDED.name, "jobs/s", per_s, count=outcome)
-        await _submit_rates(stage, case, SKIPPED + measured)
+        await _submit_rates(stage, case, SKIPPED_JOBS + measured)
 
 
 async def _seed(bench: Bench, records: int) -> None:
     for first in range(0, records, CHUNK):
         await bench.servers.execute(SEED_RECORDS.format(first=first, last=min(first + CHUNK, records) - 1))
     await bench.servers.execute(SEED_ATTEMPTS)
-    await bench.servers.settle()
+    await bench.servers.finish_background_work()
 
 
 async def _list_pages(bench: Bench, case: str) -> None:
-    """The slowest of four filters, by its median and by its p99."""
+    """Measure the slowest of four filters, by median and by p99."""
     waits: list[list[float]] = []
     async with _plane(bench) as plane:
         middle = (await plane.records(limit=PAGE))[-1].id
@@ -191,7 +192,7 @@ async def _list_over_http(bench: Bench, case: str) -> None:
             seen = await load(bench.folder, {**plan, "port": port})
     finally:
         tally.close()
-    bench.results.add(NAME, f"{case}, GET page p50", RECORDED.name, "ms", seen.p50_ms, note=seen.refused)
+    bench.results.add(NAME, f"{case}, GET page p50", RECORDED.name, "ms", seen.p50_ms, note=seen.other_outcomes)
     bench.results.add(NAME, f"{case}, GET page p99", RECORDED.name, "ms", seen.p99_ms)
 
 

@@ -1,6 +1,6 @@
-"""How fast jobs are accepted, without a worker: one awaited submit after another, 32 submitters in one process, and the fastest bulk call.
+"""Submit rates without a worker: one awaited submission after another, 32 submitters in one process, and the fastest bulk call.
 
-Accepted means what each system means by it: ours has committed a row when `submit` answers, unless the job is transient.
+Each system defines what accepted means: cplane has committed a row when `submit` returns, unless the job is transient.
 """
 
 from benchmarks.suite.bench import Bench, Stage
@@ -11,27 +11,27 @@ NAME = "submitting"
 SINGLE, CONCURRENT, BULK = "one after another", "32 submitters", "bulk"
 SUBMITTERS = 32
 WARM = 100
-"""Submits before the clock starts: connections are open and scripts loaded."""
+"""Submissions before the measurement, so that connections are open and scripts are loaded."""
 
-BULKED = 20_000
-"""Fewer are accepted within one collection of Python's garbage."""
+BULK_JOBS = 20_000
+"""A smaller number is accepted within one cycle of Python's garbage collector."""
 
 
 def steps(bench: Bench) -> int:
-    """How often `run` tells what it does."""
+    """Return how many progress reports `run` makes."""
     return len(bench.systems) * bench.effort.rounds
 
 
 async def run(bench: Bench) -> None:
-    """All rounds."""
+    """Run all rounds."""
     for number in range(bench.effort.rounds):
         for system in bench.systems:
-            bench.tell(f"submitting, round {number + 1}: {system.name}")
+            bench.report(f"submitting, round {number + 1}: {system.name}")
             await _measure(bench, system)
 
 
 async def submit_per_s(bench: Bench, system: System) -> float:
-    """What 32 submitters of this system reach, measured shortly if this scenario did not run."""
+    """Return the submit rate of 32 submitters; a short measurement if this scenario did not run."""
     if system.name not in bench.submit_per_s:
         async with bench.stage(system, WARM + 1000) as stage:
             await stage.producer.order("concurrent", "noop", 0, WARM, submitters=SUBMITTERS)
@@ -41,7 +41,7 @@ async def submit_per_s(bench: Bench, system: System) -> float:
 
 
 async def _measure(bench: Bench, system: System) -> None:
-    sizes = (bench.effort.sized(300, 1500), bench.effort.sized(1000, 6000), BULKED)
+    sizes = (bench.effort.sized(300, 1500), bench.effort.sized(1000, 6000), BULK_JOBS)
     try:
         async with bench.stage(system, WARM + sum(sizes)) as stage:
             await stage.producer.order("concurrent", "noop", 0, WARM, submitters=SUBMITTERS)
@@ -50,7 +50,7 @@ async def _measure(bench: Bench, system: System) -> None:
             bench.submit_per_s[system.name] = per_s
             await _time(stage, BULK, "bulk", WARM + sizes[0] + sizes[1], sizes[2])
     except (Unavailable, TimeoutError) as error:
-        bench.results.skip(NAME, SINGLE, system.name, str(error) or "no answer in time")
+        bench.results.skip(NAME, SINGLE, system.name, str(error) or "no result in time")
 
 
 async def _time(stage: Stage, case: str, do: str, first: int, count: int, **more: float) -> float:
