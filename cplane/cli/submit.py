@@ -82,14 +82,19 @@ def submit(
                 return
             record = await _wait(plane, handle.id, name, timeout)
             artifacts = await plane.artifacts_of([record.id]) if job.options.record else []
-            if as_json:
-                print_json(record_json(record, artifacts=artifacts))
-            _raise_unless_succeeded(record)
-            if not as_json:
-                print_json(record.result)
+            _print_outcome(record, artifacts, as_json=as_json)
             await _save_artifacts(plane, record.id, artifacts, save)
 
     run(request())
+
+
+def _print_outcome(record: "JobRecord | TransientJob", artifacts: "list[ArtifactRecord]", *, as_json: bool) -> None:
+    """Print the record or its result. Raises JobFailed, JobCancelled."""
+    if as_json:
+        print_json(record_json(record, artifacts=artifacts))
+    _raise_unless_succeeded(record)
+    if not as_json:
+        print_json(record.result)
 
 
 async def _wait(

@@ -125,8 +125,7 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         The job; or, for `@job(…)`, a decorator that returns it.
 
     Raises:
-        InvalidJob: an option is unknown or has an impossible value, a parameter cannot be an argument, or another job
-            has the same name.
+        InvalidJob: an option is unknown or impossible, a parameter cannot be an argument, or the name is taken.
 
     Example:
         ```python
