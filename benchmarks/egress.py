@@ -1,4 +1,6 @@
-"""The cost of the egress gate: connections and bytes through it, compared with direct ones. All on loopback, in one process.
+"""The cost of the egress gate: connections and bytes through it, compared with direct ones.
+
+All on loopback, in one process.
 
 python benchmarks/egress.py
 """

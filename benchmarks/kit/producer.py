@@ -1,7 +1,8 @@
-"""The producer process: reads orders as lines of JSON from stdin, submits jobs with the client of one system, and replies in JSON.
+"""The producer process: reads orders as JSON lines from stdin, submits jobs with one system's client, replies in JSON.
 
-It is the same program for every system: `serve(client)` or `serve_sync(client)`, run in the environment of the peer. It needs only the
-standard library, and uses uvloop if the peer's environment has it. The time in a reply is that of the submissions only.
+It is the same program for every system: `serve(client)` or `serve_sync(client)`, run in the environment of the peer. It
+needs only the standard library, and uses uvloop if the peer's environment has it. The time in a reply is that of the
+submissions only.
 """
 
 import asyncio
@@ -22,7 +23,10 @@ TICK_S = 0.002
 
 
 class Client(Protocol):
-    """Implemented by a peer's client.py with the API of the peer. `job` is noop or sleep; the slot is the argument of the job."""
+    """Implemented by a peer's client.py with the API of the peer.
+
+    `job` is noop or sleep; the slot is the argument of the job.
+    """
 
     async def open(self) -> None:
         """Connect."""

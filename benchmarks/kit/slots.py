@@ -1,9 +1,11 @@
 """A file in shared memory in which every job writes how often it ran, and when it was submitted, started and finished.
 
-The driver creates the file; workers and producers of every system map it. It is imported in the environment of each peer, so it
-needs only the standard library. Times are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine share.
+The driver creates the file; workers and producers of every system map it. It is imported in the environment of each
+peer, so it needs only the standard library. Times are CLOCK_MONOTONIC in nanoseconds, which all processes of a machine
+share.
 
-A count is incremented without a lock: a job that ran twice is missed only if two processes increment it in the same microsecond.
+A count is incremented without a lock: a job that ran twice is missed only if two processes increment it in the same
+microsecond.
 """
 
 import fcntl
@@ -80,7 +82,10 @@ class Slots:
 
 
 def create(path: Path, count: int) -> None:
-    """Create an empty file for `count` slots. Its pages are allocated now, so that the first jobs do not pay for them."""
+    """Create an empty file for `count` slots.
+
+    Its pages are allocated now, so that the first jobs do not pay for them.
+    """
     path.write_bytes(bytes((HEADER_WORDS + count * WORDS) * struct.calcsize("Q")))
 
 

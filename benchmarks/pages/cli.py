@@ -62,8 +62,9 @@ def main(
 ) -> None:
     """Measure cplane's pages, plain Playwright, crawlee's pool and a browser a visit, in one run, and print ratios.
 
-    Every way visits the same page on loopback, with the same browser and four concurrent pages: without a pause (visits/s), then one by one
-    with a pause (latency). Then whole jobs: submitted, recorded, run by a separate worker and awaited; and jobs whose browser is killed.
+    Every way visits the same page on loopback, with the same browser and four concurrent pages: without a pause
+    (visits/s), then one by one with a pause (latency). Then whole jobs: submitted, recorded, run by a separate worker
+    and awaited; and jobs whose browser is killed.
     """
     console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     report = Report()
@@ -105,7 +106,10 @@ async def run(console: Console, report: Report, sizes: Sizes) -> None:
 
 
 async def measure_busy(console: Console, report: Report, ways: Sequence[Way], program: Program, visits: int) -> None:
-    """Measure all ways at saturation: half of the visits in this order, half in reverse, so that a machine that slows down affects all."""
+    """Measure all ways at saturation: half of the visits in this order, half in reverse.
+
+    A machine that slows down during the measurement then affects all ways.
+    """
     took_s = dict.fromkeys(ways, 0.0)
     for way in (*ways, *reversed(ways)):
         console.print(f"[dim]  {way.name}[/]")

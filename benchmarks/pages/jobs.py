@@ -1,4 +1,7 @@
-"""The browser jobs of the benchmark, run by a separate worker: `arq cplane.worker.Settings` with CPLANE_IMPORTS=benchmarks.pages.jobs."""
+"""The browser jobs of the benchmark.
+
+A separate worker runs them: `arq cplane.worker.Settings` with CPLANE_IMPORTS=benchmarks.pages.jobs.
+"""
 
 import asyncio
 import os
@@ -19,7 +22,10 @@ async def visit(page: Page, url: str) -> None:
 
 @job(timeout=60)
 async def survive(page: Page, ctx: Context, folder: str) -> float:
-    """Wait for the death of the browser on the first attempt. On the next, return the monotonic time in seconds once the page works."""
+    """Wait for the death of the browser on the first attempt.
+
+    On the next, return the monotonic time in seconds once the page works.
+    """
     if ctx.attempt == 1:
         (Path(folder) / str(os.getpid())).touch()
         await asyncio.Event().wait()

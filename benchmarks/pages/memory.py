@@ -1,4 +1,4 @@
-"""Measures whether the memory of the pool stays constant over thousands of pages, while browsers are replaced as usual."""
+"""Measures whether the pool's memory stays constant over thousands of pages, while browsers are replaced as usual."""
 
 import asyncio
 import logging

@@ -1,4 +1,7 @@
-"""Plain Playwright: a browser per visit, a context per visit, or reused pages. `python -m benchmarks.pages.raw WAY …`."""
+"""Plain Playwright: a browser per visit, a context per visit, or reused pages.
+
+`python -m benchmarks.pages.raw WAY …`.
+"""
 
 import argparse
 import asyncio

@@ -1,4 +1,7 @@
-"""Timed visits by one way to obtain pages, used by the program of each system. Standard library only: each has its own environment."""
+"""Timed visits by one way to obtain pages, used by the program of each system.
+
+Standard library only: each has its own environment.
+"""
 
 import argparse
 import asyncio

@@ -93,7 +93,7 @@ async def after_death(worker_pid: int) -> float:
 
 
 def browser_of(worker_pid: int) -> int:
-    """Return the pid of the browser's main process: the last one without --type, because a wrapper script may precede it."""
+    """Return the pid of the browser's main process: the last one without --type, as a wrapper script may precede it."""
     found = 0
     for pid in tree(worker_pid):
         try:

@@ -1,4 +1,4 @@
-"""The usual implementation: a FastAPI endpoint that commits one row per request with SQLModel and notifies workers by a Redis stream.
+"""The usual implementation: a FastAPI endpoint that commits one row per request and notifies workers by a Redis stream.
 
 The benchmark runs it under uvicorn with uvloop and httptools: one process, a pool of 32 connections, JSON by FastAPI.
 """

@@ -1,4 +1,4 @@
-"""One benchmark run: the servers, the size, and how a scenario gets workers and a producer of a system on empty servers."""
+"""One benchmark run: the servers, the size, and the workers and producers of a system on empty servers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -20,7 +20,7 @@ WARM_UP_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """The size of a run: `rounds` of everything, `run_s` per measurement, `quick` and `full` for the numbers of jobs."""
+    """The size of a run: `rounds` of everything, `run_s` per measurement; `quick` and `full` set the job counts."""
 
     rounds: int
     run_s: float

@@ -31,7 +31,7 @@ EPILOG = "\n\n".join(
     [
         f"[b]Scenarios[/]: {', '.join(SCENARIOS)}.",
         f"[b]Systems[/]: {', '.join(system.name for system in SYSTEMS)}. `cplane` means both systems of cplane.",
-        "[cyan]$ python benchmarks/peers.py --quick[/]   everything, with small sizes: whether it works, and rough figures",
+        "[cyan]$ python benchmarks/peers.py --quick[/]   everything, with small sizes, for rough figures",
         "[cyan]$ python benchmarks/peers.py --json results.json --plots[/]   what docs/explanation/benchmarks.md shows",
         "[cyan]$ python benchmarks/peers.py --only cplane,arq --scenario throughput,pickup --rounds 5[/]",
         "[cyan]$ python benchmarks/peers.py --only cplane --scenario scale --full[/]   up to five million records",
@@ -67,8 +67,9 @@ def main(
 ) -> None:
     """Measure cplane and seven other task frameworks on this machine, in one run, and print one table with ratios.
 
-    No-op throughput with 1, 2 and 4 workers, jobs that sleep, submit rates, pickup latency, memory and idle CPU, how cplane scales, and HTTP
-    submits compared with a plain FastAPI endpoint. Every job writes to shared memory, so lost and doubled jobs are counted in every run.
+    No-op throughput with 1, 2 and 4 workers, jobs that sleep, submit rates, pickup latency, memory and idle CPU, how
+    cplane scales, and HTTP submits compared with a plain FastAPI endpoint. Every job writes to shared memory, so lost
+    and doubled jobs are counted in every run.
     """
     console = Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH)
     systems = _systems(only)

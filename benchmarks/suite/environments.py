@@ -1,4 +1,4 @@
-"""One virtual environment per peer, created from its pinned requirements below .cache/benchmarks and kept until they change."""
+"""One virtual environment per peer below .cache/benchmarks, kept until its pinned requirements change."""
 
 import asyncio
 import fcntl

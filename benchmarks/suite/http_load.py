@@ -1,7 +1,9 @@
 """A closed-loop HTTP load generator in a separate process: keep-alive connections, uvloop, and minimal parsing.
 
-`python -m benchmarks.suite.http_load '{"port": 8000, "method": "POST", "path": "/", "body": "{}", "connections": 32, "requests": 1000, "warm": 100}'`
-prints requests per second, percentiles and the count of each status. Each connection sends its next request after the previous response.
+`python -m benchmarks.suite.http_load PLAN` prints requests per second, percentiles and the count of each status. Each
+connection sends its next request after the previous response. PLAN is JSON, for example:
+
+{"port": 8000, "method": "POST", "path": "/", "body": "{}", "connections": 32, "requests": 1000, "warm": 100}
 """
 
 import asyncio
@@ -17,7 +19,7 @@ HOST = "127.0.0.1"
 
 
 class Plan:
-    """The state that all connections share: the number of requests still to send, and the results of those that were sent."""
+    """The state that all connections share: the number of requests still to send, and the results of the others."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         body = str(options.get("body", "")).encode()

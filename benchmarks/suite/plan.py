@@ -1,4 +1,4 @@
-"""One run of the selected scenarios: creates environments and servers, runs the scenarios in order, and stops everything at the end."""
+"""One run of the selected scenarios, with their environments and servers, which are stopped at the end."""
 
 import asyncio
 import os

@@ -48,7 +48,7 @@ class Servers:
         await self._open.aclose()
 
     async def _start_redis(self) -> None:
-        """Start Redis with jemalloc, as distributions build it, if it is installed; the wheel uses the allocator of the C library."""
+        """Start Redis with jemalloc if it is installed, as distributions do; the wheel's allocator is that of libc."""
         folder = self._folder / "redis"
         redis = EmbeddedRedis(folder, self._sockets, durable=self._durable, allocator=self._jemalloc)
         self.redis_url = (await self._redis_open.enter_async_context(redis)).url
@@ -80,8 +80,8 @@ class Servers:
     async def empty(self, template: str | None) -> None:
         """Start a new Redis, create a new database with the tables of `template`, and checkpoint.
 
-        A Redis that is only flushed is slower by up to a half with the allocator of the C library, because its memory is fragmented,
-        and every measurement would depend on the previous ones.
+        A Redis that is only flushed is slower by up to a half with the allocator of the C library, because its memory
+        is fragmented, and every measurement would depend on the previous ones.
         """
         await self._stop_redis()
         await self._start_redis()
@@ -92,9 +92,10 @@ class Servers:
             await postgres.execute("CHECKPOINT")
 
     async def finish_background_work(self) -> None:
-        """Finish the background work that filling the servers has caused, before the measurement: Redis's log, Postgres's statistics.
+        """Finish the background work of filling the servers before a measurement: Redis's log, Postgres's statistics.
 
-        Redis rewrites its log whenever it has doubled. It does so now, because it would otherwise do so during some measurements only.
+        Redis rewrites its log whenever it has doubled. It does so now, because it would otherwise do so during some
+        measurements only.
         """
         async with self.redis() as redis:
             await _wait_for_rewrite(redis)

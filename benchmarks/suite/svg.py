@@ -25,7 +25,10 @@ STYLE = """
 
 
 def bars(title: str, groups: Mapping[str, Sequence[tuple[str, float, str, bool]]]) -> str:
-    """Return a plot of groups of bars. A bar is its label, its value, the text after it, and whether it belongs to cplane."""
+    """Return a plot of groups of bars.
+
+    A bar is its label, its value, the text after it, and whether it belongs to cplane.
+    """
     lines: list[str] = []
     top = HEAD
     longest = max((bar[1] for group in groups.values() for bar in group), default=1.0) or 1.0

@@ -1,4 +1,4 @@
-"""Reads the slots for the driver: waits until jobs are done, counts lost and doubled ones, and computes rates and latencies."""
+"""Reads the slots: waits until jobs are done, counts lost and doubled ones, and computes rates and latencies."""
 
 import asyncio
 import os
@@ -102,7 +102,7 @@ class Tally:
         return at
 
     def _makes_progress(self, at: int, end: int, waited_s: float) -> bool:
-        """Return whether a later job has ended recently or may still start: one lost job does not end the wait for the others."""
+        """Return whether a later job has ended recently or may still start: one lost job does not end the wait."""
         if not self._first_starts():
             return waited_s < START_TIMEOUT_S
         newest = max((slot[3] for slot in self._slots(at, end - at)), default=0)

@@ -1,4 +1,4 @@
-"""The sample site: a plant nursery with a static page, a page drawn by a script, a catalogue of five pages, and a form."""
+"""The sample site: a plant nursery with a static page, a page drawn by a script, a five-page catalogue, and a form."""
 
 import asyncio
 import json

@@ -16,8 +16,8 @@ RETRY_INTERVAL_S = 0.02
 class FolderLock:
     """An exclusive flock on the file `path`.
 
-    The servers inherit `fileno`, so the lock is free only when they have ended too. After a kill -9 of its owner, the next stack
-    waits for them and then knows that no process uses the data.
+    The servers inherit `fileno`, so the lock is free only when they have ended too. After a kill -9 of its owner, the
+    next stack waits for them and then knows that no process uses the data.
     """
 
     def __init__(self, path: Path) -> None:

@@ -29,7 +29,8 @@ NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "w
 class EmbeddedPostgres:
     """A Postgres server with a database `cplane` on a Unix socket.
 
-    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock open.
+    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock
+    open.
 
     Args:
         data: the data folder; created if it does not exist. The log is next to it.

@@ -117,7 +117,10 @@ class ServerProcess:
         return self._log.read_text(errors="replace")
 
     async def stop(self, *, timeout_s: float = KILL_TIMEOUT_S) -> None:
-        """Ask the child to end, and kill it after `timeout_s`. A cancellation is raised only after the child has ended."""
+        """Ask the child to end, and kill it after `timeout_s`.
+
+        A cancellation is raised only after the child has ended.
+        """
         await complete(self._stop(timeout_s), name=f"stop {self._name}")
 
     async def ended(self) -> InfrastructureError:
@@ -188,7 +191,10 @@ def clean_environment() -> dict[str, str]:
 
 
 async def complete(work: Coroutine[object, object, None], *, name: str) -> None:
-    """Await `work` to its end even if cancelled; the cancellation is raised afterwards. `work` must have its own deadlines."""
+    """Await `work` to its end even if cancelled; the cancellation is raised afterwards.
+
+    `work` must have its own deadlines.
+    """
     task = asyncio.create_task(work, name=name)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

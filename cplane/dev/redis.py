@@ -19,7 +19,8 @@ STOP_TIMEOUT_S = 10.0
 class EmbeddedRedis:
     """A Redis server on a Unix socket.
 
-    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock open.
+    Two servers must not use the same data folder. The lock of DevStack prevents it, and the server keeps that lock
+    open.
 
     Args:
         data: the data folder; created if it does not exist. The log is next to it.

@@ -17,7 +17,7 @@ MAX_NAME_BYTES = 30
 
 
 class SocketFolder:
-    """`with SocketFolder(root) as folder:` creates the socket folder of the stack in `root`, with the same name each time."""
+    """`with SocketFolder(root) as folder:` creates the socket folder of the stack in `root`; its name is stable."""
 
     def __init__(self, root: Path) -> None:
         key = f"{os.geteuid()}:{root.resolve()}"

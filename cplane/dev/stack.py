@@ -19,8 +19,8 @@ from cplane.errors import InfrastructureError
 class DevStack:
     """Postgres and Redis for development, with persistent data in `root`/.cplane.
 
-    While it runs, `.cplane/stack.json` contains its addresses. Programs that are started below `root` use them as a fallback.
-    It does not create tables.
+    While it runs, `.cplane/stack.json` contains its addresses. Programs that are started below `root` use them as a
+    fallback. It does not create tables.
 
     Args:
         root: folder of the project.

@@ -1,11 +1,12 @@
 """The SQL of browser sessions: one guarded statement per verb, each in its own transaction.
 
-A hold is live while its record runs with that attempt and a valid lease, at the latest until `held_until`. It needs no renewal.
+A hold is live while its record runs with that attempt and a valid lease, at the latest until `held_until`. It needs no
+renewal.
 
-A statement reads the rows of `jobs` as of its snapshot, but a session can change hands until the statement locks its row. So a hold is
-judged as of now(), the start of the transaction, which is before the snapshot. A hold that started later counts as live, because the
-snapshot may not contain the start of its record yet. A hold that started earlier belongs to a record whose start is in the snapshot,
-because a start is committed before the attempt acquires a session.
+A statement reads the rows of `jobs` as of its snapshot, but a session can change hands until the statement locks its
+row. So a hold is judged as of now(), the start of the transaction, which is before the snapshot. A hold that started
+later counts as live, because the snapshot may not contain the start of its record yet. A hold that started earlier
+belongs to a record whose start is in the snapshot, because a start is committed before the attempt acquires a session.
 """
 
 from cplane.postgres.statements import Statement

@@ -1,7 +1,7 @@
 """Browser sessions in Postgres: encrypted, each held by one attempt at a time.
 
-A hold ends without a release when its record no longer runs with that attempt or the record's lease expires, at the latest after
-`hold_s`. Only the attempt that acquired a session gets its content; all other callers get metadata.
+A hold ends without a release when its record no longer runs with that attempt or the record's lease expires, at the
+latest after `hold_s`. Only the attempt that acquired a session gets its content; all other callers get metadata.
 """
 
 import asyncio
@@ -60,7 +60,10 @@ class Rotated:
 
 
 class Sessions:
-    """The sessions of one database. Every method raises DatabaseUnavailable within 6 seconds if Postgres does not respond."""
+    """The sessions of one database.
+
+    Every method raises DatabaseUnavailable within 6 seconds if Postgres does not respond.
+    """
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database = database
@@ -71,8 +74,8 @@ class Sessions:
     async def acquire(self, name: str, record_id: UUID, attempt: int, *, hold_s: float = HOLD_S) -> Held | None:
         """Acquire a session for a running attempt. A missing session is created, empty.
 
-        The holder may acquire again: it gets the same hold. A newer attempt of a record takes the session over from an older one.
-        A record is required: transient jobs cannot hold a session.
+        The holder may acquire again: it gets the same hold. A newer attempt of a record takes the session over from an
+        older one. A record is required: transient jobs cannot hold a session.
 
         Args:
             name: name of the session.

@@ -203,7 +203,10 @@ async def steps(
     steps: Annotated[list[Step], Field(min_length=1, max_length=200)],
     **options: Unpack[VisitOptions],
 ) -> StepsResult:
-    """Open a page and perform the steps in order. Each has a timeout of 10 s unless it sets `timeout` (milliseconds)."""
+    """Open a page and perform the steps in order.
+
+    Each has a timeout of 10 s unless it sets `timeout` (milliseconds).
+    """
     visited = await visit(page, options)
     result = StepsResult(**visited.model_dump(), extracted={}, artifacts=[])
     for number, step in enumerate(steps, 1):

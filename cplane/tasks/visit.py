@@ -83,7 +83,9 @@ class TooLarge(VisitFailed):
 
 
 RETRY = RetryPolicy(retries=2, on=(Unreachable, HostUnreachable))
-"""For all built-in jobs: an unreachable server may be reachable a moment later; a malformed selector stays malformed."""
+"""For all built-in jobs: an unreachable server may be reachable a moment later; a malformed selector stays
+malformed.
+"""
 
 
 class VisitResult(BaseModel):

@@ -1,4 +1,4 @@
-"""The arguments that all built-in jobs share: which page to open, with which identity, what to wait for, what to block."""
+"""The arguments that all built-in jobs share: the page, the identity, what to wait for and what to block."""
 
 import re
 from collections.abc import Mapping

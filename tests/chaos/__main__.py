@@ -1,4 +1,7 @@
-"""The long run: `python -m tests.chaos --jobs 10000 --seed 7 --minutes 20`. Exits with 0 if no rule was broken, else with 1."""
+"""The long run: `python -m tests.chaos --jobs 10000 --seed 7 --minutes 20`.
+
+Exits with 0 if no rule was broken, else with 1.
+"""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The servers of a scenario: a Postgres with an audit of its records, its own Redis, a proxy in front of each, and ways to break them."""
+"""The servers of a scenario: Postgres with an audit of its records, Redis, a proxy for each, and ways to break them."""
 
 import asyncio
 import os
@@ -36,16 +36,20 @@ BEGIN
 END $$;
 CREATE TRIGGER log_move AFTER INSERT OR UPDATE ON cplane.jobs FOR EACH ROW EXECUTE FUNCTION chaos.log_move();
 """
-"""A trigger logs every state change of a record in the transaction that makes it, whichever client and statement made it."""
+"""A trigger logs every state change of a record in the transaction that makes it, whichever client and statement
+made it.
+"""
 
 SOCKET = ".s.PGSQL.5432"
 
 PREFIX = "cplane-tests-"
-"""Prefix of temporary folders, followed by the pid. The next run removes those of a killed run (see tests/conftest.py)."""
+"""Prefix of temporary folders, followed by the pid. The next run removes those of a killed run (see
+tests/conftest.py).
+"""
 
 
 class Arena:
-    """The addresses of the servers, directly and through the proxies, and the faults that can be injected into the servers."""
+    """The addresses of the servers, directly and through the proxies, and the faults that can be injected."""
 
     def __init__(
         self, database_url: str, redis: EmbeddedRedis, folder: Path, postgres: EmbeddedPostgres | None
@@ -172,7 +176,10 @@ async def query(database_url: str, statement: str, *values: object) -> list[dict
 
 
 async def until(deadline_s: float, condition: Any, *, interval_s: float = 0.05) -> bool:
-    """Poll `condition` until it returns true. Returns False at the deadline. Errors of an unavailable server count as not true."""
+    """Poll `condition` until it returns true.
+
+    Returns False at the deadline. Errors of an unavailable server count as not true.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             while True:

@@ -1,4 +1,6 @@
-"""The judge: the rules that a history must not break. Pure: it works on values only. test_checker.py shows every rule failing.
+"""The judge: the rules that a history must not break.
+
+Pure: it works on values only. test_checker.py shows every rule failing.
 
 A rule is a generator of violations. `Bounds` has the times that the product promises.
 """
@@ -18,7 +20,9 @@ LEGAL: dict[str | None, set[str]] = {
     "failed": set[str](),
     "cancelled": set[str](),
 }
-"""The legal moves of a record, without replays. Duplicated on purpose: the suite does not ask the product what is right."""
+"""The legal moves of a record, without replays. Duplicated on purpose: the suite does not ask the product what is
+right.
+"""
 
 EXPLAINS: dict[str, frozenset[FaultKind]] = {
     "lost": frozenset(FaultKind) - {FaultKind.REDIS, FaultKind.CLOCK, FaultKind.STOP},
@@ -27,10 +31,11 @@ EXPLAINS: dict[str, frozenset[FaultKind]] = {
         {FaultKind.POSTGRES, FaultKind.REDIS, FaultKind.PARTITION, FaultKind.CALL, FaultKind.FREEZE}
     ),
 }
-"""The faults that can be the reason for another attempt. The loss of Redis, a clock step or a deploy must never cost a lease.
+"""The faults that can be the reason for another attempt. The loss of Redis, a clock step or a deploy must never cost
+a lease.
 
-The deadline of a call in a job can pass while its process is frozen. The resumed process may detect that before it detects its lost
-lease.
+The deadline of a call in a job can pass while its process is frozen. The resumed process may detect that before it
+detects its lost lease.
 """
 
 EXPLAINS_RERUN = EXPLAINS["lost"] | {FaultKind.REDIS, FaultKind.STOP}
@@ -103,10 +108,12 @@ def runs_once(history: History, bounds: Bounds) -> Iterator[Violation]:
 
 
 def runs_alone(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """An attempt has ended before the next begins, unless its worker was suspended: a worker stops jobs whose lease it may lose.
+    """An attempt has ended before the next begins, unless its worker was suspended.
 
-    A job that is stopped during a call to an unreachable Postgres ends when its driver abandons the call, within the time for cleanup
-    of a stopped job (CLEANUP_S of `cplane/worker/attempt.py`). What it wrote is not committed.
+    A worker stops jobs whose lease it may lose.
+
+    A job that is stopped during a call to an unreachable Postgres ends when its driver abandons the call, within the
+    time for cleanup of a stopped job (CLEANUP_S of `cplane/worker/attempt.py`). What it wrote is not committed.
     """
     began = {(run.record, run.attempt): run.began for run in history.runs}
     writes = {record.id for record in history.records if record.job == "chaos_writes"}
@@ -205,7 +212,10 @@ def attempts_are_explained(history: History, bounds: Bounds) -> Iterator[Violati
 
 
 def transient_jobs_end(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """A transient job succeeds, unless Redis lost its data or three of its workers died. It runs again only after a fault."""
+    """A transient job succeeds, unless Redis lost its data or three of its workers died.
+
+    It runs again only after a fault.
+    """
     for job in history.transients:
         lost = any(fault.kind is FaultKind.REDIS and fault.ended >= job.at for fault in history.faults)
         deaths = sum(fault.kind in EXPLAINS["lost"] and fault.ended >= job.at for fault in history.faults)
@@ -240,7 +250,10 @@ def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
 
 
 def nothing_runs_early(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """A delayed job does not begin before it is due, unless it is replayed. The product itself allows a tolerance of 0.1 s."""
+    """A delayed job does not begin before it is due, unless it is replayed.
+
+    The product itself allows a tolerance of 0.1 s.
+    """
     replayed = {command.record: command.at for command in reversed(history.commands) if command.verb == "replay"}
     first: dict[str, Run] = {}
     for run in history.runs:
@@ -296,7 +309,10 @@ def cancelled_stays_cancelled(history: History, bounds: Bounds) -> Iterator[Viol
 
 
 def outcomes_are_right(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """Jobs end in the state that their code leads to. A job may fail as poison only after three crashes of its workers."""
+    """Jobs end in the state that their code leads to.
+
+    A job may fail as poison only after three crashes of its workers.
+    """
     cancels = {command.record for command in history.commands if command.verb == "cancel"}
     for record in history.records:
         if record.state not in FINAL or (record.state == "cancelled" and record.id in cancels):
@@ -362,7 +378,7 @@ def _overlaps(fault: Fault, since: float, until: float, kinds: frozenset[FaultKi
 
 
 def _consecutive(runs: Iterable[Run]) -> Iterator[tuple[Run, Run]]:
-    """Yield each run with the next one of the same job, by start time: runs of transient jobs have no consecutive numbers."""
+    """Yield each run with the next one of its job, by start time: transient runs have no consecutive numbers."""
     of_job: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.began):
         of_job[run.record].append(run)

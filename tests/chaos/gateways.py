@@ -1,6 +1,7 @@
-"""Faults at the gateways of a worker: a crash point before and after every verb of Store, Queue and Events, found by inspection.
+"""Faults at the gateways of a worker: a crash point before and after every verb of Store, Queue and Events.
 
-The product has no hook for this: the verbs are wrapped on their classes, in the worker's process, before the worker is created.
+The verbs are found by inspection. The product has no hook for this: the verbs are wrapped on their classes, in the
+worker's process, before the worker is created.
 """
 
 import asyncio
@@ -91,7 +92,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """The share of a worker's calls, 0 to 1, that fail undone (`error`), fail although done (`late_error`), or are delayed."""
+    """The share of calls, 0 to 1, that fail undone (`error`), fail although done (`late_error`), or are delayed."""
 
     seed: int
     error: float = 0.0
@@ -262,7 +263,10 @@ def _opens_block(verb: object) -> bool:
 
 
 def _has_content(value: object) -> bool:
-    """Return whether an argument or a result contains anything that can be lost. A verb without a result always counts."""
+    """Return whether an argument or a result contains anything that can be lost.
+
+    A verb without a result always counts.
+    """
     if isinstance(value, Claim):
         return bool(value.leases)
     if isinstance(value, tuple):

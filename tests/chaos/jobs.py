@@ -1,4 +1,7 @@
-"""The jobs of the chaos suite. Each logs its start and end in the journal. Imported by CPLANE_IMPORTS=tests.chaos.jobs."""
+"""The jobs of the chaos suite.
+
+Each logs its start and end in the journal. Imported by CPLANE_IMPORTS=tests.chaos.jobs.
+"""
 
 import asyncio
 import os
@@ -109,7 +112,10 @@ def release_file(folder: str | Path) -> Path:
 
 @job
 async def chaos_overstays(ctx: Context, tag: str, folder: str) -> dict[str, int]:
-    """Block the loop on the first attempt until the second has begun; the second works until the first could record its outcome."""
+    """Block the loop on the first attempt until the second has begun.
+
+    The second attempt works until the first could record its outcome.
+    """
     with logged(ctx):
         began = time.monotonic()
         second = Path(folder) / f"second-{tag}"

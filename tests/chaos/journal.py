@@ -1,7 +1,7 @@
 """The journal of a scenario: one line of JSON per event, written by the driver, the workers and the jobs.
 
-A line is one append to a shared file: lines never mix, and a kill loses no written line. Times are those of the machine's monotonic
-clock, which all processes share and which clock steps do not change.
+A line is one append to a shared file: lines never mix, and a kill loses no written line. Times are those of the
+machine's monotonic clock, which all processes share and which clock steps do not change.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The long run: submits jobs for minutes while it injects faults from a seeded generator, then heals everything and judges."""
+"""The long run: submits jobs while it injects faults from a seeded generator, then heals everything and judges."""
 
 import asyncio
 import signal

@@ -1,4 +1,7 @@
-"""A plain arq worker that serves the same queue: `python -m arq tests.chaos.plain_arq.Settings`. It does not use cplane."""
+"""A plain arq worker that serves the same queue: `python -m arq tests.chaos.plain_arq.Settings`.
+
+It does not use cplane.
+"""
 
 import os
 from typing import Any, ClassVar

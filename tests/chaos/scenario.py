@@ -154,7 +154,10 @@ class Scenario:
 
     @asynccontextmanager
     async def failing_client(self, rates: Rates, verbs: frozenset[str]) -> AsyncGenerator[None]:
-        """Replace the client by one whose calls of these verbs fail at random. A control plane binds its verbs when it is opened."""
+        """Replace the client by one whose calls of these verbs fail at random.
+
+        A control plane binds its verbs when it is opened.
+        """
         healthy = self.plane
         with wrapped([RandomFaults(rates, self.journal)], names=verbs):
             async with ControlPlane(healthy.settings) as plane:
@@ -167,7 +170,10 @@ class Scenario:
     # jobs
 
     async def submit(self, call: Call) -> UUID | None:
-        """Submit a job. Returns None without an acknowledgement. A call with a key is sent again until it is acknowledged."""
+        """Submit a job.
+
+        Returns None without an acknowledgement. A call with a key is sent again until it is acknowledged.
+        """
         at = time.monotonic()
         for _ in range(MAX_KEY_TRIES if call.key else 1):
             try:
@@ -260,7 +266,10 @@ class Scenario:
         return await until(deadline_s, final) and not await self._scheduled()
 
     async def _scheduled(self) -> list[str]:
-        """Return the ids that stay in Redis. A reconciler that read a job before it was final may schedule it once more; a claim removes it."""
+        """Return the ids that stay in Redis.
+
+        A reconciler that read a job before it was final may schedule it once more; a claim removes it.
+        """
 
         async def empty() -> bool:
             return not await self.arena.scheduled()

@@ -1,4 +1,4 @@
-"""Calls to Postgres and Redis fail at random, are delayed, or are done and reported as failed, while ordinary jobs run."""
+"""Calls to Postgres and Redis fail, are delayed, or are done and reported as failed, while ordinary jobs run."""
 
 import asyncio
 import os

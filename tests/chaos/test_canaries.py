@@ -13,7 +13,7 @@ async def broken_rules(run: Scenario, deadline_s: float = 30.0) -> set[str]:
 
 
 async def a_worker_overstays_its_lease(run: Scenario, plan: Plan) -> None:
-    """One worker blocks its loop past the lease, another takes over, and the first records its outcome while the other works."""
+    """Let a worker block its loop past the lease, and record its outcome while another has taken over."""
     await run.start_worker(plan, CPLANE_QUEUES="default:1")
     await run.submit_all([run.workload.call("chaos_overstays")])
     await run.until_runs(1)

@@ -130,10 +130,12 @@ async def stop_idle_workers(run: Scenario, plan: Plan) -> None:
 
 
 async def prepare(run: Scenario, *, behind: bool) -> None:
-    """Create work for every verb: jobs of each kind, a transient one, one with a dead worker, one that Redis lacks, one cancelled.
+    """Create work for every verb.
 
-    Redis contains an entry that is not a job. If it is `behind` its epoch, everything is scheduled again before the reconciler
-    finds what is overdue.
+    There are jobs of each kind, a transient one, one with a dead worker, one that Redis lacks, and a cancelled one.
+
+    Redis contains an entry that is not a job. If it is `behind` its epoch, everything is scheduled again before the
+    reconciler finds what is overdue.
     """
     await run.submit_all(run.workload.each())
     cancelled = await run.submit(run.workload.call("chaos_ok"))

@@ -1,4 +1,7 @@
-"""Defects that the suite has found. An open one is marked as expected to fail; a fixed one moves to the tests of its module."""
+"""Defects that the suite has found.
+
+An open one is marked as expected to fail; a fixed one moves to the tests of its module.
+"""
 
 from cplane.worker.reconciler import Reconciler
 from tests.chaos.scenario import Scenario

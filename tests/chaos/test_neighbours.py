@@ -1,4 +1,7 @@
-"""A plain arq worker serves the same queue: each worker runs the jobs that it knows, and no job that the other one drops is lost."""
+"""A plain arq worker serves the same queue.
+
+Each worker runs the jobs that it knows, and no job that the other one drops is lost.
+"""
 
 import asyncio
 import os
@@ -34,7 +37,10 @@ async def serves(run: Scenario) -> bool:
 
 
 async def test_recorded_jobs_finish_next_to_a_plain_arq_worker(run: Scenario) -> None:
-    """The arq worker claims them, does not know them and drops them, as arq does. The reconciler schedules them again."""
+    """The arq worker claims them, does not know them and drops them, as arq does.
+
+    The reconciler schedules them again.
+    """
     async with plain_worker(run):
         await run.start_worker()
         await run.submit_all(run.workload.mixed(20))

@@ -1,4 +1,7 @@
-"""The network between a worker and a server is cut, blocked in either direction, or slow. The client and another worker are not affected."""
+"""The network between a worker and a server is cut, blocked in either direction, or slow.
+
+The client and another worker are not affected.
+"""
 
 import asyncio
 from collections.abc import Callable

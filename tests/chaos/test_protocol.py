@@ -1,7 +1,7 @@
 """Random moves of many clients and workers on the real SQL and Lua, compared with a model of what each move may change.
 
-No worker runs: the test calls every verb in any order, with old fences, twice, after a lease has expired or Redis was emptied. It does
-not wait: leases expire and due times pass because the test changes the rows and keys.
+No worker runs: the test calls every verb in any order, with old fences, twice, after a lease has expired or Redis was
+emptied. It does not wait: leases expire and due times pass because the test changes the rows and keys.
 """
 
 import asyncio
@@ -302,7 +302,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def all_ready_jobs_can_be_claimed(self) -> None:
-        """After any history: once leases have expired and the reconciler has run, a claim returns every queued job that is due."""
+        """After any history, once leases have expired and the reconciler has run, a claim returns every ready job."""
         for record in self.models:
             self.expire_in_redis(record)
         aged = "UPDATE cplane.jobs SET run_at = run_at - interval '2 seconds' WHERE state = 'queued'"

@@ -1,4 +1,7 @@
-"""Redis is killed, emptied and restored from an older copy; Postgres restarts and loses its sessions. Every accepted job still finishes."""
+"""Redis is killed, emptied and restored from an older copy; Postgres restarts and loses its sessions.
+
+Every accepted job still finishes.
+"""
 
 import asyncio
 import signal

@@ -115,7 +115,10 @@ class LoopWatch:
 
 
 class Clock:
-    """The wall clock of this process, which SIGUSR1 sets by `step_s`. It replaces `time.time` and `datetime` in every module."""
+    """The wall clock of this process, which SIGUSR1 sets by `step_s`.
+
+    It replaces `time.time` and `datetime` in every module.
+    """
 
     step_s = 0.0
 

@@ -215,7 +215,7 @@ async def test_an_attempt_that_does_not_run_cannot_acquire(store: Store, session
 async def test_a_holder_that_started_after_the_snapshot_keeps_its_session(
     store: Store, sessions: Sessions, database: Database
 ) -> None:
-    """An acquire waits for the row lock while a job starts and takes the session: that job must not be considered dead."""
+    """While an acquire waits for the row lock, a job starts and takes the session: it must not be considered dead."""
     before = await start(store)
     await sessions.release(await held_by(sessions, before))
     second = await start(store)
@@ -237,7 +237,10 @@ async def test_a_holder_that_started_after_the_snapshot_keeps_its_session(
 
 
 class Users:
-    """Jobs that share a session. Each appends its mark to the content, then finishes, releases, dies, or saves too late."""
+    """Jobs that share a session.
+
+    Each appends its mark to the content, then finishes, releases, dies, or saves too late.
+    """
 
     def __init__(self, store: Store, sessions: Sessions, database: Database, seed: int) -> None:
         self._store, self._sessions, self._database = store, sessions, database

@@ -1,7 +1,8 @@
 """arq: a worker with the options that its documentation offers for throughput.
 
-uvloop. `poll_delay` is 10 ms instead of 500 (arq finds new jobs by polling only), `max_jobs` is 256 (the best of 32 to 1024 here),
-results are neither kept nor logged, logging is at warning. JSON would be slower than the default pickle, so pickle stays.
+uvloop. `poll_delay` is 10 ms instead of 500 (arq finds new jobs by polling only), `max_jobs` is 256 (the best of 32 to
+1024 here), results are neither kept nor logged, logging is at warning. JSON would be slower than the default pickle, so
+pickle stays.
 """
 
 import asyncio

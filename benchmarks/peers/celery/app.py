@@ -1,7 +1,9 @@
-"""Celery on Redis: no result backend, no events, no gossip, mingle or heartbeat, JSON, a prefetch of 64 per process, early acknowledgement.
+"""Celery on Redis, with JSON, a prefetch of 64 per process and early acknowledgement.
 
-Its two processes (`prefork`, one per core) count as one worker, which favours Celery; `celery-threads` is the same with threads.
-Celery has no event loop, so it cannot use uvloop, and its sleeping jobs sleep in threads.
+There is no result backend and there are no events, gossip, mingle or heartbeat.
+
+Its two processes (`prefork`, one per core) count as one worker, which favours Celery; `celery-threads` is the same with
+threads. Celery has no event loop, so it cannot use uvloop, and its sleeping jobs sleep in threads.
 """
 
 import os

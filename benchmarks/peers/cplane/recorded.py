@@ -1,4 +1,7 @@
-"""cplane with recorded jobs: every submission is committed to Postgres before it is scheduled, and every attempt is a row too."""
+"""cplane with recorded jobs.
+
+Every submission is committed to Postgres before it is scheduled, and every attempt is a row too.
+"""
 
 import asyncio
 

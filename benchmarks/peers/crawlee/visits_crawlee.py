@@ -1,4 +1,7 @@
-"""crawlee's BrowserPool with a fresh context per page (`use_incognito_pages`), no fingerprints, and browsers that live as long as cplane's."""
+"""crawlee's BrowserPool with a fresh context per page (`use_incognito_pages`) and without fingerprints.
+
+Its browsers live as long as those of cplane.
+"""
 
 import argparse
 import asyncio

@@ -1,7 +1,9 @@
-"""dramatiq on Redis: its default middleware, no result backend, one process with 16 threads, or with one thread per concurrently sleeping job.
+"""dramatiq on Redis: its default middleware, no result backend, one process.
 
-Its defaults, 8 threads and a prefetch of 16, reached 2,100 no-op jobs per second here; 16 threads and `dramatiq_queue_prefetch` 1000
-reached three times as many. It uses threads and no event loop, so it cannot use uvloop.
+The process has 16 threads, or one thread per concurrently sleeping job.
+
+Its defaults, 8 threads and a prefetch of 16, reached 2,100 no-op jobs per second here; 16 threads and
+`dramatiq_queue_prefetch` 1000 reached three times as many. It uses threads and no event loop, so it cannot use uvloop.
 """
 
 import os

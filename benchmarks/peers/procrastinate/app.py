@@ -1,4 +1,4 @@
-"""procrastinate on Postgres through psycopg's binary build: uvloop, a pool of 20 connections, LISTEN/NOTIFY, logging at warning.
+"""procrastinate on Postgres with binary psycopg: uvloop, a pool of 20 connections, LISTEN/NOTIFY, logging at warning.
 
 Finished jobs stay in its table, which is its default; those of cplane stay too.
 """

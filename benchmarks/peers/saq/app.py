@@ -1,7 +1,7 @@
 """SAQ on Redis: uvloop, hiredis, jobs are dropped when they are done (`ttl=-1`), logging is at warning, its default.
 
-Each unit of concurrency is a task that waits in BLMOVE on its own connection, so more is not faster for no-op jobs: 16 was the best
-of 2 to 128 here.
+Each unit of concurrency is a task that waits in BLMOVE on its own connection, so more is not faster for no-op jobs: 16
+was the best of 2 to 128 here.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""streaq: uvloop through anyio, results not kept (`ttl=0`), task logs off (`silent`), prefetch as large as the concurrency, its default.
+"""streaq: uvloop through anyio, results not kept (`ttl=0`), task logs off (`silent`).
+
+The prefetch equals the concurrency, which is its default.
 
 For no-op jobs, a concurrency of 32 to 512 made no difference here.
 """

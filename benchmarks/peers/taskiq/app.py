@@ -1,7 +1,8 @@
 """taskiq with taskiq-redis: the stream broker, which was faster than the list broker here, and no result backend.
 
-`BENCH_TASKIQ_BROKER=list` selects the list broker. taskiq uses uvloop by default. Parameters are not parsed again (`--no-parse`), and
-messages are acknowledged on receipt, the cheapest of its three modes; `--max-prefetch` equals the concurrency.
+`BENCH_TASKIQ_BROKER=list` selects the list broker. taskiq uses uvloop by default. Parameters are not parsed again
+(`--no-parse`), and messages are acknowledged on receipt, the cheapest of its three modes; `--max-prefetch` equals the
+concurrency.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The footprint of one worker: its memory after 1,000 jobs, and its CPU time while it is idle.
 
-Both count the worker's whole process tree. Memory is the proportional set (PSS), with the resident set (RSS) in the note. Idle time starts 2 s
-after the last job.
+Both count the worker's whole process tree. Memory is the proportional set (PSS), with the resident set (RSS) in the
+note. Idle time starts 2 s after the last job.
 """
 
 import asyncio

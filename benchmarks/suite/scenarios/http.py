@@ -1,8 +1,8 @@
-"""32 HTTP clients submit concurrently: `cplane web` compared with a plain FastAPI endpoint that does the same in the usual way.
+"""32 HTTP clients submit concurrently: `cplane web` compared with the usual plain FastAPI endpoint.
 
-In each request, the reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds to a Redis
-stream, under uvicorn with uvloop and httptools. One process each, without workers. Afterwards the accepted requests are compared with
-the rows in the database.
+In each request, the reference (benchmarks/reference) inserts and commits one row with an SQLModel AsyncSession and adds
+to a Redis stream, under uvicorn with uvloop and httptools. One process each, without workers. Afterwards the accepted
+requests are compared with the rows in the database.
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""The latency from just before the submission to the first line of the job: one job at a time with random pauses, and at half load.
+"""The latency from just before the submission to the first line of the job.
 
-Half load is half of the no-op throughput, or half of the submit rate of 32 submitters if that is lower, because jobs cannot arrive
-faster than they are submitted. Both times are read from CLOCK_MONOTONIC and written to shared memory.
+It is measured for one job at a time with random pauses, and at half load.
+
+Half load is half of the no-op throughput, or half of the submit rate of 32 submitters if that is lower, because jobs
+cannot arrive faster than they are submitted. Both times are read from CLOCK_MONOTONIC and written to shared memory.
 """
 
 from benchmarks.suite.bench import Bench, Stage

@@ -1,13 +1,13 @@
 """cplane alone, with growing data: ready jobs in the queue, and records in the database.
 
-**Queued.** Before the worker starts, N + M ready jobs are in one queue, and the background work of filling it (Redis rewriting its log,
-Postgres's statistics) is done. The rate is measured over M jobs, after the first 1,000, and N jobs are still queued at the end: "N queued"
-means from N to N + M, with the same M for every N, and no job is submitted during the measurement. Then the worker stops, and submit
-rates are measured with N queued jobs.
+**Queued.** Before the worker starts, N + M ready jobs are in one queue, and the background work of filling it (Redis
+rewriting its log, Postgres's statistics) is done. The rate is measured over M jobs, after the first 1,000, and N jobs
+are still queued at the end: "N queued" means from N to N + M, with the same M for every N, and no job is submitted
+during the measurement. Then the worker stops, and submit rates are measured with N queued jobs.
 
-**Records.** Finished records and their attempts are inserted with SQL, spread over 20 job names, 94 % succeeded, followed by the same
-background work. Then a page of 50 is listed 200 times for each of four filters, with `ControlPlane.records()` and over HTTP, and jobs are
-submitted and run while those records exist.
+**Records.** Finished records and their attempts are inserted with SQL, spread over 20 job names, 94 % succeeded,
+followed by the same background work. Then a page of 50 is listed 200 times for each of four filters, with
+`ControlPlane.records()` and over HTTP, and jobs are submitted and run while those records exist.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Jobs that sleep 100 ms, 32 and 256 concurrent in one worker: the overhead of a framework for jobs that wait for I/O.
 
-They use asyncio.sleep if the system has an event loop, else time.sleep in as many threads. The upper bound is concurrency ÷ 0.1 s.
-The rate is measured from the end of the first job to the end of the last.
+They use asyncio.sleep if the system has an event loop, else time.sleep in as many threads. The upper bound is
+concurrency ÷ 0.1 s. The rate is measured from the end of the first job to the end of the last.
 """
 
 from benchmarks.suite.bench import Bench

@@ -1,4 +1,4 @@
-"""Submit rates without a worker: one awaited submission after another, 32 submitters in one process, and the fastest bulk call.
+"""Submit rates without a worker: one submission after another, 32 submitters in one process, the fastest bulk call.
 
 Each system defines what accepted means: cplane has committed a row when `submit` returns, unless the job is transient.
 """

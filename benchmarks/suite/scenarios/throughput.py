@@ -1,9 +1,9 @@
 """No-op jobs per second with 1, 2 and 4 workers: jobs are enqueued first, then the workers start.
 
-The rate is measured from the end of the first job to the end of the last, by the times in shared memory; with several processes, from
-when each had run its first job. A short trial decides how many jobs a system gets, so that fast and slow ones run for about the same
-time. The number does not depend on the number of workers, because the number of queued jobs affects the cost of a job in Redis, and
-whether Redis rewrites its log during the measurement.
+The rate is measured from the end of the first job to the end of the last, by the times in shared memory; with several
+processes, from when each had run its first job. A short trial decides how many jobs a system gets, so that fast and
+slow ones run for about the same time. The number does not depend on the number of workers, because the number of queued
+jobs affects the cost of a job in Redis, and whether Redis rewrites its log during the measurement.
 """
 
 import asyncio
@@ -18,7 +18,9 @@ WORKERS = (1, 2, 4)
 TRIAL = 300
 FINAL_TIMEOUT_S = 10.0
 START_ALLOWANCE_S = 2.0
-"""Jobs for this many extra seconds: the first of several workers run jobs while the others still start, which does not count."""
+"""Jobs for this many extra seconds: the first of several workers run jobs while the others still start, which does
+not count.
+"""
 
 MAX_JOBS = 400_000
 """Of one measurement."""
