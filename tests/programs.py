@@ -65,5 +65,5 @@ async def running_until_here(*command: str, says: str, env: Mapping[str, str], c
 @asynccontextmanager
 async def worker(env: Mapping[str, str], cwd: Path) -> AsyncGenerator[None]:
     """`arq cplane.worker.Settings`, once it has started."""
-    async with running_until_here("-m", "arq", "cplane.worker.Settings", says="worker started", env=env, cwd=cwd):
+    async with running_until_here("-m", "arq", "cplane.worker.Settings", says="worker_started", env=env, cwd=cwd):
         yield
