@@ -176,7 +176,7 @@ class Queue:
         async with translated("acknowledging leases"):
             return [_ACK_RESULTS[code] for code in await _each_queue(acks, _queue_of_ack, send)]
 
-    async def sweep(self, queue: str, scan_limit: int = SCAN_LIMIT) -> list[Id]:
+    async def sweep(self, queue: str, scan_limit: int = SCAN_LIMIT) -> tuple[Id, ...]:
         """Remove lost ids and old aborts from a queue.
 
         Args:
@@ -188,7 +188,8 @@ class Queue:
         """
         async with translated("sweeping a queue"):
             missing: list[Any] = await self._scripts["sweep"](lane_keys(queue), scan_limit, ABORT_TTL_MS)
-        return [Id(queue, LANES[int(lane) - 1], text_of(id_)) for lane, id_ in zip(*[iter(missing)] * 2, strict=True)]
+        pairs = zip(*[iter(missing)] * 2, strict=True)
+        return tuple(Id(queue, LANES[int(lane) - 1], text_of(id_)) for lane, id_ in pairs)
 
     async def stats(self, queue: str) -> QueueStats:
         """Return the state of a queue; nothing is changed."""
