@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cplane.worker.slots import MAX_UNRECORDED, JobBudget, Slots
+from cplane.worker.slots import MAX_UNRECORDED, JobBudget, Slot, Slots
 
 
 def slots(concurrency: int = 4, limit: int | None = None) -> Slots:
@@ -59,7 +59,7 @@ def test_vacating_or_releasing_a_slot_again_has_no_effect() -> None:
 
 def test_no_slot_is_free_while_too_many_outcomes_wait_to_be_recorded() -> None:
     queue = slots(2)
-    waiting = []
+    waiting: list[Slot] = []
     for _ in range(MAX_UNRECORDED + 2):
         slot = queue.reserve(1).take()
         slot.vacate()
