@@ -1,6 +1,7 @@
 """The journal of a scenario: one line of JSON per event, written by the driver, the workers and the jobs.
 
-A line is one append to a shared file: lines never mix, and a kill loses no written line. Times are those of the
+A line is one append to a shared file: lines never mix, and a kill loses no written line. A reader may see the first
+half of the last line while it is written; it leaves it for the next time. Times are those of the
 machine's monotonic clock, which all processes share and which clock steps do not change.
 """
 
@@ -32,6 +33,8 @@ class Journal:
     def lines(self) -> Iterator[dict[str, Any]]:
         with self.path.open() as lines:
             for line in lines:
+                if not line.endswith("\n"):
+                    return
                 yield json.loads(line)
 
     def close(self) -> None:
