@@ -1,8 +1,8 @@
 """The journal of a scenario: one line of JSON per event, written by the driver, the workers and the jobs.
 
 A line is one append to a shared file: lines never mix, and a kill loses no written line. A reader may see the first
-half of the last line while it is written; it leaves it for the next time. Times are those of the
-machine's monotonic clock, which all processes share and which clock steps do not change.
+half of the last line while it is written; it leaves it for the next time. Times are those of the machine's monotonic
+clock, which all processes share and which clock steps do not change.
 """
 
 import json
