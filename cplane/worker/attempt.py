@@ -56,6 +56,11 @@ class Phase(IntEnum):
     """Its outcome is decided and will be recorded; nothing stops it any more."""
 
 
+WAITING, RUNNING, DECIDING, DECIDED = Phase
+"""Its members, which are compared several times for each job: looking one up in its enum takes 0.1 µs, three times as
+long as the rest of the comparison."""
+
+
 class Stop(StrEnum):
     """Why a worker stops an attempt."""
 
@@ -129,7 +134,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(started.id, started.attempt),
             number=started.attempt,
-            phase=Phase.WAITING if job.needs_page else Phase.RUNNING,
+            phase=WAITING if job.needs_page else RUNNING,
             record_id=started.id,
             args_json=started.args_json,
             failures=started.failures,
@@ -157,7 +162,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(lease.id, lease.token),
             number=max(lease.tries, envelope.t or 1),
-            phase=Phase.WAITING if job.needs_page else Phase.RUNNING,
+            phase=WAITING if job.needs_page else RUNNING,
             envelope=envelope,
             failures=envelope.failures,
             interruptions=envelope.interruptions,
@@ -184,12 +189,12 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     @property
     def waits_for_page(self) -> bool:
         """Whether it has no page yet and wants one."""
-        return self.phase is Phase.WAITING
+        return self.phase is WAITING
 
     @property
     def decided(self) -> bool:
         """Whether its outcome is decided."""
-        return self.phase is Phase.DECIDED
+        return self.phase is DECIDED
 
     @property
     def has_unwritten_progress(self) -> bool:
@@ -198,33 +203,33 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
 
     def arm(self) -> None:
         """Start the deadline. A job that has ended needs none, and waiting for a page is not run time."""
-        if self.phase is Phase.RUNNING and not self.timers:
+        if self.phase is RUNNING and not self.timers:
             self.timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
 
     def got_page(self) -> None:
         """End the wait for a page, whether one came or not."""
-        if self.phase is Phase.WAITING:
-            self.phase = Phase.RUNNING
+        if self.phase is WAITING:
+            self.phase = RUNNING
 
     def stop(self, why: Stop) -> None:
         """Stop the run. The first reason counts, but a lost lease outranks every other.
 
         The job's own `finally` gets CLEANUP_S; a job that ignores that it was stopped is then abandoned.
         """
-        if self.phase is Phase.DECIDED:
+        if self.phase is DECIDED:
             return
         first = self.stopped is None
         if first or why is Stop.LEASE_LOST:
             self.stopped = why
-        if first and self.task is not None and self.phase is not Phase.DECIDING:
+        if first and self.task is not None and self.phase is not DECIDING:
             self.task.cancel()
             self.timers.append(asyncio.get_running_loop().call_later(CLEANUP_S, self._abandon))
 
     def seal(self) -> bool:
         """Ignore further `stop()` calls. Returns False if that was already the case."""
-        if self.phase is Phase.DECIDED:
+        if self.phase is DECIDED:
             return False
-        self.phase = Phase.DECIDED
+        self.phase = DECIDED
         for timer in self.timers:
             timer.cancel()
         return True
@@ -324,7 +329,7 @@ async def _perform(attempt: Attempt) -> Outcome | None:
     except GeneratorExit:  # the loop is closed under the job: nobody is left who could be told
         raise
     except BaseException as error:
-        attempt.phase = Phase.DECIDING if attempt.phase is not Phase.DECIDED else attempt.phase
+        attempt.phase = DECIDING if attempt.phase is not DECIDED else attempt.phase
         await _absorb_cancels()
         if attempt.stopped:
             return stopped_outcome(attempt)

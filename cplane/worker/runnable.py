@@ -49,6 +49,9 @@ class Retention(NamedTuple):
     """How long its id stays leased, in ms."""
 
 
+NOTHING_KEPT = Retention(None, 0)
+
+
 class Runnable(Protocol):
     """One kind of job, as the worker's pipeline sees it."""
 
@@ -180,13 +183,18 @@ class RecordedJob(DecoratedJob):
 
     def retention(self, state: State) -> Retention:  # noqa: ARG002  as of every Runnable
         """Nothing stays in Redis: the record has the result."""
-        return Retention(None, 0)
+        return NOTHING_KEPT
 
 
 class TransientJob(DecoratedJob):
     """A job without a record: its envelope has the arguments and the budgets, Redis keeps its result for a while."""
 
     is_recorded = False
+
+    def __init__(self, job: AnyJob, threads: Executor) -> None:
+        super().__init__(job, threads)
+        self._result_kept = Retention(int(job.options.result_ttl_s * 1000) or None, 0)
+        self._error_kept = Retention(int(job.options.error_ttl_s * 1000) or None, 0)
 
     def arguments(self, attempt: "Attempt") -> dict[str, Any]:
         """Decode the arguments of the envelope."""
@@ -217,9 +225,7 @@ class TransientJob(DecoratedJob):
 
     def retention(self, state: State) -> Retention:
         """The result, or the error, is kept for as long as the job's options say."""
-        options = self.job.options
-        keep_s = options.result_ttl_s if state is State.SUCCEEDED else options.error_ttl_s
-        return Retention(int(keep_s * 1000) or None, 0)
+        return self._result_kept if state is State.SUCCEEDED else self._error_kept
 
 
 NOTHING_RETURNED = Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=b"null")

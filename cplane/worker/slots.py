@@ -4,6 +4,8 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 MAX_UNRECORDED = 1000
 """Outcomes of one queue that may wait to be recorded before claiming pauses."""
 
@@ -141,22 +143,20 @@ class Reservation:
         self._budget.undo(number)
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """The slot of one attempt: vacated when its job's code has ended, released when its outcome is recorded."""
 
-    __slots__ = ("_occupied", "_slots")
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-        self._occupied = True
+    slots: Slots
+    occupied: bool = True
 
     def vacate(self) -> None:
         """Let another job in. Repeating it changes nothing."""
-        if self._occupied:
-            self._occupied = False
-            self._slots.vacate()
+        if self.occupied:
+            self.occupied = False
+            self.slots.vacate()
 
     def release(self) -> None:
         """Count the outcome as recorded; called once."""
-        self.vacate()
-        self._slots.record()
+        if self.occupied:
+            self.vacate()
+        self.slots.record()
