@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cplane.cli.local import LocalPlane
-    from cplane.demo.tour import Souvenir
+    from cplane.demo.tour import VisitResult
     from cplane.demo.visits import Visit
 
 FOLDER = Path("cplane-demo")
@@ -67,8 +67,8 @@ async def _demo(urls: Sequence[str], *, keep: bool, port: int) -> int:
         async with AsyncExitStack() as opening:
             target = await opening.enter_async_context(_target(shown, port))
             visits = await _visits(opening, urls)
-            souvenirs, took_s = await _run_visits(shown, target, visits)
-            code = _report(shown, souvenirs, took_s)
+            results, took_s = await _run_visits(shown, target, visits)
+            code = _report(shown, results, took_s)
             if keep and target.local is not None:
                 shown.print(
                     f"still running: API [cyan]{target.url}/api/v1/jobs[/], docs [cyan]{target.url}/docs[/]; "
@@ -135,7 +135,7 @@ async def _visits(opening: AsyncExitStack, urls: Sequence[str]) -> "list[Visit]"
     return sample_visits(site.url)
 
 
-async def _run_visits(shown: "Console", target: Target, visits: "Sequence[Visit]") -> "tuple[list[Souvenir], float]":
+async def _run_visits(shown: "Console", target: Target, visits: "Sequence[Visit]") -> "tuple[list[VisitResult], float]":
     """Run all visits. Return their results in the order of the visits, and how long they took."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -144,35 +144,31 @@ async def _run_visits(shown: "Console", target: Target, visits: "Sequence[Visit]
 
     await asyncio.to_thread(FOLDER.mkdir, exist_ok=True)
     started = time.perf_counter()
-    souvenirs: list[Souvenir] = []
+    results: list[VisitResult] = []
     bar = (TextColumn("  browsing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*bar, TextColumn("[dim]{task.description}"), console=shown, transient=True) as progress:
         task_id = progress.add_task("", total=len(visits))
         async with Api.open(target.url, target.key) as api:
-            async for souvenir in tour(api, visits, FOLDER):
-                souvenirs.append(souvenir)
-                progress.update(task_id, advance=1, description=f"{souvenir.visit.job} {souvenir.visit.page}")
-    souvenirs.sort(key=lambda souvenir: visits.index(souvenir.visit))
-    return souvenirs, time.perf_counter() - started
+            async for result in tour(api, visits, FOLDER):
+                results.append(result)
+                progress.update(task_id, advance=1, description=f"{result.visit.job} {result.visit.page}")
+    results.sort(key=lambda result: visits.index(result.visit))
+    return results, time.perf_counter() - started
 
 
-def _report(shown: "Console", souvenirs: "Sequence[Souvenir]", took_s: float) -> int:
+def _report(shown: "Console", results: "Sequence[VisitResult]", took_s: float) -> int:
     """Show the results. Return the exit code."""
-    from cplane.demo.report import size, souvenirs_table
+    from cplane.demo.report import results_table, size
 
-    shown.print(
-        f"[green]✓[/] {len(souvenirs)} browser jobs in {took_s:.1f} s, {len(souvenirs) / took_s:.1f} per second"
-    )
-    console().print(souvenirs_table(souvenirs))
-    failed = [souvenir for souvenir in souvenirs if not souvenir.succeeded]
-    for souvenir in failed:
-        shown.print(
-            f"[red]✗ {souvenir.visit.job} {souvenir.visit.page}[/] [dim]{souvenir.record['id']}[/]", soft_wrap=True
-        )
-        shown.print(souvenir.excerpt, style="red", markup=False, soft_wrap=True)
-    files = [souvenir.file for souvenir in souvenirs if souvenir.file is not None]
+    shown.print(f"[green]✓[/] {len(results)} browser jobs in {took_s:.1f} s, {len(results) / took_s:.1f} per second")
+    console().print(results_table(results))
+    failed = [result for result in results if not result.succeeded]
+    for result in failed:
+        shown.print(f"[red]✗ {result.visit.job} {result.visit.page}[/] [dim]{result.record['id']}[/]", soft_wrap=True)
+        shown.print(result.excerpt, style="red", markup=False, soft_wrap=True)
+    files = [result.file for result in results if result.file is not None]
     if files:
-        written = size(sum(souvenir.size for souvenir in souvenirs))
+        written = size(sum(result.size for result in results))
         shown.print(f"[green]✓[/] {len(files)} files ({written}) in [bold]./{FOLDER}[/], such as {files[0]}")
     return 1 if failed else 0
 

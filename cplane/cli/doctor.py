@@ -217,11 +217,11 @@ async def _session_keys(settings: "CplaneSettings") -> dict[str, int]:
     from cplane.errors import DatabaseUnavailable, SchemaMismatch
     from cplane.keyring import Keyring
     from cplane.postgres.database import Database
-    from cplane.sessions.store import Sessions
+    from cplane.sessions.store import SessionStore
 
     try:
         async with Database(settings.database_url, pool_size=1) as database:
-            return await Sessions(database, Keyring(None)).keys()
+            return await SessionStore(database, Keyring(None)).keys()
     except (DatabaseUnavailable, SchemaMismatch):
         return {}
 

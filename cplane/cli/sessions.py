@@ -12,7 +12,7 @@ from cplane.cli.jobs import AsJson, print_json
 from cplane.cli.plane import open_plane
 
 if TYPE_CHECKING:
-    from cplane.sessions.store import Rotated, SessionInfo
+    from cplane.sessions.store import RotationResult, SessionInfo
 
 PAGE_SIZE = 500
 """Number of sessions read per statement."""
@@ -143,11 +143,11 @@ def rotate() -> None:
         raise typer.Exit(1)
 
 
-async def _show_rotation() -> "list[Rotated]":
+async def _show_rotation() -> "list[RotationResult]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("encrypting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rotated: list[Rotated] = []
+    rotated: list[RotationResult] = []
     async with open_plane() as plane:
         first = plane.sessions.keyring.first
         count = sum(number for key_id, number in (await plane.sessions.keys()).items() if key_id != first)

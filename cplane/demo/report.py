@@ -6,12 +6,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cplane.demo.tour import Souvenir
+from cplane.demo.tour import VisitResult
 
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "magenta"}
 
 
-def souvenirs_table(souvenirs: Sequence[Souvenir]) -> Table:
+def results_table(results: Sequence[VisitResult]) -> Table:
     """Return a table with one row per visit."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for column in ("job", "page", "state"):
@@ -19,15 +19,15 @@ def souvenirs_table(souvenirs: Sequence[Souvenir]) -> Table:
     for column in ("took", "size"):
         table.add_column(column, no_wrap=True, justify="right")
     table.add_column("result", no_wrap=True, overflow="ellipsis", ratio=1)
-    for souvenir in souvenirs:
-        state = str(souvenir.record["state"])
+    for result in results:
+        state = str(result.record["state"])
         table.add_row(
-            souvenir.visit.job,
-            souvenir.visit.page,
+            result.visit.job,
+            result.visit.page,
             Text(state, STYLES.get(state, "")),
-            f"{souvenir.took_s:.2f} s",
-            size(souvenir.size) if souvenir.file is not None else "",
-            Text(souvenir.excerpt, "" if souvenir.succeeded else "red"),
+            f"{result.took_s:.2f} s",
+            size(result.size) if result.file is not None else "",
+            Text(result.excerpt, "" if result.succeeded else "red"),
         )
     return table
 

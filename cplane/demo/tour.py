@@ -17,7 +17,7 @@ MAX_CONCURRENT_REQUESTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Souvenir:
+class VisitResult:
     """The result of one visit. `file` is the file that was written; None if the job failed."""
 
     visit: Visit
@@ -47,7 +47,7 @@ class Souvenir:
         return excerpt(self.visit.job, self.record["result"])
 
 
-async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator[Souvenir]:
+async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator[VisitResult]:
     """Submit all visits concurrently and write their files.
 
     Args:
@@ -69,17 +69,17 @@ async def tour(api: Api, visits: Sequence[Visit], folder: Path) -> AsyncIterator
         await cancel_all(tasks)
 
 
-async def _run(api: Api, visit: Visit, folder: Path, requests: asyncio.Semaphore) -> Souvenir:
+async def _run(api: Api, visit: Visit, folder: Path, requests: asyncio.Semaphore) -> VisitResult:
     async with requests:
         record = await api.submit(visit.job, visit.args)
     record = await api.wait(record["id"])
     if record["state"] != "succeeded":
-        return Souvenir(visit, record, None, 0)
+        return VisitResult(visit, record, None, 0)
     async with requests:
         suffix, data = await _fetch_file(api, visit, record)
     file = folder / f"{slug(visit)}{suffix}"
     await asyncio.to_thread(file.write_bytes, data)
-    return Souvenir(visit, record, file, len(data))
+    return VisitResult(visit, record, file, len(data))
 
 
 async def _fetch_file(api: Api, visit: Visit, record: dict[str, Any]) -> tuple[str, bytes]:

@@ -37,7 +37,7 @@ from cplane.redis.events import Event, Events
 from cplane.redis.limiter import Limiter, LimiterStats
 from cplane.redis.messages import QueueStats
 from cplane.redis.queue import Queue
-from cplane.sessions.store import Sessions
+from cplane.sessions.store import SessionStore
 from cplane.settings import CplaneSettings, load_settings
 
 CHECK_TIMEOUT_S = 2.5
@@ -80,7 +80,7 @@ class ControlPlane:
     limiter: Limiter
     events: Events
     artifacts: ArtifactStore
-    sessions: Sessions
+    sessions: SessionStore
     settings: CplaneSettings
 
     def __init__(self, settings: CplaneSettings | None = None) -> None:
@@ -110,7 +110,7 @@ class ControlPlane:
         self.redis = await opening.enter_async_context(connect(self.settings.redis_url))
         self.store, self.queue, self.events = Store(self.database), Queue(self.redis), Events(self.redis)
         self.limiter = Limiter(self.redis)
-        self.sessions = Sessions(self.database, Keyring(self.settings.secret_key))
+        self.sessions = SessionStore(self.database, Keyring(self.settings.secret_key))
 
     async def _open_parts(self, opening: AsyncExitStack) -> None:
         """Open what the plane's methods hand on to."""

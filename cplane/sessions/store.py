@@ -23,7 +23,7 @@ HOLD_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class SessionHold:
     """A session that one attempt of a record holds."""
 
     name: str
@@ -52,14 +52,14 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class RotationResult:
     """One session of a rotation. `problem` says why it could not be encrypted again; None: it was."""
 
     name: str
     problem: str | None = None
 
 
-class Sessions:
+class SessionStore:
     """The sessions of one database.
 
     Every method raises DatabaseUnavailable within 6 seconds if Postgres does not respond.
@@ -71,7 +71,7 @@ class Sessions:
 
     # used by workers
 
-    async def acquire(self, name: str, record_id: UUID, attempt: int, *, hold_s: float = HOLD_S) -> Held | None:
+    async def acquire(self, name: str, record_id: UUID, attempt: int, *, hold_s: float = HOLD_S) -> SessionHold | None:
         """Acquire a session for a running attempt. A missing session is created, empty.
 
         The holder may acquire again: it gets the same hold. A newer attempt of a record takes the session over from an
@@ -98,9 +98,9 @@ class Sessions:
         if not rows:
             return None
         state = await asyncio.to_thread(self._open, name, rows[0])
-        return Held(name, record_id, attempt, rows[0]["version"], state)
+        return SessionHold(name, record_id, attempt, rows[0]["version"], state)
 
-    async def save(self, held: Held, state: Mapping[str, Any]) -> bool:
+    async def save(self, held: SessionHold, state: Mapping[str, Any]) -> bool:
         """Save the state of a held session. It must be called before the record is finished.
 
         Args:
@@ -117,7 +117,7 @@ class Sessions:
         values = {"name": held.name, "record_id": held.record_id, "attempt": held.attempt}
         return bool(await self._database.fetch(statements.SAVE, values | await self._sealed(held.name, state)))
 
-    async def release(self, held: Held) -> None:
+    async def release(self, held: SessionHold) -> None:
         """Release a session. Does nothing if it is no longer held."""
         values = {"name": held.name, "record_id": held.record_id, "attempt": held.attempt}
         await self._database.fetch(statements.RELEASE, values)
@@ -183,7 +183,7 @@ class Sessions:
         """Return the number of sessions by the id of the key that encrypts them."""
         return {row["key_id"]: row["count"] for row in await self._database.fetch(statements.KEYS, {})}
 
-    async def rotate(self) -> AsyncIterator[Rotated]:
+    async def rotate(self) -> AsyncIterator[RotationResult]:
         """Encrypt all sessions with the first key that are encrypted with another one, held sessions too.
 
         It can be stopped at any time and called again. A session that cannot be decrypted stays unchanged.
@@ -201,13 +201,13 @@ class Sessions:
                 sealed = await asyncio.to_thread(self._reseal, row)
             except SecretUnreadable as error:
                 after = row["name"]
-                yield Rotated(row["name"], error.message)
+                yield RotationResult(row["name"], error.message)
                 continue
             values = {"name": row["name"], "version": row["version"], "created_at": row["created_at"]}
             values |= {"old_key_id": row["key_id"], "key_id": sealed.key_id, "ciphertext": sealed.ciphertext}
             if await self._database.fetch(statements.REKEY, values):  # else it was saved concurrently: read it again
                 after = row["name"]
-                yield Rotated(row["name"])
+                yield RotationResult(row["name"])
 
     # encryption takes milliseconds per megabyte, so it runs in threads
 

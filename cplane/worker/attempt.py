@@ -20,7 +20,7 @@ from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.messages import Lease
-from cplane.sessions.store import Held
+from cplane.sessions.store import SessionHold
 from cplane.worker.outcome import Outcome, cooldown_s, decide
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
@@ -116,7 +116,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     page_lease: PageLease | None = None
     keeps_trace: bool = False
     """Whether the trace of a success is kept, too."""
-    session: Held | None = None
+    session: SessionHold | None = None
     """The browser session it holds; the hold ends with the attempt."""
     transaction: JobTransaction | None = None
     bound_log: Any = None
@@ -363,7 +363,7 @@ async def _cause(attempt: Attempt, error: BaseException) -> BaseException:
     return cause
 
 
-async def _save_session(attempt: Attempt, held: Held, outcome: Outcome | None) -> Outcome | None:
+async def _save_session(attempt: Attempt, held: SessionHold, outcome: Outcome | None) -> Outcome | None:
     """What a job that succeeded leaves in its browser session is there for the next that holds it."""
     if outcome is None or outcome.state is not State.SUCCEEDED or attempt.page_lease is None:
         return outcome

@@ -10,7 +10,7 @@ from cplane.errors import InvalidArguments, SessionBusy
 from cplane.jobs.context import Artifact, Context, Progress
 from cplane.jobs.definition import Resources
 from cplane.postgres.transaction import JobTransaction
-from cplane.sessions.store import HOLD_S, Held, Sessions
+from cplane.sessions.store import HOLD_S, SessionHold, SessionStore
 from cplane.worker.attempt import Attempt, Stop
 from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.cooldowns import Cooldowns
@@ -27,7 +27,7 @@ class JobResources:
 
     files: JobFiles
     pages: WorkerPages
-    sessions: Sessions
+    sessions: SessionStore
     sampler: TraceSampler
     cooldowns: Cooldowns
 
@@ -70,7 +70,7 @@ class JobResources:
         trace = self.sampler.trace(options.trace, attempt.job.name, attempt.number) if recorded else "off"
         return options.model_copy(update={"trace": trace})
 
-    async def _hold_session(self, attempt: Attempt, options: PageOptions) -> Held | None:
+    async def _hold_session(self, attempt: Attempt, options: PageOptions) -> SessionHold | None:
         """The session that the page options name; the job waits without a page for one that another job holds."""
         if options.session is None:
             return None

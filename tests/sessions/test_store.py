@@ -29,7 +29,7 @@ from cplane.postgres.rows import Finish, NewRecord, Started
 from cplane.postgres.store import Store
 from cplane.runtime.ids import new_id
 from cplane.sessions.storage_state import MAX_BYTES, empty
-from cplane.sessions.store import Held, Sessions
+from cplane.sessions.store import SessionHold, SessionStore
 
 OLD, NEW = new_key(), new_key()
 LEASE_S = 30.0
@@ -58,8 +58,8 @@ def store(database: Database) -> Store:
 
 
 @pytest.fixture
-def sessions(database: Database) -> Sessions:
-    return Sessions(database, keyring(NEW))
+def sessions(database: Database) -> SessionStore:
+    return SessionStore(database, keyring(NEW))
 
 
 async def start(store: Store, record_id: UUID | None = None, *, lease_s: float = LEASE_S) -> Started:
@@ -85,11 +85,11 @@ async def finish(store: Store, started: Started, to: State = State.SUCCEEDED) ->
     assert await store.finish([end]) == {(started.id, started.attempt): to}
 
 
-async def acquire(sessions: Sessions, started: Started, name: str = "shop", **options: Any) -> Held | None:
+async def acquire(sessions: SessionStore, started: Started, name: str = "shop", **options: Any) -> SessionHold | None:
     return await sessions.acquire(name, started.id, started.attempt, **options)
 
 
-async def held_by(sessions: Sessions, started: Started, name: str = "shop") -> Held:
+async def held_by(sessions: SessionStore, started: Started, name: str = "shop") -> SessionHold:
     held = await acquire(sessions, started, name)
     assert held is not None
     return held
@@ -104,7 +104,7 @@ async def run(database: Database, statement: str) -> list[dict[str, Any]]:
 # holds
 
 
-async def test_a_missing_session_is_created_empty_and_keeps_what_is_saved(store: Store, sessions: Sessions) -> None:
+async def test_a_missing_session_is_created_empty_and_keeps_what_is_saved(store: Store, sessions: SessionStore) -> None:
     first = await start(store)
     held = await held_by(sessions, first)
     assert (held.name, held.version, held.storage_state) == ("shop", 0, empty())
@@ -116,7 +116,7 @@ async def test_a_missing_session_is_created_empty_and_keeps_what_is_saved(store:
     assert (again.version, again.storage_state) == (2, state("two"))
 
 
-async def test_one_running_job_at_a_time_holds_a_session(store: Store, sessions: Sessions) -> None:
+async def test_one_running_job_at_a_time_holds_a_session(store: Store, sessions: SessionStore) -> None:
     first, second = await start(store), await start(store)
     held = await held_by(sessions, first)
     assert await acquire(sessions, second) is None
@@ -131,7 +131,7 @@ async def test_one_running_job_at_a_time_holds_a_session(store: Store, sessions:
 
 
 async def test_one_of_many_concurrent_callers_acquires_the_session(
-    store: Store, sessions: Sessions, database: Database
+    store: Store, sessions: SessionStore, database: Database
 ) -> None:
     for _ in range(5):
         running = [await start(store) for _ in range(8)]
@@ -143,7 +143,7 @@ async def test_one_of_many_concurrent_callers_acquires_the_session(
         await sessions.delete("shop")
 
 
-async def test_acquiring_again_returns_the_same_hold(store: Store, sessions: Sessions) -> None:
+async def test_acquiring_again_returns_the_same_hold(store: Store, sessions: SessionStore) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
     await sessions.save(held, state())
@@ -153,7 +153,9 @@ async def test_acquiring_again_returns_the_same_hold(store: Store, sessions: Ses
 
 
 @pytest.mark.parametrize("ending", ["finished", "lease expired", "hold expired", "record deleted"])
-async def test_a_hold_ends_without_a_release(store: Store, sessions: Sessions, database: Database, ending: str) -> None:
+async def test_a_hold_ends_without_a_release(
+    store: Store, sessions: SessionStore, database: Database, ending: str
+) -> None:
     first = await start(store)
     held = await acquire(sessions, first, hold_s=EXPIRED_S if ending == "hold expired" else 60)
     assert held is not None
@@ -174,7 +176,7 @@ async def test_a_hold_ends_without_a_release(store: Store, sessions: Sessions, d
     assert (await held_by(sessions, second)).storage_state == state("mine")
 
 
-async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Store, sessions: Sessions) -> None:
+async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Store, sessions: SessionStore) -> None:
     first = await start(store, lease_s=EXPIRED_S)
     assert await acquire(sessions, first) is None, "an expired lease cannot hold a session"
     await store.reap(10)
@@ -195,7 +197,7 @@ async def test_a_newer_attempt_takes_over_and_the_older_one_is_fenced(store: Sto
 
 
 async def test_a_save_after_the_lease_expired_is_kept_if_no_other_attempt_took_over(
-    store: Store, sessions: Sessions, database: Database
+    store: Store, sessions: SessionStore, database: Database
 ) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
@@ -203,7 +205,7 @@ async def test_a_save_after_the_lease_expired_is_kept_if_no_other_attempt_took_o
     assert await sessions.save(held, state()), "the record could still be finished as well"
 
 
-async def test_an_attempt_that_does_not_run_cannot_acquire(store: Store, sessions: Sessions) -> None:
+async def test_an_attempt_that_does_not_run_cannot_acquire(store: Store, sessions: SessionStore) -> None:
     started = await start(store)
     assert await sessions.acquire("shop", new_id(), 1) is None
     assert await sessions.acquire("shop", started.id, started.attempt + 1) is None
@@ -213,7 +215,7 @@ async def test_an_attempt_that_does_not_run_cannot_acquire(store: Store, session
 
 
 async def test_a_holder_that_started_after_the_snapshot_keeps_its_session(
-    store: Store, sessions: Sessions, database: Database
+    store: Store, sessions: SessionStore, database: Database
 ) -> None:
     """While an acquire waits for the row lock, a job starts and takes the session: it must not be considered dead."""
     before = await start(store)
@@ -242,10 +244,10 @@ class Users:
     Each appends its mark to the content, then finishes, releases, dies, or saves too late.
     """
 
-    def __init__(self, store: Store, sessions: Sessions, database: Database, seed: int) -> None:
+    def __init__(self, store: Store, sessions: SessionStore, database: Database, seed: int) -> None:
         self._store, self._sessions, self._database = store, sessions, database
         self._random = random.Random(seed)
-        self._late = list[tuple[Held, str]]()
+        self._late = list[tuple[SessionHold, str]]()
         self.kept = list[str]()
         """The marks whose save returned True."""
 
@@ -259,30 +261,30 @@ class Users:
             if self._late and self._random.random() < 0.5:
                 await self._save(*self._late.pop())
 
-    async def _save(self, held: Held, mark: str) -> None:
+    async def _save(self, held: SessionHold, mark: str) -> None:
         if await self._sessions.save(held, state(f"{value_of(held)} {mark}")):
             self.kept.append(mark)
 
-    async def _finish(self, started: Started, held: Held, mark: str) -> None:
+    async def _finish(self, started: Started, held: SessionHold, mark: str) -> None:
         await self._save(held, mark)
         await finish(self._store, started)
 
-    async def _release(self, started: Started, held: Held, mark: str) -> None:
+    async def _release(self, started: Started, held: SessionHold, mark: str) -> None:
         await self._save(held, mark)
         await self._sessions.release(held)
         await self._save(held, "after the release")
 
-    async def _die(self, started: Started, held: Held, mark: str) -> None:
+    async def _die(self, started: Started, held: SessionHold, mark: str) -> None:
         await expire(self._database, started)
 
-    async def _save_late(self, started: Started, held: Held, mark: str) -> None:
+    async def _save_late(self, started: Started, held: SessionHold, mark: str) -> None:
         await expire(self._database, started)
         self._late.append((held, mark))
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_save_is_lost_when_jobs_die_or_save_too_late(
-    store: Store, sessions: Sessions, database: Database, seed: int
+    store: Store, sessions: SessionStore, database: Database, seed: int
 ) -> None:
     users = Users(store, sessions, database, seed)
     async with asyncio.TaskGroup() as group:
@@ -293,7 +295,7 @@ async def test_no_save_is_lost_when_jobs_die_or_save_too_late(
     assert held.version == len(users.kept) > 0
 
 
-def value_of(held: Held) -> str:
+def value_of(held: SessionHold) -> str:
     cookies: Any = held.storage_state["cookies"]
     return str(cookies[0]["value"]) if cookies else ""
 
@@ -316,7 +318,7 @@ async def until_a_lock_is_awaited(database: Database) -> None:
 # administration
 
 
-async def test_a_held_session_cannot_be_replaced_or_deleted(store: Store, sessions: Sessions) -> None:
+async def test_a_held_session_cannot_be_replaced_or_deleted(store: Store, sessions: SessionStore) -> None:
     started = await start(store)
     held = await held_by(sessions, started)
     for change in (sessions.put("shop", state()), sessions.delete("shop")):
@@ -334,7 +336,7 @@ async def test_a_held_session_cannot_be_replaced_or_deleted(store: Store, sessio
         await sessions.delete("shop")
 
 
-async def test_the_next_job_gets_an_imported_state(store: Store, sessions: Sessions) -> None:
+async def test_the_next_job_gets_an_imported_state(store: Store, sessions: SessionStore) -> None:
     info, created = await sessions.put("shop:jane@example.com", state("a"))
     assert (created, info.version, info.used_at) == (True, 1, None)
     info, created = await sessions.put("shop:jane@example.com", state("b"))
@@ -343,7 +345,7 @@ async def test_the_next_job_gets_an_imported_state(store: Store, sessions: Sessi
     assert (held.storage_state, held.version) == (state("b"), 2)
 
 
-async def test_the_list_is_sorted_by_name_and_paged(store: Store, sessions: Sessions) -> None:
+async def test_the_list_is_sorted_by_name_and_paged(store: Store, sessions: SessionStore) -> None:
     for name in ("b", "B", "a_1", "a.1", "c"):
         await sessions.put(name, state())
     held = await held_by(sessions, await start(store), "a.1")
@@ -360,7 +362,7 @@ async def test_the_list_is_sorted_by_name_and_paged(store: Store, sessions: Sess
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", "a/b", "a b", "ä", "x" * 201, "a\n", "a\0", "a?b"])
-async def test_an_invalid_name_is_rejected(sessions: Sessions, name: str) -> None:
+async def test_an_invalid_name_is_rejected(sessions: SessionStore, name: str) -> None:
     for use in (sessions.put(name, state()), sessions.acquire(name, new_id(), 1)):
         with pytest.raises(InvalidSession, match="not a valid session name") as caught:
             await use
@@ -372,7 +374,7 @@ async def test_an_invalid_name_is_rejected(sessions: Sessions, name: str) -> Non
 
 
 async def test_an_invalid_or_too_large_state_is_rejected_and_the_session_unchanged(
-    store: Store, sessions: Sessions
+    store: Store, sessions: SessionStore
 ) -> None:
     held = await held_by(sessions, await start(store))
     await sessions.save(held, state("good"))
@@ -396,8 +398,8 @@ async def test_an_invalid_or_too_large_state_is_rejected_and_the_session_unchang
 async def test_a_rotation_encrypts_with_the_first_key_and_keeps_unreadable_sessions(
     store: Store, database: Database
 ) -> None:
-    old, both, new = (Sessions(database, keyring(*keys)) for keys in ((OLD,), (NEW, OLD), (NEW,)))
-    lost = Sessions(database, keyring(new_key()))
+    old, both, new = (SessionStore(database, keyring(*keys)) for keys in ((OLD,), (NEW, OLD), (NEW,)))
+    lost = SessionStore(database, keyring(new_key()))
     for number in range(5):
         await old.put(f"s{number}", state(str(number)))
     await lost.put("s2x", state())
@@ -420,7 +422,7 @@ async def test_a_rotation_encrypts_with_the_first_key_and_keeps_unreadable_sessi
 async def test_a_save_during_a_rotation_is_not_overwritten(
     store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old, both = Sessions(database, keyring(OLD)), Sessions(database, keyring(NEW, OLD))
+    old, both = SessionStore(database, keyring(OLD)), SessionStore(database, keyring(NEW, OLD))
     await old.put("shop", state("before"))
     held = await held_by(old, await start(store))
     decrypt, saved = both.keyring.decrypt, asyncio.Event()
@@ -441,13 +443,13 @@ async def test_a_save_during_a_rotation_is_not_overwritten(
 
 
 async def test_without_its_key_a_session_is_unreadable_and_without_any_key_none_is_created(
-    store: Store, sessions: Sessions, database: Database
+    store: Store, sessions: SessionStore, database: Database
 ) -> None:
     await sessions.put("shop", state())
     started = await start(store)
     with pytest.raises(SecretUnreadable, match="'shop' is encrypted with the key"):
-        await acquire(Sessions(database, keyring(OLD)), started)
-    keyless = Sessions(database, keyring())
+        await acquire(SessionStore(database, keyring(OLD)), started)
+    keyless = SessionStore(database, keyring())
     for use in (keyless.acquire("new", started.id, 1), keyless.put("new", state()), anext(keyless.rotate())):
         with pytest.raises(SecretKeyMissing):
             await use
@@ -457,7 +459,7 @@ async def test_without_its_key_a_session_is_unreadable_and_without_any_key_none_
 
 
 async def test_a_session_renamed_in_the_database_cannot_be_read(
-    store: Store, sessions: Sessions, database: Database
+    store: Store, sessions: SessionStore, database: Database
 ) -> None:
     await sessions.put("mine", state())
     await run(database, "UPDATE cplane.sessions SET name = 'yours'")
@@ -466,7 +468,7 @@ async def test_a_session_renamed_in_the_database_cannot_be_read(
 
 
 async def test_the_content_of_a_session_is_never_shown(
-    store: Store, sessions: Sessions, database: Database, capfd: pytest.CaptureFixture[str]
+    store: Store, sessions: SessionStore, database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
     held = await held_by(sessions, await start(store))
     await sessions.save(held, state("hunter2"))
