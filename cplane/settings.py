@@ -56,7 +56,12 @@ class CplaneSettings(BaseSettings):
         ge=1,
         le=3600,
         description="Seconds a worker owns a job without renewing its lease. "
-        "After a worker dies, its jobs start again this much later.",
+        "After a machine dies, its jobs start again this much later; after a worker process dies, at once.",
+    )
+    keeper: bool = Field(
+        default=True,
+        description="Run `cplane worker` and `arq cplane.worker.Settings` under a keeper: a small process that renews "
+        "leases while a job blocks its worker, requeues what a dead worker had, and starts another.",
     )
     drain_s: float = Field(
         default=25.0,

@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 
 from cplane.errors import InvalidTransition
 from cplane.jobs.per_host import PerHost
-from cplane.jobs.states import MAX_CRASHES, TRANSITIONS, AttemptState, Priority, State
+from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, TRANSITIONS, AttemptState, Priority, State
+from cplane.keeper.blame import Verdict
 from cplane.postgres import statements
 from cplane.postgres.database import Database
 from cplane.postgres.rows import Finish, NewRecord, RecordFilter, Renew
@@ -455,6 +456,22 @@ def finish(state: State, *, plain: bool = False) -> Callable[[Store, UUID], Awai
     return call
 
 
+def rescue(verdict: Verdict) -> Callable[[Store, UUID], Awaitable[object]]:
+    async def call(store: Store, id_: UUID) -> None:
+        values = {
+            "ids": [id_], "attempts": [1], "tokens": ["t"], "verdicts": [verdict.value], "error_types": ["E"],
+            "error_messages": ["e"], "max_crashes": MAX_CRASHES, "max_interruptions": MAX_INTERRUPTIONS,
+        }  # fmt: skip
+        await store._database.fetch(statements.RESCUE, values)  # pyright: ignore[reportPrivateUsage]  the keeper has no store
+
+    return call
+
+
+def test_the_page_has_every_verdict() -> None:
+    rows = table(section("State changes").partition("carries a verdict")[2])
+    assert [bare(row[0]) for row in rows] == [verdict.value for verdict in Verdict]
+
+
 VERBS = (
     Verb("cancel", lambda store, id_: store.cancel(id_)),
     Verb("replay", lambda store, id_: store.replay(id_)),
@@ -463,6 +480,7 @@ VERBS = (
     Verb("renew", lambda store, id_: store.renew([Renew(id=id_, attempt=1, token="t")], 30)),
     Verb("reap", lambda store, _: store.reap(10)),
     Verb("plain success", finish(State.SUCCEEDED, plain=True)),
+    *(Verb(f"rescue as {verdict}", rescue(verdict)) for verdict in Verdict),
     *(Verb(f"finish as {state}", finish(state)) for state in State if state is not State.RUNNING),
 )
 

@@ -6,14 +6,13 @@ from datetime import timedelta
 from typing import Any, cast
 
 from cplane.errors import InvalidArguments, InvalidJob, UsageError
-from cplane.jobs.names import JOB_NAME, QUEUE_NAME
+from cplane.jobs.names import DEFAULT_QUEUE, JOB_NAME, QUEUE_NAME
 from cplane.jobs.page_options import PageOptions
 from cplane.jobs.per_host import DeclaredLimits, PerHost
 from cplane.jobs.retry import RetryPolicy
 from cplane.jobs.signature import Signature, location
 from cplane.jobs.states import Priority
 
-DEFAULT_QUEUE = "default"
 BROWSER_QUEUE = "browser"
 """Queue of jobs that a page is injected into, unless they name another."""
 

@@ -14,7 +14,8 @@ import structlog
 
 from cplane.errors import InvalidTransition, QueueUnavailable, RecordNotFound
 from cplane.jobs.definition import AnyJob
-from cplane.jobs.options import DEFAULT_QUEUE, DEFAULT_RESULT_TTL_S, Options
+from cplane.jobs.names import DEFAULT_QUEUE
+from cplane.jobs.options import DEFAULT_RESULT_TTL_S, Options
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.registry import registry
 from cplane.jobs.states import Priority, State

@@ -36,6 +36,10 @@ long as the rest of a small batch. And plans follow the index, row by row, in it
 table was small must still be right when it has grown, and all transactions lock rows in the same order."""
 
 
+SQLALCHEMY_ONLY = frozenset({"prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback"})
+"""Options of a URL that SQLAlchemy's dialect reads itself, and does not pass to asyncpg."""
+
+
 class Database:
     """One Postgres. Opening it connects to nothing; the first session or statement connects.
 
@@ -233,6 +237,17 @@ def engine_url(url: SecretStr) -> URL:
     if "sslmode" not in parsed.query:
         return parsed
     return parsed.difference_update_query(["sslmode"]).update_query_dict({"ssl": parsed.query["sslmode"]})
+
+
+def connect_arguments(url: SecretStr) -> dict[str, Any]:
+    """Return asyncpg's arguments of a connection to this URL, such as `host`, `user` and `password`.
+
+    Raises:
+        InvalidSettings: the URL cannot be parsed.
+    """
+    parsed = engine_url(url)
+    _, arguments = parsed.get_dialect()().create_connect_args(parsed)
+    return {name: value for name, value in arguments.items() if name not in SQLALCHEMY_ONLY}
 
 
 def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:

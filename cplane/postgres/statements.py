@@ -9,8 +9,11 @@ index for each. A column that is omitted from a batch (an empty array) is NULL i
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from sqlalchemy import text
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
 
 
 class Statement:
@@ -24,9 +27,16 @@ class Statement:
                 names.append(match[1])
             return f"${names.index(match[1]) + 1}"
 
-        self.clause = text(sql)
+        self._text = sql
         self.sql = re.sub(r"(?<![:\w]):(\w+)", number, sql)
         self.names = tuple(names)
+
+    @cached_property
+    def clause(self) -> "TextClause":
+        """The statement for SQLAlchemy, which is imported here: the keeper has no use for it."""
+        from sqlalchemy import text  # noqa: PLC0415
+
+        return text(self._text)
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
         """Return the values in the order of the numbered parameters of `sql`."""
@@ -298,6 +308,60 @@ REAP = Statement(f"""
         SELECT id, attempt, worker, old_cause, 'lost', started_at, clock_timestamp(), 'WorkerLost', error_message FROM reaped
     )
     SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM reaped
+""")
+
+# A worker died, or was killed, with these attempts aboard. The verdict on each says what it costs. `crash`: it caused that,
+# or was alone. `timed_out`, `gave_up`: the worker was killed because it held the loop past its timeout, and it has retries
+# left, or none. `innocent`: another caused it. `unknown`: nobody knows who, and all pay an interruption. `released`: the
+# worker was to stop anyway, or its code had not begun.
+RESCUE = Statement("""
+    WITH aboard AS (
+        SELECT fence.verdict, fence.error_type, fence.error_message, held.*
+        FROM (
+            SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:tokens AS text[]),
+                                 CAST(:verdicts AS text[]), CAST(:error_types AS text[]), CAST(:error_messages AS text[]))
+            AS fence (id, attempt, token, verdict, error_type, error_message) ORDER BY id
+        ) AS fence
+        CROSS JOIN LATERAL (
+            SELECT id, state, attempt, lease_token, worker, cause, started_at FROM cplane.jobs
+            WHERE jobs.id = fence.id OFFSET 0 FOR NO KEY UPDATE
+        ) AS held
+        WHERE held.state = 'running' AND held.attempt = fence.attempt AND held.lease_token = fence.token
+    ),
+    rescued AS (
+        UPDATE cplane.jobs
+        SET crashes = crashes + (verdict = 'crash')::int, interruptions = interruptions + (verdict = 'unknown')::int,
+            failures = failures + (verdict IN ('timed_out', 'gave_up'))::int,
+            cause = CASE verdict WHEN 'crash' THEN 'lost' WHEN 'released' THEN 'release' WHEN 'timed_out' THEN 'retry'
+                                 ELSE 'infrastructure' END,
+            state = CASE WHEN cancel_requested THEN 'cancelled' WHEN verdict = 'gave_up' THEN 'failed'
+                         WHEN verdict = 'crash' AND crashes + 1 >= CAST(:max_crashes AS int) THEN 'failed'
+                         WHEN verdict = 'unknown' AND interruptions + 1 >= CAST(:max_interruptions AS int) THEN 'failed'
+                         ELSE 'queued' END,
+            error_type = aboard.error_type, error_message = aboard.error_message, error_traceback = '',
+            run_at = clock_timestamp(), lease_until = NULL,
+            finished_at = CASE WHEN cancel_requested OR verdict = 'gave_up' OR verdict = 'crash' AND crashes + 1 >= CAST(:max_crashes AS int)
+                                    OR verdict = 'unknown' AND interruptions + 1 >= CAST(:max_interruptions AS int)
+                               THEN clock_timestamp() END
+        FROM aboard WHERE jobs.id = aboard.id
+        RETURNING jobs.id, jobs.state, jobs.attempt, aboard.worker, aboard.cause AS old_cause, aboard.started_at,
+            aboard.verdict, aboard.error_type, aboard.error_message
+    ),
+    recorded AS (
+        INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
+        SELECT id, attempt, worker, old_cause,
+               CASE verdict WHEN 'crash' THEN 'lost' WHEN 'released' THEN 'released' WHEN 'timed_out' THEN 'timed_out'
+                            WHEN 'gave_up' THEN 'timed_out' ELSE 'interrupted' END,
+               started_at, clock_timestamp(), error_type, error_message
+        FROM rescued
+    )
+    SELECT id, attempt, state FROM rescued
+""")
+
+# What a dead worker had started, but not yet begun to run.
+STARTED_BY = Statement("""
+    SELECT id, attempt, lease_token FROM cplane.jobs
+    WHERE state = 'running' AND worker = :worker AND NOT id = ANY(CAST(:ids AS uuid[])) LIMIT 10000
 """)
 
 OVERDUE = Statement(f"""

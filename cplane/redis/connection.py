@@ -6,9 +6,8 @@ from contextlib import asynccontextmanager
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,6 +15,9 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cplane.errors import QueueUnavailable
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 SOCKET_TIMEOUT_S = 5.0
 """Deadline of one call: a black-holed packet must not hang the loop. Blocking reads wait less than this."""
@@ -29,7 +31,7 @@ AnyRedis = Redis  # redis-py's class is not generic at run time; replies are byt
 
 
 @asynccontextmanager
-async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
+async def connect(url: "SecretStr | str") -> AsyncGenerator[Redis]:
     """Open a client that connects when it is first used, and close all its connections at the end.
 
     A call after the end raises `ConnectionError` instead of connecting again.
@@ -37,11 +39,12 @@ async def connect(url: SecretStr) -> AsyncGenerator[Redis]:
     Args:
         url: address of the server: redis://, rediss:// or unix://.
     """
+    address = url if isinstance(url, str) else url.get_secret_value()
     pool = _Pool.from_url(  # pyright: ignore[reportUnknownMemberType]  redis-py leaves **kwargs untyped
-        url.get_secret_value(),
+        address,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
-        **({} if url.get_secret_value().startswith("unix:") else {"socket_keepalive": True}),
+        **({} if address.startswith("unix:") else {"socket_keepalive": True}),
     )
     try:
         yield Redis(connection_pool=pool)

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from arq.constants import default_queue_name
-
-from cplane.jobs.options import DEFAULT_QUEUE
+from cplane.jobs.names import DEFAULT_QUEUE
 from cplane.jobs.states import Priority
+
+ARQ_QUEUE = "arq:queue"
+"""arq's name of the default queue, and the prefix of the others."""
+
+ARQ_RESULT_PREFIX = "arq:result:"
+"""arq's prefix of kept results."""
 
 ARQ_LEASE = b"1"
 """The value of a lease that a plain arq worker took."""
@@ -43,13 +47,13 @@ def lane_order(claim_number: int) -> tuple[Priority, ...]:
 
 def redis_name(queue: str, priority: Priority = Priority.NORMAL) -> str:
     """Return the sorted set of a lane: arq's own name for the normal lane of the default queue."""
-    name = default_queue_name if queue == DEFAULT_QUEUE else f"{default_queue_name}:{queue}"
+    name = ARQ_QUEUE if queue == DEFAULT_QUEUE else f"{ARQ_QUEUE}:{queue}"
     return name if priority is Priority.NORMAL else f"{name}@{priority}"
 
 
 def queue_of(redis_queue: str) -> str:
     """Return the queue of a normal lane's sorted set."""
-    return DEFAULT_QUEUE if redis_queue == default_queue_name else redis_queue.removeprefix(f"{default_queue_name}:")
+    return DEFAULT_QUEUE if redis_queue == ARQ_QUEUE else redis_queue.removeprefix(f"{ARQ_QUEUE}:")
 
 
 def lane_of(redis_queue: str) -> tuple[str, Priority]:

@@ -62,7 +62,7 @@ class EnqueueResult(IntEnum):
     RESULT_BLOCKS = -1
 
 
-class Lease(msgspec.Struct, frozen=True, gc=False):
+class Lease(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One leased id: only the holder of `token` may renew or acknowledge it. All leases of one claim share a token."""
 
     queue: str

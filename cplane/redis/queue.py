@@ -6,13 +6,12 @@ from itertools import count
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
-from arq.constants import result_key_prefix
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from cplane.redis.connection import MAX_BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
 from cplane.redis.dead_letters import DEAD_LETTERS
-from cplane.redis.keys import ARQ_LEASE, EPOCH, LANE_INDEX, LANES, lane_keys, lane_order, wake_key
+from cplane.redis.keys import ARQ_LEASE, ARQ_RESULT_PREFIX, EPOCH, LANE_INDEX, LANES, lane_keys, lane_order, wake_key
 from cplane.redis.messages import (
     MAX_LEASE_MS,
     RUNNING_SCAN_LIMIT,
@@ -53,7 +52,8 @@ class Queue:
         }
         self._scripts["ack"] = Script(redis, "limiter_common", "ack")
         self._claim_numbers = count()
-        self._prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
+        self.prefix = f"{os.getpid():x}-{os.urandom(8).hex()}"
+        """What the tokens of this client's leases begin with."""
 
     async def ping(self) -> None:
         """Check that Redis responds.
@@ -122,7 +122,7 @@ class Queue:
         script = self._scripts["claim"]
         async with translated("claiming jobs"):
             async with self._redis.pipeline(transaction=False) as pipe:
-                keys = [wake_key(queue), self._nudge_key(queue)]
+                keys = [wake_key(queue), _nudge_key(self.prefix, queue)]
                 pipe.blpop(keys, timeout=_block_s(timeout_s))  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
                 pipe.evalsha(script.sha, len(request.keys), *request.keys, *request.arguments)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
                 slept, reply = await pipe.execute(raise_on_error=False)
@@ -135,9 +135,14 @@ class Queue:
                 raise slept  # a failed sleep must not lose what was leased
             return claim
 
-    async def nudge(self, queue: str) -> None:
-        """End our own `sleep_and_claim` of a queue; one that begins within 2 seconds ends immediately."""
-        key = self._nudge_key(queue)
+    async def nudge(self, queue: str, prefix: str = "") -> None:
+        """End a `sleep_and_claim` of a queue; one that begins within 2 seconds ends immediately.
+
+        Args:
+            queue: name of the queue.
+            prefix: that of the client which sleeps; empty: our own.
+        """
+        key = _nudge_key(prefix or self.prefix, queue)
         async with translated("ending a wait for jobs"), self._redis.pipeline(transaction=True) as pipe:
             pipe.rpush(key, b"1")  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
             pipe.expire(key, 2)  # pyright: ignore[reportUnusedCoroutine, reportUnknownMemberType]
@@ -191,6 +196,27 @@ class Queue:
         pairs = zip(*[iter(missing)] * 2, strict=True)
         return tuple(Id(queue, LANES[int(lane) - 1], text_of(id_)) for lane, id_ in pairs)
 
+    async def leases_of(self, queue: str, prefix: str) -> list[Lease]:
+        """Return the leases of a client in a queue; of each lane, the first RUNNING_SCAN_LIMIT ids are read.
+
+        Args:
+            queue: name of the queue.
+            prefix: what the tokens of the client begin with.
+        """
+        leases: list[Lease] = []
+        start = f"{prefix}-".encode()
+        async with translated("reading leases"):
+            for lane, priority in zip(lane_keys(queue), LANES, strict=True):
+                ids = cast("list[bytes]", await self._redis.zrange(lane, 0, RUNNING_SCAN_LIMIT - 1))  # pyright: ignore[reportUnknownMemberType]
+                keys = [b"arq:in-progress:" + id_ for id_ in ids]
+                tokens = cast("list[bytes | None]", await self._redis.mget(keys)) if keys else []
+                leases += [
+                    Lease(queue, priority, text_of(id_), b"", 0, b"1", token.decode())
+                    for id_, token in zip(ids, tokens, strict=True)
+                    if token is not None and token.startswith(start)
+                ]
+        return leases
+
     async def stats(self, queue: str) -> QueueStats:
         """Return the state of a queue; nothing is changed."""
         async with translated("reading the state of a queue"):
@@ -202,7 +228,7 @@ class Queue:
         """Read all keys of one job, in one round trip."""
         async with translated("reading a job"), self._redis.pipeline(transaction=True) as pipe:
             pipe.get(f"arq:job:{id}")  # pyright: ignore[reportUnusedCoroutine]
-            pipe.get(result_key_prefix + id)  # pyright: ignore[reportUnusedCoroutine]
+            pipe.get(ARQ_RESULT_PREFIX + id)  # pyright: ignore[reportUnusedCoroutine]
             pipe.get(f"arq:in-progress:{id}")  # pyright: ignore[reportUnusedCoroutine]
             pipe.get(f"arq:retry:{id}")  # pyright: ignore[reportUnusedCoroutine]
             pipe.zscore("arq:abort", id)  # pyright: ignore[reportUnusedCoroutine]
@@ -256,7 +282,7 @@ class Queue:
     async def results(self, ids: Sequence[str]) -> list[bytes | None]:
         """Return the kept results of transient jobs, in order; None where there is none."""
         async with translated("reading results"):
-            return cast("list[bytes | None]", await self._redis.mget([result_key_prefix + id_ for id_ in ids]))
+            return cast("list[bytes | None]", await self._redis.mget([ARQ_RESULT_PREFIX + id_ for id_ in ids]))
 
     async def presence(self, id: str) -> tuple[bool, bool]:  # noqa: A002
         """Return whether Redis holds a transient job, and whether it is leased."""
@@ -287,13 +313,14 @@ class Queue:
 
     def _claim_request(self, queue: str, capacity: int, lease_s: float) -> ClaimRequest:
         number = next(self._claim_numbers)
-        return ClaimRequest(queue, lane_order(number), capacity, lease_s, f"{self._prefix}-{number}")
-
-    def _nudge_key(self, queue: str) -> str:
-        return f"cplane:nudge:{self._prefix}:{queue}"
+        return ClaimRequest(queue, lane_order(number), capacity, lease_s, f"{self.prefix}-{number}")
 
     async def _run(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
         return cast("list[int]", await self._scripts[script](keys, *args))
+
+
+def _nudge_key(prefix: str, queue: str) -> str:
+    return f"cplane:nudge:{prefix}:{queue}"
 
 
 # a dict is many times faster than a call of the enum

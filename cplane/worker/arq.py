@@ -87,6 +87,9 @@ class ArqWorker(arq.worker.Worker):
         self.ready = asyncio.Event()
         """Set once the worker claims jobs."""
         self.stop_requested = asyncio.Event()
+        self.drain_requested = asyncio.Event()
+        """Set when running jobs get no more than the drain."""
+        self.retiring = False
         self.jobs_complete = self.jobs_failed = self.jobs_retried = 0
 
     def _read_settings(self, settings: CplaneSettings | None, queue_name: str, max_jobs: int) -> None:
@@ -122,8 +125,13 @@ def _queues(settings: CplaneSettings, queue_name: str, max_jobs: int) -> dict[st
 
 def _refusal(error: CplaneError) -> Exception:
     """Programs get the error itself; `arq` on the command line shows one line instead of a traceback."""
+    return click.ClickException(str(error)) if runs_under_arq() else error
+
+
+def runs_under_arq() -> bool:
+    """Return whether `arq` on the command line runs this worker."""
     running = click.get_current_context(silent=True)
-    return click.ClickException(str(error)) if running is not None and running.command.name == "arq" else error
+    return running is not None and running.command.name == "arq"
 
 
 def _ensure_loop() -> None:

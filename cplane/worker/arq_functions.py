@@ -45,6 +45,8 @@ class ArqFunction:
     """arq's ctx, which all functions of a worker share."""
     needs_page: bool = False
     injects: bool = False
+    in_thread: bool = False
+    retries: int = 0
     wants_session: bool = False
     is_recorded: bool = False
 

@@ -24,6 +24,7 @@ from cplane.sessions.store import SessionHold
 from cplane.worker.outcome import Outcome, cooldown_s, decide
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
+from cplane.worker.steps import CURRENT
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -109,6 +110,8 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     interruptions: int = 0
     """What earlier attempts have spent of the budgets."""
     began_ms: int = 0
+    seq: int = 0
+    """Its number in this process, under which the keeper knows it; 0: there is no keeper."""
     stopped: Stop | None = None
     task: "asyncio.Task[None] | None" = None
     timers: list[asyncio.TimerHandle] = []
@@ -287,6 +290,8 @@ _abandoned: set[asyncio.Task[None]] = set()
 async def run(attempt: Attempt) -> None:
     """Run an attempt, as its task: perform it, commit what the job wrote, hand over the outcome. What was opened is closed."""
     runner = attempt.runner
+    if attempt.seq:
+        CURRENT.set(attempt.seq)
     try:
         outcome = await _perform(attempt)
         if not attempt.seal():

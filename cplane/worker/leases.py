@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 import structlog
@@ -16,6 +16,9 @@ from cplane.redis.messages import Renewal
 from cplane.redis.queue import Queue
 from cplane.worker.attempt import AnyFence, Attempt, Stop
 
+if TYPE_CHECKING:
+    from cplane.worker.kept import Kept
+
 CHECK_INTERVAL_S = 1.0
 """How often progress is written, and attempts are stopped whose leases can no longer be trusted."""
 
@@ -25,11 +28,12 @@ log = structlog.get_logger("cplane")
 class LeaseKeeper:
     """Keeps the leases of running attempts, and stops an attempt whose lease can no longer be trusted."""
 
-    def __init__(self, store: Store, queue: Queue, events: Events, lease_s: float) -> None:
+    def __init__(self, store: Store, queue: Queue, events: Events, lease_s: float, kept: "Kept | None" = None) -> None:
         self._store = store
         self._queue = queue
         self._events = events
         self._lease_s = lease_s
+        self._kept = kept
         self._margin_s = min(2.0, lease_s / 5)  # the last thing done must still arrive in time
         self._interval_s = min(CHECK_INTERVAL_S, lease_s / 10)
         self._attempts: dict[AnyFence, Attempt] = {}
@@ -130,12 +134,14 @@ class LeaseKeeper:
         if attempt.fence not in self._attempts:
             return
         if not lost:
-            attempt.trusted_until = self.trusted_until(sent)
+            attempt.trusted_until = max(attempt.trusted_until, self.trusted_until(sent))
         elif not attempt.decided:
             attempt.log.warning("lease_lost", reason="another worker has it")
             attempt.stop(Stop.LEASE_LOST)
 
     def _stop_untrusted(self) -> None:
+        if self._kept is not None:
+            self._kept.trust(self._attempts.values(), self.trusted_until)
         now = time.monotonic()
         for attempt in self:
             if attempt.trusted_until <= now and not attempt.decided and attempt.stopped is not Stop.LEASE_LOST:

@@ -71,6 +71,16 @@ class Runnable(Protocol):
         ...
 
     @property
+    def in_thread(self) -> bool:
+        """Whether its code runs in a thread."""
+        ...
+
+    @property
+    def retries(self) -> int:
+        """How often it runs again after failures of its own."""
+        ...
+
+    @property
     def injects(self) -> bool:
         """Whether it asks for anything by type."""
         ...
@@ -137,6 +147,8 @@ class DecoratedJob:
         self.name = job.name
         self.timeout_s = job.timeout_s
         self.needs_page = job.needs_page
+        self.retries = job.options.retry.retries
+        self.in_thread = not job.signature.is_async
         self.injects = bool(job.signature.injected)
         self.wants_session = job.signature.injects("session")
         self.limits = job.limits

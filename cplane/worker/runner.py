@@ -8,6 +8,7 @@ from cplane.runtime.batch import Batch
 from cplane.worker.attempt import CLEANUP_S, Attempt, Stop, run
 from cplane.worker.evidence import EvidenceStore
 from cplane.worker.hooks import Hooks
+from cplane.worker.kept import Kept
 from cplane.worker.leases import LeaseKeeper
 from cplane.worker.outcome import Outcome
 from cplane.worker.recorder import Recorder
@@ -24,6 +25,7 @@ class Runner:
         lease_keeper: keeps the leases of the attempts until their outcomes are recorded.
         hooks: arq's hooks around each attempt.
         events: publishes progress.
+        kept: the keeper, which is told what runs; None: there is none.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Runner:
         lease_keeper: LeaseKeeper,
         hooks: Hooks,
         events: "Batch[Event, None]",
+        kept: Kept | None = None,
     ) -> None:
         self.resources = resources
         self.evidence = evidence
@@ -42,14 +45,19 @@ class Runner:
         self._lease_keeper = lease_keeper
         self._hooks = hooks
         self._events = events
+        self._kept = kept
         self._loop = asyncio.get_running_loop()
 
     def start(self, attempts: Sequence[Attempt]) -> None:
         """Run attempts. Deadlines start when all have made their first step: most jobs that end in it need none."""
-        create_task = self._loop.create_task
+        create_task, kept = self._loop.create_task, self._kept
+        if kept is not None and attempts:
+            kept.board(attempts)
         for attempt in attempts:
             self._lease_keeper.add(attempt)
             coroutine = self._run_between_hooks(attempt) if self._hooks.around_jobs else run(attempt)
+            if kept is not None:
+                coroutine = kept.tasks.follow(coroutine, attempt.seq)
             attempt.task = create_task(coroutine, name=f"{attempt.job.name} {attempt.lease.id}")
         self._loop.call_soon(_arm, attempts)
 

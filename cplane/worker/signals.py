@@ -13,21 +13,24 @@ log = structlog.get_logger("cplane")
 class Stoppable(Protocol):
     """What the signals stop."""
 
-    @property
-    def stopping(self) -> bool:
-        """Whether it was told to stop."""
-        ...
-
     def stop(self) -> None:
         """Stop in good order."""
         ...
 
 
 class Signals:
-    """Handles the signals of the process while the block runs."""
+    """Handles the signals of the process while the block runs.
 
-    def __init__(self, worker: Stoppable) -> None:
+    Args:
+        worker: what is stopped.
+        is_kept: whether a keeper passes signals on. A second one is then the same again, as where a service manager
+            signals both; the keeper ends a worker that is to end at once.
+    """
+
+    def __init__(self, worker: Stoppable, *, is_kept: bool = False) -> None:
         self._worker = worker
+        self._is_kept = is_kept
+        self._signalled = False
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
@@ -39,10 +42,13 @@ class Signals:
             self._loop.remove_signal_handler(signum)
 
     def _handle(self, signum: signal.Signals) -> None:
-        if self._worker.stopping:
+        if self._signalled and self._is_kept:
+            return
+        if self._signalled:
             log.warning(
                 "worker_exits_now", signal=signum.name, hint="running jobs start elsewhere when their leases end"
             )
             os._exit(128 + signum)
+        self._signalled = True
         log.info("worker_stopping", signal=signum.name)
         self._worker.stop()

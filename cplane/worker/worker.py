@@ -19,16 +19,20 @@ from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
 from cplane.errors import CplaneError, DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch
+from cplane.keeper.channel import Hello
+from cplane.keeper.launch import become_keeper, is_kept
+from cplane.keeper.servers import Servers
 from cplane.logs import configure_logs
 from cplane.plane.control_plane import ControlPlane
 from cplane.postgres import migrations
+from cplane.postgres.database import connect_arguments
 from cplane.redis.dead_letters import DeadLetterStream
 from cplane.redis.events import Event
 from cplane.redis.keys import queue_of
 from cplane.runtime.batch import Batch
-from cplane.runtime.cancellation import cancel_all
+from cplane.runtime.cancellation import cancel_all, wait_first
 from cplane.runtime.gc_tuning import collect_rarely
-from cplane.worker.arq import ArqWorker, redis_settings_of_environment
+from cplane.worker.arq import ArqWorker, redis_settings_of_environment, runs_under_arq
 from cplane.worker.attempt import CLEANUP_S, Stop
 from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.burst import Burst
@@ -38,6 +42,7 @@ from cplane.worker.completions import Completions
 from cplane.worker.cooldowns import Cooldowns
 from cplane.worker.evidence import EvidenceStore, TraceSampler
 from cplane.worker.files import JobFiles
+from cplane.worker.kept import Kept
 from cplane.worker.leases import LeaseKeeper
 from cplane.worker.poller import Poller
 from cplane.worker.reconciler import RECONCILE_INTERVAL_S, Reconciler
@@ -76,7 +81,12 @@ class Worker(ArqWorker):
     # running and stopping
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then stop in good order. A second signal ends it at once."""
+        """Run until SIGTERM or SIGINT, then stop in good order. A second signal ends it at once.
+
+        `arq` on the command line starts a keeper, which starts this program again as its worker process.
+        """
+        if self.settings.keeper and runs_under_arq() and not is_kept():
+            become_keeper()
         configure_logs(self.settings)
         collect_rarely()
         try:
@@ -109,6 +119,12 @@ class Worker(ArqWorker):
     def stop(self) -> None:
         """Stop claiming, drain, release what still runs, and end."""
         self.stop_requested.set()
+        self.drain_requested.set()
+
+    def retire(self) -> None:
+        """Stop claiming, and end when all running jobs have ended, however long that takes."""
+        self.retiring = True
+        self.stop_requested.set()
 
     async def close(self) -> None:
         """Stop, and wait until everything is closed."""
@@ -119,6 +135,9 @@ class Worker(ArqWorker):
     async def main(self) -> None:
         """Open everything, serve the queues, close everything."""
         async with AsyncExitStack() as stack:
+            self._kept = Kept.of_environment()
+            if self._kept is not None:
+                stack.callback(self._kept.close)
             self.plane = await stack.enter_async_context(ControlPlane(self.settings))
             await self._check_schema()
             self._share_redis()
@@ -127,10 +146,21 @@ class Worker(ArqWorker):
             self._claimers = {queue: self._claimer(queue, concurrency) for queue, concurrency in self.queues.items()}
             stack.enter_context(Watchdog())
             if self.given_signals:
-                stack.enter_context(Signals(self))
+                stack.enter_context(Signals(self, is_kept=self._kept is not None))
             await self.hooks.on_startup()
             stack.push_async_callback(self.hooks.on_shutdown)
             await self._serve()
+
+    def _hello(self) -> Hello:
+        """Return what the keeper has to know of this worker."""
+        settings = self.settings
+        database_url = settings.database_url
+        redis_url = settings.redis_url
+        servers = Servers(redis_url.get_secret_value(), connect_arguments(database_url), settings.lease_s)
+        return Hello(self.name, servers, tuple(self.queues), self.plane.queue.prefix, settings.drain_s)
+
+    def _count_finished(self) -> int:
+        return self.jobs_complete + self.jobs_failed + self.jobs_retried
 
     def _share_redis(self) -> None:
         """Give arq's functions and cron jobs the connections of the plane."""
@@ -150,7 +180,7 @@ class Worker(ArqWorker):
         self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
         stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
         self._catalog = Catalog(self.jobs, self.arq_functions, self._threads)
-        self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s)
+        self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
         self._completions = Completions(self._lease_keeper, self, self.hooks)
         recorder = await stack.enter_async_context(
             Recorder(store, queue, plane.events, self._completions, self.given_serializer)
@@ -165,6 +195,7 @@ class Worker(ArqWorker):
             lease_keeper=self._lease_keeper,
             hooks=self.hooks,
             events=events,
+            kept=self._kept,
         )
         self._starter = Starter(
             self.name,
@@ -238,12 +269,16 @@ class Worker(ArqWorker):
         claimers = [
             asyncio.create_task(claimer.run(), name=f"claim from {queue}") for queue, claimer in self._claimers.items()
         ]
+        if self._kept is not None:
+            self._kept.serve(self._hello(), lambda: self._lease_keeper, self._count_finished)
+            side.append(asyncio.create_task(self._kept.obey(self.retire, self.stop), name="obey the keeper"))
         log.info("worker_started", worker=self.name, queues=dict(self.queues), jobs=len(self.jobs.jobs))
         self.ready.set()
         try:
             await asyncio.wait([*side, *browser, *claimers], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.stop()
+            if not self.retiring:
+                self.stop()
             await self._drain(claimers)
             await cancel_all(browser, retry_interval_s=BROWSER_CLOSE_S)
             await cancel_all(side)
@@ -277,6 +312,9 @@ class Worker(ArqWorker):
     async def _drain(self, claimers: Sequence[asyncio.Task[None]]) -> None:
         """Claiming ends first; running jobs drain while their leases are kept; what is left is released."""
         await asyncio.wait(claimers)
+        if self.retiring and (running := self._runner.running()):
+            log.info("retiring", running=len(running))
+            await wait_first(asyncio.wait(running), self.drain_requested.wait())
         if running := self._runner.running():
             log.info("draining", running=len(running), drain_s=self.settings.drain_s)
         await self._runner.drain(self.settings.drain_s)

@@ -40,6 +40,7 @@ def environment(settings: CplaneSettings, **variables: str) -> dict[str, str]:
         "CPLANE_ARTIFACTS_URL": settings.artifacts_url,
         "CPLANE_IMPORTS": "jobs_for_processes",
         "CPLANE_QUEUES": "default:4",
+        "CPLANE_KEEPER": "0",  # the death of a process is that of its machine; tests/keeper has the other
         "PYTHONPATH": str(TESTS),
         **variables,
     }

@@ -1,0 +1,253 @@
+"""One worker process: started, watched, and cleaned up after."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import msgspec
+
+from cplane.errors import InfrastructureError
+from cplane.keeper.blame import Death, suspect
+from cplane.keeper.channel import VARIABLE, Hello, Limits
+from cplane.keeper.log import log
+from cplane.keeper.manifest import Entry, ManifestReader, SharedMemory, Status
+from cplane.keeper.traces import where_blocked
+
+CHECK_INTERVAL_S = 0.5
+"""How often a process is looked at."""
+
+LATE_S = 1.5
+"""A loop that has not turned for this long is blocked: three beats."""
+
+KILL_GRACE_S = 5.0
+"""How long after its own timeout an attempt may hold the event loop."""
+
+STOP_GRACE_S = 9.0
+"""How long after the drain a process may take to end: jobs that are stopped get 5 s for their `finally`."""
+
+RESCUE_RETRIES = 10
+"""Attempts to requeue what was aboard, a second apart; then the leases end by themselves."""
+
+
+class WorkerProcess:
+    """Runs one worker process until it ends, and says how it ended.
+
+    Args:
+        command: the program and its arguments.
+        limits: when it is replaced.
+    """
+
+    def __init__(self, command: Sequence[str], limits: Limits) -> None:
+        self._command = command
+        self._limits = limits
+        self._stopping = False
+        self._kill_at = float("inf")
+        self._killed_for = ""
+        self._timed_out = False
+        self._blamed = 0
+        self._blocked_since = 0.0
+        self._renew_at = 0.0
+        self._retiring = False
+        self.retired = asyncio.Event()
+        """Set when it claims no more and its replacement may start."""
+        self.served = False
+        """Whether it has ever claimed jobs."""
+
+    async def run(self) -> Death:
+        """Start it, watch it until it ends, and requeue what was aboard."""
+        async with AsyncExitStack() as stack:
+            self._memory = SharedMemory.create()
+            stack.callback(self._memory.close)
+            self._manifest = ManifestReader(self._memory)
+            self._traces = os.memfd_create("cplane-traces") if hasattr(os, "memfd_create") else os.open(os.devnull, 2)
+            stack.callback(os.close, self._traces)
+            ours, theirs = socket.socketpair()
+            self._hello: Hello | None = None
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+            stack.callback(self._writer.close)
+            fds = (self._memory.fd, self._traces, theirs.fileno())
+            self.started = time.monotonic()
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    env={**os.environ, VARIABLE: ",".join(map(str, fds))},
+                    pass_fds=fds,
+                    start_new_session=True,
+                )
+            finally:
+                theirs.close()
+            code = await self._watch()
+            death = Death(
+                code,
+                self._manifest.step,
+                blamed=self._blamed,
+                killed_for=self._killed_for,
+                timed_out=self._timed_out,
+                stopping=self._stopping,
+            )
+            self._kill_group()
+            self.served = self._hello is not None
+            self.clean = self._manifest.status is Status.CLOSED
+            if not self.clean and self._hello is not None:
+                await self._rescue(self._hello, death)
+            return death
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    def stop(self, signum: signal.Signals) -> None:
+        """Pass on the signal to stop. A process that has not ended after its drain is killed."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signum)
+        drain_s = self._hello.drain_s if self._hello is not None else 0.0
+        self._kill_at = min(self._kill_at, time.monotonic() + (2.0 if self._stopping else drain_s + STOP_GRACE_S))
+        self._stopping = True
+
+    def retire(self, why: str) -> None:
+        """Ask it to claim no more and to end when all of its jobs have ended."""
+        if self._retiring:
+            return
+        self._retiring = True
+        log("worker_retires", level="info", pid=self.pid, reason=why)
+        self._writer.write(b"retire\n")
+        self.retired.set()
+
+    async def _watch(self) -> int:
+        """Look at it until it has ended. Returns its exit code."""
+        hello = asyncio.create_task(self._read_hello(), name="read a worker's hello")
+        exited = asyncio.create_task(self._process.wait(), name="wait for a worker process")
+        try:
+            while not exited.done():
+                await asyncio.wait([exited], timeout=CHECK_INTERVAL_S)
+                if not exited.done():
+                    await self._check()
+            return exited.result()
+        finally:
+            hello.cancel()
+            exited.cancel()
+
+    async def _read_hello(self) -> None:
+        line = await self._reader.readline()
+        if line:
+            self._hello = msgspec.json.decode(line, type=Hello)
+
+    async def _check(self) -> None:
+        now = time.monotonic()
+        if now >= self._kill_at:
+            self._kill(f"it did not end within {STOP_GRACE_S:g} s after its drain")
+        if self._hello is None or self._manifest.status is not Status.SERVING:
+            return
+        late_s = min(LATE_S, self._hello.servers.lease_s / 4)
+        if now - self._manifest.beat < late_s:
+            self._blocked_since = 0.0
+            self._check_limits()
+            return
+        entries = self._manifest.entries()
+        if not self._blocked_since:
+            self._blocked_since, self._renew_at = self._manifest.beat, now
+            self._report(entries)
+        if now >= self._renew_at:
+            self._renew_at = now + self._hello.servers.lease_s / 3
+            await self._renew(self._hello, entries)
+        self._kill_if_stuck(entries, now)
+
+    def _report(self, entries: Sequence[Entry]) -> None:
+        blamed = self._suspect(entries)
+        job = next((f"{entry.job} {entry.lease.id}" for entry in entries if entry.seq == blamed), None)
+        log("worker_blocked", pid=self.pid, blamed=job, aboard=len(entries), hint="its leases are renewed meanwhile")
+
+    def _suspect(self, entries: Sequence[Entry]) -> int:
+        """Return the attempt that blocks it: the one whose code runs on the loop, or else the only one in a thread."""
+        step = self._manifest.step
+        return step if step and any(entry.seq == step for entry in entries) else suspect(entries, 0)
+
+    async def _renew(self, hello: Hello, entries: Sequence[Entry]) -> None:
+        from cplane.keeper.rescue import open_rescue  # noqa: PLC0415  imported when it is needed first
+
+        sent = time.monotonic()
+        try:
+            async with open_rescue(hello.servers) as rescue:
+                owned = await rescue.renew(entries)
+                await rescue.release_unboarded(hello, entries, dead=False)
+        except InfrastructureError as error:
+            log("leases_not_renewed", pid=self.pid, reason=str(error))
+            self._renew_at = time.monotonic() + 1.0
+            return
+        lost = [entry.seq for entry in entries if entry.seq not in owned]
+        self._manifest.note_renewal(sent, max((entry.seq for entry in entries), default=0), lost)
+
+    def _kill_if_stuck(self, entries: Sequence[Entry], now: float) -> None:
+        """Kill it when whoever blocks it has had its own timeout."""
+        blamed = self._suspect(entries)
+        timeouts = [entry.timeout_s for entry in entries if not blamed or entry.seq == blamed]
+        timeout_s = max(timeouts, default=0.0)
+        blocked_s = now - self._blocked_since
+        if self._killed_for or blocked_s < timeout_s + KILL_GRACE_S:
+            return
+        self._blamed, self._timed_out = blamed, True
+        entry = next((entry for entry in entries if entry.seq == blamed), None)
+        what = "the interpreter" if entry is not None and entry.in_thread else "the event loop"
+        where = where_blocked(self._traces, in_thread=entry is not None and entry.in_thread)
+        place = f" at {where}" if where else ""
+        job = "a job" if entry is None else f"'{entry.job}'"
+        self._kill(f"{job} held {what} for {blocked_s:.0f} s{place}, past its timeout of {timeout_s:g} s")
+
+    def _kill(self, why: str) -> None:
+        if self._killed_for:
+            return
+        self._killed_for = why
+        if not self._blamed and self._blocked_since:
+            self._blamed = self._suspect(self._manifest.entries())
+        log("worker_killed", level="error", pid=self.pid, reason=why)
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _check_limits(self) -> None:
+        if self._retiring or self._stopping:
+            return
+        if self._limits.jobs and self._manifest.finished >= self._limits.jobs:
+            self.retire(f"it has run {self._manifest.finished} jobs")
+        elif self._limits.memory_mb and (used := _resident_mb(self.pid)) > self._limits.memory_mb:
+            self.retire(f"it uses {used} MiB of memory, more than {self._limits.memory_mb}")
+
+    def _kill_group(self) -> None:
+        """Kill what it started and left behind."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _rescue(self, hello: Hello, death: Death) -> None:
+        from cplane.keeper.rescue import open_rescue  # noqa: PLC0415  imported when it is needed first
+
+        entries = self._manifest.entries()
+        log("worker_died", level="error", pid=self.pid, process=death.described)
+        async with open_rescue(hello.servers) as rescue:
+            for _ in range(RESCUE_RETRIES):
+                try:
+                    await rescue.requeue(entries, death)
+                    await rescue.release_unboarded(hello, entries, dead=True)
+                except InfrastructureError as error:
+                    log("attempts_not_requeued", reason=str(error), hint="their leases end by themselves")
+                else:
+                    return
+                await asyncio.sleep(1.0)
+
+
+def _resident_mb(pid: int) -> int:
+    """Return how much memory a process uses, in MiB; 0 where that cannot be read."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def environment_without_keeper(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what the keeper passes to a worker."""
+    return {name: value for name, value in environment.items() if name != VARIABLE}

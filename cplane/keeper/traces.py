@@ -1,0 +1,48 @@
+"""Tracebacks that a blocked worker process has written by `faulthandler`, which needs neither its loop nor its lock."""
+
+import os
+import re
+import sysconfig
+from pathlib import PurePath
+
+MAX_BYTES = 64 * 1024
+"""How much of the end of the file is read."""
+
+FRAME = re.compile(r'  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)')
+HEAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*\n", re.MULTILINE)
+LIBRARIES = "|".join(
+    map(
+        re.escape,
+        (*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(PurePath(__file__).parents[1])),
+    )
+)
+NOT_THE_JOBS = re.compile(rf"^(?:{LIBRARIES}|<)")
+"""Frames of Python's libraries, of installed packages and of cplane are not the job's own."""
+
+
+def where_blocked(fd: int, *, in_thread: bool = False) -> str:
+    """Return the innermost line of a job in the last traceback, such as `app.py:12 in blocker`; empty if there is none.
+
+    Args:
+        fd: the file that the process writes to.
+        in_thread: whether the job runs in a thread of the executor, not on the main thread.
+    """
+    size = os.fstat(fd).st_size
+    text = os.pread(fd, MAX_BYTES, max(0, size - MAX_BYTES)).decode(errors="replace")
+    last = text[text.rfind("Timeout (") :] if "Timeout (" in text else text
+    stacks = [_frames(stack) for stack in HEAD.split(last)[1:]]
+    if in_thread:
+        stacks = [frames for frames in stacks if frames and _runs_a_job(frames)]
+    frames = stacks[-1] if stacks else []  # the main thread is the last
+    chosen = next((f for f in frames if not NOT_THE_JOBS.search(f["file"])), frames[0] if frames else None)
+    return "" if chosen is None else f"{PurePath(chosen['file']).name}:{chosen['line']} in {chosen['name']}"
+
+
+def _frames(stack: str) -> list[re.Match[str]]:
+    return [match for line in stack.splitlines() if (match := FRAME.fullmatch(line))]
+
+
+def _runs_a_job(frames: list[re.Match[str]]) -> bool:
+    """Whether a thread of an executor is not idle."""
+    names = [frame["name"] for frame in frames]
+    return "_worker" in names[1:]

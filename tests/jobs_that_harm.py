@@ -1,0 +1,82 @@
+"""Jobs that harm the process they run in, and innocent ones beside them; imported by CPLANE_IMPORTS=jobs_that_harm."""
+
+import asyncio
+import ctypes
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+from cplane import Context, job
+
+
+@job(timeout=60)
+async def innocent(ctx: Context, folder: str) -> int:
+    """Create a file named after the attempt and the process, then wait until the test creates the file `go`."""
+    here = Path(folder)
+    (here / f"started-{ctx.attempt}-{os.getpid()}-{ctx.id}").touch()
+    while not (here / "go").exists():
+        await asyncio.sleep(0.02)
+    return ctx.attempt
+
+
+@job(record=False)
+async def innocent_transient(folder: str) -> str:
+    while not (Path(folder) / "go").exists():
+        await asyncio.sleep(0.02)
+    return "fine"
+
+
+@job
+async def say_pid() -> int:
+    return os.getpid()
+
+
+@job(timeout=30)
+async def sleep_on_the_loop(seconds: float) -> str:
+    time.sleep(seconds)  # noqa: ASYNC251  that is the harm
+    return "awake"
+
+
+@job(timeout=1, retries=0)
+async def spin() -> None:
+    while True:
+        pass
+
+
+@job(timeout=1, retries=0)
+async def spin_in_a_task() -> None:
+    async def endless() -> None:
+        while True:
+            pass
+
+    await asyncio.gather(endless(), asyncio.sleep(0))
+
+
+@job(timeout=1, retries=0)
+def match_for_ever() -> bool:
+    return re.match(r"(a+)+$", "a" * 40 + "!") is not None
+
+
+@job
+async def exit_now() -> None:
+    await asyncio.sleep(0.05)
+    os._exit(3)
+
+
+@job
+async def crash() -> None:
+    await asyncio.sleep(0.05)
+    ctypes.string_at(0)
+
+
+@job
+def crash_in_a_thread() -> None:
+    ctypes.string_at(0)
+
+
+@job
+async def kill_itself() -> None:
+    await asyncio.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
