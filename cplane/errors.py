@@ -14,6 +14,7 @@
     │   ├── QueueUnavailable
     │   ├── ArtifactsUnavailable
     │   ├── ServerStartError
+    │   ├── ThreadsStuck         plain jobs outlive their attempts: the worker stops
     │   ├── TooManyRequests      raised by a job that its host rate limits: the host cools down
     │   └── BrowserError
     │       ├── BrowserNotFound
@@ -134,6 +135,10 @@ class ArtifactsUnavailable(InfrastructureError):
 
 class ServerStartError(InfrastructureError):
     """An embedded server could not be started."""
+
+
+class ThreadsStuck(InfrastructureError):
+    """As many plain jobs outlive their attempts as a queue may run at once; the worker drains, and exits with 1."""
 
 
 MAX_COOL_DOWN_S = 3600

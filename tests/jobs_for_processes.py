@@ -36,6 +36,11 @@ def process_blocks_a_thread(folder: str) -> None:
     time.sleep(3600)
 
 
+@job(timeout=0.2)
+def process_overstays() -> None:
+    time.sleep(3600)
+
+
 @job
 async def process_page_waits(page: Page, folder: str) -> str:
     """Do the same as `process_waits` with a page, and check at the end that the page is still alive."""

@@ -1,6 +1,6 @@
 """What a running job knows about itself, and what it can report and store."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +47,16 @@ class ArtifactSource(Protocol):
         ...
 
 
+class Reported:
+    """The reply to a progress report: there is nothing to wait for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+REPORTED = Reported()
+
+
 class Context:
     """The running attempt, for a job that has a parameter annotated `Context`.
 
@@ -84,7 +94,7 @@ class Context:
         job: str,
         attempt: int,
         log: "FilteringBoundLogger",
-        report_progress: Callable[[Progress], Awaitable[None]],
+        report_progress: Callable[[Progress], None],
         store_artifact: ArtifactSink,
         read_artifact: ArtifactSource,
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
@@ -95,7 +105,7 @@ class Context:
         self.job = job
         self.attempt = attempt
         self.log = log
-        self._tell_progress = report_progress
+        self._report_progress = report_progress
         self._keep_artifact = store_artifact
         self._read_artifact = read_artifact
         self._transaction = transaction
@@ -106,15 +116,19 @@ class Context:
         """A text that is the same in all attempts of this job: pass it to other services as the idempotency key."""
         return self._key
 
-    async def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+    def progress(self, done: float, total: float | None = None, note: str = "") -> Awaitable[None]:
         """Report the progress of the job. Never fails, and never waits for the network.
 
         Args:
             done: completed steps, in any unit.
             total: all steps, in the same unit; None if not known.
             note: text for people; the first 500 characters are kept.
+
+        Returns:
+            Something to await in an async job; a plain `def` calls `ctx.progress(…)` and ignores it.
         """
-        await self._tell_progress(Progress(done, total, note[:500]))
+        self._report_progress(Progress(done, total, note[:500]))
+        return REPORTED
 
     async def artifact(
         self, name: str, data: bytes | AsyncIterator[bytes], *, media_type: str | None = None

@@ -1,8 +1,8 @@
 """A job: a function with a name, options, a schema and a typed `submit`."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
@@ -24,6 +24,9 @@ from cplane.jobs.submission import Call, P, R
 
 CallP = ParamSpec("CallP", default=...)
 CallR = TypeVar("CallR", default=Any)
+
+Threads = Callable[[Callable[[], object]], Awaitable[object]]
+"""Calls a function in a thread, and returns an awaitable of its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,30 +333,39 @@ class Job(Generic[P, R, CallP, CallR]):
             )
         return result_json
 
-    def call(self, arguments: Arguments, resources: Resources, threads: Executor | None = None) -> Awaitable[object]:
+    def call(
+        self, arguments: Arguments, resources: Resources, threads: Threads = asyncio.to_thread
+    ) -> Awaitable[object]:
         """Start the function.
 
         Args:
             arguments: typed arguments by name.
             resources: values to inject.
-            threads: executor for a plain `def`; None is the event loop's own.
+            threads: calls a plain `def` in a thread.
 
         Returns:
             An awaitable of the function's return value.
+        """
+        function = self.bind(arguments, resources)
+        return cast("Awaitable[object]", function()) if self.signature.is_async else _call_in_thread(function, threads)
+
+    def bind(self, arguments: Arguments, resources: Resources) -> Callable[[], object]:
+        """Return the function with all of its arguments.
+
+        Args:
+            arguments: typed arguments by name.
+            resources: values to inject.
         """
         kwargs = arguments
         if self.signature.injected:
             kwargs = {**arguments}
             for parameter, kind in self.signature.injected.items():
                 kwargs[parameter] = getattr(resources, kind)
-        if self.signature.is_async and not self.signature.positional_only:
-            started: Awaitable[object] = self.fn(**kwargs)
-            return started
+        if not self.signature.positional_only:
+            return partial(self.fn, **kwargs)
         kwargs = dict(kwargs)
         positional = [kwargs.pop(parameter) for parameter in self.signature.positional_only]
-        if self.signature.is_async:
-            return cast("Awaitable[object]", self.fn(*positional, **kwargs))
-        return asyncio.get_running_loop().run_in_executor(threads, partial(self.fn, *positional, **kwargs))
+        return partial(self.fn, *positional, **kwargs)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema (2020-12) of the arguments."""
@@ -368,6 +380,12 @@ class Job(Generic[P, R, CallP, CallR]):
 
 
 AnyJob = Job[..., Any, ..., Any]
+
+
+async def _call_in_thread(function: Callable[[], object], threads: Threads) -> object:
+    """Call a plain function in a thread. What it returns may be a coroutine: that of an `async def` which it wraps."""
+    result = await threads(function)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _url_decoder(argument: str) -> "msgspec.json.Decoder[Any]":

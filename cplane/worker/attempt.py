@@ -255,7 +255,9 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
         return decide(error, self.job, failures=self.failures, interruptions=self.interruptions, number=self.number)
 
     def note(self, progress: Progress) -> None:
-        """Keep progress, and publish it unless some was published a moment ago."""
+        """Keep progress, and publish it unless some was published a moment ago. An abandoned job's counts no more."""
+        if self.phase is DECIDED:
+            return
         if self.progress is None:
             self.progress = ProgressReport(progress)
         report = self.progress

@@ -1,12 +1,12 @@
 """What this worker can run, by name: jobs of the registry and arq's functions, each as a `Runnable`."""
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
 
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.registry import Registry
 from cplane.worker.arq_functions import ArqFunction
 from cplane.worker.runnable import RecordedJob, Runnable, TransientJob
+from cplane.worker.threads import JobThreads
 
 
 class Catalog:
@@ -18,7 +18,7 @@ class Catalog:
         threads: where plain `def` jobs run.
     """
 
-    def __init__(self, registry: Registry, functions: Mapping[str, ArqFunction], threads: Executor) -> None:
+    def __init__(self, registry: Registry, functions: Mapping[str, ArqFunction], threads: JobThreads) -> None:
         self._registry = registry
         self._functions = functions
         self._threads = threads

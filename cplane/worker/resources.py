@@ -1,6 +1,9 @@
 """What a job asks for by type: a page, its browser session, a context, a database session. Opened when the attempt begins."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,6 +22,20 @@ from cplane.worker.files import JobFiles
 
 if TYPE_CHECKING:
     from cplane.browser import PageLease
+
+
+def _from_any_thread(note: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return `note`, to be called in the loop or in another thread: plain jobs report progress, too."""
+    loop, thread_id = asyncio.get_running_loop(), threading.get_ident()
+
+    def report(progress: Progress) -> None:
+        if threading.get_ident() == thread_id:
+            note(progress)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: the worker has abandoned the job
+                loop.call_soon_threadsafe(note, progress)
+
+    return report
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +105,7 @@ class JobResources:
         async def cool_down(seconds: float) -> bool:
             return await self.cooldowns.start(attempt, seconds)
 
-        async def report_progress(progress: Progress) -> None:
-            attempt.note(progress)
+        report_progress = _from_any_thread(attempt.note)
 
         async def store_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
             if attempt.record_id is None:

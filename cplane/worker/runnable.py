@@ -5,7 +5,7 @@ kept of the result) is a method here, not a branch there. arq's functions are in
 """
 
 from collections.abc import Awaitable, Mapping
-from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from cplane.errors import (
@@ -24,6 +24,7 @@ from cplane.jobs.states import MAX_CRASHES, AttemptState, State
 from cplane.postgres.rows import Error
 from cplane.redis.envelope import Envelope, encode_envelope
 from cplane.worker.outcome import Outcome
+from cplane.worker.threads import JobThreads
 
 if TYPE_CHECKING:
     from cplane.worker.attempt import Attempt
@@ -142,7 +143,7 @@ class DecoratedJob:
 
     is_recorded: bool
 
-    def __init__(self, job: AnyJob, threads: Executor) -> None:
+    def __init__(self, job: AnyJob, threads: JobThreads) -> None:
         self.job = job
         self.name = job.name
         self.timeout_s = job.timeout_s
@@ -155,9 +156,9 @@ class DecoratedJob:
         self.page_options = job.page_options
         self._threads = threads
 
-    def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:  # noqa: ARG002  as of every Runnable
+    def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:
         """Start the function with its arguments and what it asks for."""
-        return self.job.call(arguments, resources, self._threads)
+        return self.job.call(arguments, resources, partial(self._threads.run, queue=attempt.lease.queue))
 
     def succeeded(self, result: object) -> Outcome:
         """Return the outcome, with the result as JSON."""
@@ -203,7 +204,7 @@ class TransientJob(DecoratedJob):
 
     is_recorded = False
 
-    def __init__(self, job: AnyJob, threads: Executor) -> None:
+    def __init__(self, job: AnyJob, threads: JobThreads) -> None:
         super().__init__(job, threads)
         self._result_kept = Retention(int(job.options.result_ttl_s * 1000) or None, 0)
         self._error_kept = Retention(int(job.options.error_ttl_s * 1000) or None, 0)

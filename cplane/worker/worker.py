@@ -8,7 +8,6 @@ import os
 import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any, cast
@@ -52,6 +51,7 @@ from cplane.worker.runner import Runner
 from cplane.worker.signals import Signals
 from cplane.worker.slots import JobBudget, Slots
 from cplane.worker.starter import Starter
+from cplane.worker.threads import STUCK_AFTER_S, JobThreads
 from cplane.worker.triage import Triage
 from cplane.worker.watchdog import Watchdog
 
@@ -78,6 +78,9 @@ class Worker(ArqWorker):
             this worker does not do.
     """
 
+    _threads_left = False
+    """Whether calls of plain functions still ran when the worker had stopped."""
+
     # running and stopping
 
     def run(self) -> None:
@@ -89,17 +92,20 @@ class Worker(ArqWorker):
             become_keeper()
         configure_logs(self.settings)
         collect_rarely()
+        exit_code = 0
         try:
             self.loop.run_until_complete(self.async_run())
         except CplaneError as error:
             log.critical("worker_failed", reason=str(error))
-            sys.exit(1)
+            exit_code = 1
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
-        if self._threads_busy():
+        if self._threads_left:
             log.warning("threads_abandoned", reason="plain functions cannot be stopped")
-            os._exit(0)  # a thread cannot be cancelled, and Python would wait for it
+            os._exit(exit_code)  # what a thread does while Python ends can crash it
+        if exit_code:
+            sys.exit(exit_code)
 
     async def async_run(self) -> None:
         """Run in the caller's loop until `stop()` is called; every connection is closed at the end."""
@@ -177,8 +183,8 @@ class Worker(ArqWorker):
         plane, settings = self.plane, self.settings
         store, queue = plane.store, plane.queue
         self.pages = WorkerPages(settings, self.jobs.jobs.values())
-        self._threads = ThreadPoolExecutor(max(4, sum(self.queues.values())), thread_name_prefix="cplane job")
-        stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        self._threads = JobThreads(self.queues, stuck_after_s=STUCK_AFTER_S)
+        stack.callback(self._close_threads)
         self._catalog = Catalog(self.jobs, self.arq_functions, self._threads)
         self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
         self._completions = Completions(self._lease_keeper, self, self.hooks)
@@ -245,6 +251,10 @@ class Worker(ArqWorker):
             stopping=self.stop_requested,
         )
 
+    def _close_threads(self) -> None:
+        self._threads.close()
+        self._threads_left = self._threads.busy
+
     async def _check_schema(self) -> None:
         try:
             await migrations.check(self.plane.database)
@@ -299,6 +309,7 @@ class Worker(ArqWorker):
         side: dict[str, Awaitable[None]] = {
             "keep leases": keeper.keep(),
             "watch leases": keeper.watch(),
+            "watch threads": self._threads.watch(),
             "listen for cancels": self._persist(keeper.listen, "listen for cancels"),
             "reconcile": self._every(RECONCILE_INTERVAL_S, self._reconciler.run, "reconcile"),
             "write health": self._every(self.health_check_interval, self._write_health, "write health"),
@@ -372,10 +383,6 @@ class Worker(ArqWorker):
             except (InfrastructureError, SchemaMismatch) as error:
                 log.warning("side_task_failed", task=name, reason=str(error))
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
-
-    def _threads_busy(self) -> bool:
-        threads = getattr(self, "_threads", None)
-        return threads is not None and any(thread.is_alive() for thread in threads._threads)  # noqa: SLF001  it has no other way to ask
 
 
 class Settings:

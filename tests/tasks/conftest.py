@@ -150,7 +150,7 @@ def ctx(tmp_path: Path) -> Context:
         content = await asyncio.to_thread((tmp_path / name).read_bytes)
         return Artifact(name=name, media_type="text/csv", size=len(content), sha256=""), content
 
-    async def report_progress(progress: Progress) -> None:
+    def report_progress(progress: Progress) -> None:
         return
 
     def transaction() -> AbstractAsyncContextManager[AsyncSession]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cplane import ControlPlane, CplaneSettings, State
+from cplane import ControlPlane, CplaneSettings, JobFailed, State
 from cplane.dev.postgres import EmbeddedPostgres
 from cplane.dev.redis import EmbeddedRedis
 from cplane.jobs.states import AttemptState, Cause
@@ -22,6 +22,7 @@ from cplane.settings import load_settings
 from tests.jobs_for_processes import (
     process_add,
     process_blocks_a_thread,
+    process_overstays,
     process_page_waits,
     process_pid,
     process_visits,
@@ -218,6 +219,17 @@ async def test_a_thread_that_cannot_be_stopped_does_not_block_worker_shutdown(
         await until_started(tmp_path, attempt=1)
         worker.process.terminate()
         assert await worker.wait_exit() == 0
+
+
+async def test_a_worker_with_too_many_stuck_threads_drains_and_exits_with_1(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with worker_process(settings, CPLANE_QUEUES="default:2") as worker:
+        for _ in range(2):
+            with pytest.raises(JobFailed, match="JobTimeout"):
+                await (await process_overstays.submit()).result(DEADLINE_S)
+        assert await worker.wait_exit() == 1
+    assert any("2 plain jobs of the queue" in line for line in worker.lines)
 
 
 async def test_ctrl_c_lets_a_browser_job_finish_with_its_page(
