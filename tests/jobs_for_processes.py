@@ -1,6 +1,7 @@
 """Jobs for tests whose workers are separate processes, imported by CPLANE_IMPORTS=jobs_for_processes."""
 
 import asyncio
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -39,6 +40,16 @@ def process_blocks_a_thread(folder: str) -> None:
 @job(timeout=0.2)
 def process_overstays() -> None:
     time.sleep(3600)
+
+
+@job
+def process_forks() -> int | None:
+    """Fork a child, end it with SIGTERM, as multiprocessing.Pool does, and return its exit code."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+    child.start()
+    child.terminate()
+    child.join()
+    return child.exitcode
 
 
 @job

@@ -6,6 +6,8 @@ import signal
 from types import TracebackType
 from typing import Self
 
+from cplane.runtime.forks import detach_forked_children
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,6 +29,7 @@ class StoppedBySignals:
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
+        detach_forked_children()
         for signum in SIGNALS:
             self._loop.add_signal_handler(signum, self._handle, signum)
         return self

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import structlog
 
+from cplane.runtime.forks import detach_forked_children
+
 log = structlog.get_logger("cplane")
 
 
@@ -34,6 +36,7 @@ class Signals:
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
+        detach_forked_children()
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(signum, self._handle, signum)
 

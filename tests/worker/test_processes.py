@@ -22,6 +22,7 @@ from cplane.settings import load_settings
 from tests.jobs_for_processes import (
     process_add,
     process_blocks_a_thread,
+    process_forks,
     process_overstays,
     process_page_waits,
     process_pid,
@@ -219,6 +220,17 @@ async def test_a_thread_that_cannot_be_stopped_does_not_block_worker_shutdown(
         await until_started(tmp_path, attempt=1)
         worker.process.terminate()
         assert await worker.wait_exit() == 0
+
+
+async def test_a_signal_to_a_forked_child_of_a_job_does_not_stop_the_worker(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with worker_process(settings) as worker:
+        assert await (await process_forks.submit()).result(DEADLINE_S) == -signal.SIGTERM
+        assert await (await process_add.submit(1, 2)).result(DEADLINE_S) == 3
+        worker.process.terminate()
+        assert await worker.wait_exit() == 0
+    assert sum("worker_stopping" in line for line in worker.lines) == 1
 
 
 async def test_a_worker_with_too_many_stuck_threads_drains_and_exits_with_1(
