@@ -8,6 +8,9 @@
     │   ├── EgressBlocked        a page requested a host that the egress rules forbid
     │   ├── HostUnreachable      a page's host has no address, or does not respond
     │   ├── ResultNotSerializable
+    │   ├── ResultTooLarge
+    │   ├── ProcessDied          the process of a job ended under it
+    │   ├── MemoryLimitExceeded  the job needed more than its `memory_mb`
     │   └── Retry                raised by a job that wants to run again
     ├── InfrastructureError      a server, a browser or the network failed: the job is requeued and no retry is used
     │   ├── DatabaseUnavailable
@@ -102,6 +105,18 @@ class HostUnreachable(JobError):
 
 class ResultNotSerializable(JobError):
     """The value that a job returned cannot be stored as JSON."""
+
+
+class ResultTooLarge(JobError):
+    """The value that a job returned is larger than allowed. Retrying does not help."""
+
+
+class ProcessDied(JobError):
+    """The process of a job with `runs_in="process"` was killed, or exited by itself; the message says how."""
+
+
+class MemoryLimitExceeded(JobError, MemoryError):
+    """A job with `runs_in="process"` needed more memory than its `memory_mb`."""
 
 
 class Retry(JobError):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from cplane.plane.control_plane import ControlPlane
@@ -80,3 +81,31 @@ async def kept_result(plane: ControlPlane, job_id: str) -> bytes:
         while (kept := (await plane.queue.results([job_id]))[0]) is None:
             await asyncio.sleep(0.01)
     return kept
+
+
+async def until_written(file: Path) -> list[int]:
+    async with asyncio.timeout(DEADLINE_S):
+        while not file.exists():
+            await asyncio.sleep(0.01)
+    return [int(pid) for pid in file.read_text().split()]
+
+
+async def until_gone(pids: list[int]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while any(state_of(pid) not in {"", "Z"} for pid in pids):
+            await asyncio.sleep(0.01)
+
+
+def stat_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["", "0"]
+
+
+def state_of(pid: int) -> str:
+    return stat_of(pid)[0]
+
+
+def parent_of(pid: int) -> int:
+    return int(stat_of(pid)[1])

@@ -198,5 +198,5 @@ async def _shielded(running: "asyncio.Task[None]") -> None:
 
 def _import_layers() -> None:
     """Import what takes long, while the servers start."""
-    for layer in ("cplane.postgres.migrations", "cplane.tasks", "cplane.web", "cplane.worker"):
+    for layer in ("cplane.postgres.migrations", "cplane.tasks", "cplane.web", "cplane.worker.worker"):
         import_module(layer)

@@ -1,12 +1,15 @@
 """What a running job knows about itself, and what it can report and store."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from pydantic import BaseModel, Field
+
+from cplane.errors import UsageError
 
 if TYPE_CHECKING:
     from sqlmodel.ext.asyncio.session import AsyncSession
@@ -34,7 +37,9 @@ class Progress:
 class ArtifactSink(Protocol):
     """Where `ctx.artifact` stores files."""
 
-    def __call__(self, name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Awaitable[Artifact]:
+    def __call__(
+        self, name: str, data: bytes | AsyncIterator[bytes], media_type: str | None
+    ) -> Coroutine[Any, Any, Artifact]:
         """Store the file and its row; return its reference."""
         ...
 
@@ -42,7 +47,7 @@ class ArtifactSink(Protocol):
 class ArtifactSource(Protocol):
     """Where `ctx.read_artifact` reads files."""
 
-    def __call__(self, job: UUID, name: str, max_bytes: int) -> Awaitable[tuple[Artifact, bytes]]:
+    def __call__(self, job: UUID, name: str, max_bytes: int) -> Coroutine[Any, Any, tuple[Artifact, bytes]]:
         """Return the reference and the content of a file of at most `max_bytes`."""
         ...
 
@@ -55,6 +60,19 @@ class Reported:
 
 
 REPORTED = Reported()
+
+
+def _require_loop(method: str) -> None:
+    """Refuse what a plain `def` cannot await: the coroutine would be dropped without a word."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        hint = "make the job async; a plain one has ctx.progress() and ctx.log"
+        raise UsageError(f"{method} has to be awaited, which a plain `def` cannot do", hint=hint) from None
+
+
+async def _never(_seconds: float) -> bool:
+    return False
 
 
 class Context:
@@ -98,7 +116,7 @@ class Context:
         store_artifact: ArtifactSink,
         read_artifact: ArtifactSource,
         transaction: Callable[[], "AbstractAsyncContextManager[AsyncSession]"],
-        cool_down: Callable[[float], Awaitable[bool]] | None = None,
+        cool_down: Callable[[float], Coroutine[Any, Any, bool]] | None = None,
     ) -> None:
         self.id = id
         self._key = key
@@ -130,9 +148,9 @@ class Context:
         self._report_progress(Progress(done, total, note[:500]))
         return REPORTED
 
-    async def artifact(
+    def artifact(
         self, name: str, data: bytes | AsyncIterator[bytes], *, media_type: str | None = None
-    ) -> Artifact:
+    ) -> Coroutine[Any, Any, Artifact]:
         """Store a file with the record.
 
         Args:
@@ -147,10 +165,14 @@ class Context:
         Raises:
             ValueError: `name` is not valid.
             ArtifactsUnavailable: the artifact store did not respond.
+            UsageError: the job is a plain `def`, which cannot await it.
         """
-        return await self._keep_artifact(name, data, media_type)
+        _require_loop("ctx.artifact()")
+        return self._keep_artifact(name, data, media_type)
 
-    async def read_artifact(self, job: UUID, name: str, *, max_bytes: int = 64 * 1024 * 1024) -> tuple[Artifact, bytes]:
+    def read_artifact(
+        self, job: UUID, name: str, *, max_bytes: int = 64 * 1024 * 1024
+    ) -> Coroutine[Any, Any, tuple[Artifact, bytes]]:
         """Read a file that a job stored.
 
         Args:
@@ -166,10 +188,12 @@ class Context:
             ArtifactNotFound: the record has no file of this name.
             InvalidArguments: the file is larger than `max_bytes`.
             ArtifactsUnavailable: the artifact store did not respond, or lost the file.
+            UsageError: the job is a plain `def`, which cannot await it.
         """
-        return await self._read_artifact(job, name, max_bytes)
+        _require_loop("ctx.read_artifact()")
+        return self._read_artifact(job, name, max_bytes)
 
-    async def cool_down(self, seconds: float) -> bool:
+    def cool_down(self, seconds: float) -> Coroutine[Any, Any, bool]:
         """Cool down the job's host: no job of the host starts, on any worker. Running jobs continue.
 
         Args:
@@ -181,10 +205,12 @@ class Context:
 
         Raises:
             ValueError: `seconds` is negative or not finite.
+            UsageError: the job is a plain `def`, which cannot await it.
         """
+        _require_loop("ctx.cool_down()")
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds must be 0 or more, not {seconds!r}")
-        return self._cool_down is not None and await self._cool_down(seconds)
+        return _never(seconds) if self._cool_down is None else self._cool_down(seconds)
 
     def transaction(self) -> "AbstractAsyncContextManager[AsyncSession]":
         """Open a database session whose writes are committed together with the job's success, and never without it.

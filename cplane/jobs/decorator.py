@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 
 from cplane.errors import InvalidJob
 from cplane.jobs.definition import AnyJob, Job
-from cplane.jobs.options import OPTIONS, BrowserOptions, Check, check_options
+from cplane.jobs.options import OPTIONS, BrowserOptions, Check, RunsIn, check_options
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.registry import registry
 from cplane.jobs.retry import RetryPolicy
@@ -95,6 +95,8 @@ if TYPE_CHECKING:
         browser: BrowserOptions | None = None,
         check: Check | None = None,
         per_host: PerHost | Mapping[str, Any] | Literal[False] | None = None,
+        runs_in: RunsIn | None = None,
+        memory_mb: int | None = None,
     ) -> JobDecorator: ...
 
 
@@ -102,7 +104,8 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Turn a function into a job, bare (`@job`) or with options (`@job(queue="browser", retries=3)`).
 
     Parameters annotated `Page`, `BrowserContext`, `Context` or `AsyncSession` are injected when the job runs. All other
-    parameters are the job's arguments, which pydantic validates at submission. A plain `def` runs in a thread.
+    parameters are the job's arguments, which pydantic validates at submission. A plain `def` runs in a thread, or in a
+    process that can be stopped.
 
     Options, all of them keywords:
 
@@ -116,6 +119,8 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     - `browser`: page options (`PageOptions`) as a mapping, or a function of the arguments that makes it. Default: none.
     - `check`: function of the arguments that raises ValueError at submission if they do not go together. Default: none.
     - `per_host`: limits per host, a `PerHost` or a mapping of its arguments; False: none. Default: from the settings.
+    - `runs_in`: where a plain `def` runs: "thread", or "process", which is killed at the timeout. Default: "thread".
+    - `memory_mb`: MiB that its process may allocate, 16 to 1048576. Default: no limit.
 
     Args:
         fn: the function, if `@job` is used bare.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from cplane.errors import InvalidArguments, InvalidJob, UsageError
 from cplane.jobs.names import DEFAULT_QUEUE, JOB_NAME, QUEUE_NAME
@@ -24,13 +24,30 @@ DEFAULT_RESULT_TTL_S = 3600.0
 MAX_DURATION_S = 10 * 366 * 86_400
 """Upper bound of durations: ten years."""
 
-OPTIONS = ("name", "queue", "priority", "timeout", "retries", "record", "result_ttl", "browser", "check", "per_host")
+OPTIONS = (
+    "name",
+    "queue",
+    "priority",
+    "timeout",
+    "retries",
+    "record",
+    "result_ttl",
+    "browser",
+    "check",
+    "per_host",
+    "runs_in",
+    "memory_mb",
+)
 
 Arguments = Mapping[str, Any]
 """The typed arguments of a job by name: those that were given, and the defaults of the others."""
 
 BrowserOptions = Mapping[str, object] | Callable[[Arguments], Mapping[str, object]]
 Check = Callable[[Arguments], None]
+
+RunsIn = Literal["thread", "process"]
+
+MIN_MEMORY_MB, MAX_MEMORY_MB = 16, 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +64,8 @@ class Options:
     browser: BrowserOptions
     check: Check | None
     per_host: DeclaredLimits
+    runs_in: RunsIn
+    memory_mb: int | None
 
     @property
     def keeps_result(self) -> bool:
@@ -118,6 +137,8 @@ def check_options(fn: Callable[..., Any], signature: Signature, given: Mapping[s
         browser=cast("BrowserOptions", browser),
         check=cast("Check | None", check),
         per_host=_per_host(where, signature, given.get("per_host")),
+        runs_in=_runs_in(where, signature, given),
+        memory_mb=given.get("memory_mb"),
     )
 
 
@@ -143,6 +164,32 @@ def _per_host(where: str, signature: Signature, value: object) -> DeclaredLimits
         hint = f'name the argument that holds the URL: per_host=PerHost(of="…"); its arguments: {known}'
         raise InvalidJob(f"{where}: per_host reads '{declared.of}', which is not an argument of the job", hint=hint)
     return declared
+
+
+def _runs_in(where: str, signature: Signature, given: Mapping[str, Any]) -> RunsIn:
+    """Check where a plain function runs, and how much memory its process may take."""
+    runs_in, memory_mb = given.get("runs_in"), given.get("memory_mb")
+    if runs_in is not None and not (isinstance(runs_in, str) and runs_in in {"thread", "process"}):
+        raise InvalidJob(f"{where}: runs_in is 'thread' or 'process', not {runs_in!r}", hint="'thread' is the default")
+    if runs_in is not None and signature.is_async:
+        raise InvalidJob(
+            f"{where}: runs_in is for a plain `def`; an async job runs in the event loop", hint="leave it out"
+        )
+    if memory_mb is not None and runs_in != "process":
+        raise InvalidJob(f"{where}: memory_mb limits a process, and the job runs in none", hint='add runs_in="process"')
+    if memory_mb is not None and (
+        not isinstance(memory_mb, int) or isinstance(memory_mb, bool) or not MIN_MEMORY_MB <= memory_mb <= MAX_MEMORY_MB
+    ):
+        hint = "for example memory_mb=512"
+        raise InvalidJob(
+            f"{where}: memory_mb is a number of MiB, {MIN_MEMORY_MB} to {MAX_MEMORY_MB}, not {memory_mb!r}", hint=hint
+        )
+    if runs_in == "process" and (unfit := set(signature.injected.values()) - {"context"}):
+        raise InvalidJob(
+            f"{where}: a process has no {unfit.pop().replace('_', ' ')}; of what is injected it has Context alone",
+            hint='make it an async job, or leave out runs_in="process"',
+        )
+    return "process" if runs_in == "process" else "thread"
 
 
 def _seconds(where: str, option: str, value: object, default: float, *, zero: bool = False) -> float:

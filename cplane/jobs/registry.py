@@ -68,11 +68,12 @@ def _source(fn: Callable[..., Any]) -> tuple[str, str]:
     return str(Path(fn.__code__.co_filename).resolve()), fn.__qualname__
 
 
-def load_jobs(imports: Iterable[str]) -> Registry:
+def load_jobs(imports: Iterable[str], *, built_ins: bool = True) -> Registry:
     """Import the built-in jobs and the modules that define jobs.
 
     Args:
         imports: names of modules, as CPLANE_IMPORTS lists them.
+        built_ins: whether to import the built-in jobs, and Playwright with them.
 
     Returns:
         All jobs of the process.
@@ -83,7 +84,7 @@ def load_jobs(imports: Iterable[str]) -> Registry:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)  # last, as in arq: a stray json.py there must not shadow the real one
-    for name in (BUILT_INS, *imports):
+    for name in (BUILT_INS, *imports) if built_ins else imports:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

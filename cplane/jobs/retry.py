@@ -3,8 +3,33 @@
 import random
 from dataclasses import dataclass
 
+from cplane.errors import (
+    EgressBlocked,
+    InvalidArguments,
+    InvalidSession,
+    ResultNotSerializable,
+    ResultTooLarge,
+    Retry,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
+)
+
 MAX_BACKOFF_S = 10 * 366 * 86_400
 """Ten years: a delay has to fit into a date."""
+
+
+FINAL_ERRORS = (
+    EgressBlocked,
+    InvalidArguments,
+    InvalidSession,
+    ResultNotSerializable,
+    ResultTooLarge,
+    SecretKeyMissing,
+    SecretUnreadable,
+    SessionTooLarge,
+)
+"""Errors that another try would only repeat, whatever the job's policy says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +113,19 @@ class RetryPolicy:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def retry_in_s(policy: RetryPolicy, error: BaseException, failures: int) -> float | None:
+    """Return the seconds until a job runs again after its own failure; None: it has failed for good.
+
+    Args:
+        policy: the job's.
+        error: the error of the last attempt.
+        failures: number of failures of the job before this one.
+    """
+    failures += 1
+    if isinstance(error, FINAL_ERRORS):
+        return None
+    if isinstance(error, Retry) and failures <= policy.retries:
+        return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
+    return policy.delay_s(failures) if policy.allows(error, failures) else None

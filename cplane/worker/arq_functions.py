@@ -44,6 +44,7 @@ class ArqFunction:
     shared: Mapping[Any, Any] = field(default_factory=dict[Any, Any])
     """arq's ctx, which all functions of a worker share."""
     needs_page: bool = False
+    waits: bool = False
     injects: bool = False
     in_thread: bool = False
     retries: int = 0

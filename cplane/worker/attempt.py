@@ -49,7 +49,7 @@ class Phase(IntEnum):
     """How far an attempt is. It only moves forward."""
 
     WAITING = 0
-    """It waits for a page, which is not run time."""
+    """It waits for a page or a process, which is not run time."""
     RUNNING = 1
     DECIDING = 2
     """The job's own code has ended; its outcome is being decided, and that is not interrupted."""
@@ -137,7 +137,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(started.id, started.attempt),
             number=started.attempt,
-            phase=WAITING if job.needs_page else RUNNING,
+            phase=WAITING if job.waits else RUNNING,
             record_id=started.id,
             args_json=started.args_json,
             failures=started.failures,
@@ -165,7 +165,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(lease.id, lease.token),
             number=max(lease.tries, envelope.t or 1),
-            phase=WAITING if job.needs_page else RUNNING,
+            phase=WAITING if job.waits else RUNNING,
             envelope=envelope,
             failures=envelope.failures,
             interruptions=envelope.interruptions,
@@ -192,7 +192,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     @property
     def waits_for_page(self) -> bool:
         """Whether it has no page yet and wants one."""
-        return self.phase is WAITING
+        return self.phase is WAITING and self.job.needs_page
 
     @property
     def decided(self) -> bool:
@@ -208,6 +208,11 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
         """Start the deadline. A job that has ended needs none, and waiting for a page is not run time."""
         if self.phase is RUNNING and not self.timers:
             self.timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
+
+    def begin(self) -> None:
+        """Begin to run: the process that it waited for runs its code. The deadline starts."""
+        self.got_page()
+        self.arm()
 
     def got_page(self) -> None:
         """End the wait for a page, whether one came or not."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.registry import Registry
 from cplane.worker.arq_functions import ArqFunction
+from cplane.worker.process_pool import ProcessPool
 from cplane.worker.runnable import RecordedJob, Runnable, TransientJob
 from cplane.worker.threads import JobThreads
 
@@ -16,12 +17,16 @@ class Catalog:
         registry: the jobs of the process.
         functions: arq's functions and cron jobs, by name.
         threads: where plain `def` jobs run.
+        processes: where those with `runs_in="process"` run.
     """
 
-    def __init__(self, registry: Registry, functions: Mapping[str, ArqFunction], threads: JobThreads) -> None:
+    def __init__(
+        self, registry: Registry, functions: Mapping[str, ArqFunction], threads: JobThreads, processes: ProcessPool
+    ) -> None:
         self._registry = registry
         self._functions = functions
         self._threads = threads
+        self._processes = processes
         self._recorded: dict[AnyJob, RecordedJob] = {}
         self._transient: dict[AnyJob, TransientJob] = {}
 
@@ -34,7 +39,7 @@ class Catalog:
         job = self._registry.get(name)
         found = self._recorded.get(job)
         if found is None:
-            found = self._recorded[job] = RecordedJob(job, self._threads)
+            found = self._recorded[job] = RecordedJob(job, self._threads, self._processes)
         return found
 
     def knows(self, name: str) -> bool:
@@ -49,5 +54,5 @@ class Catalog:
         job = self._registry.get(name)
         found = self._transient.get(job)
         if found is None:
-            found = self._transient[job] = TransientJob(job, self._threads)
+            found = self._transient[job] = TransientJob(job, self._threads, self._processes)
         return found

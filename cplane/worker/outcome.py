@@ -1,8 +1,6 @@
 """The outcome of an attempt, and what an error means: the job ends, or runs again, at once or later, with a retry spent or none."""
 
 import random
-import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,17 +8,14 @@ import msgspec
 from cplane.errors import MAX_COOL_DOWN_S, InfrastructureError, JobTimeout, PageCrashed, SessionBusy, TooManyRequests
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.postgres.rows import Error
+from cplane.runtime.error_text import error_texts
+from cplane.runtime.offload import RemoteError
 
 if TYPE_CHECKING:
     from cplane.worker.runnable import Runnable
 
 INITIAL_COOLDOWN_S = 10
 """How long a host cools down first that does not say for how long."""
-
-MAX_TRACEBACK_CHARS = 16_000
-
-PACKAGE = str(Path(__file__).parents[1])
-"""Frames in this folder are not the job's own code, those of `tasks` aside."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -108,25 +103,6 @@ def _wait_for_session(described: Error, number: int) -> Outcome:
 
 def describe(error: BaseException) -> Error:
     """Return an error as text: its type, its message, and a traceback that begins where the job's own code does."""
-    kind = type(error)
-    name = (
-        kind.__qualname__
-        if kind.__module__ in {"builtins", "cplane.errors"}
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
-    described = traceback.TracebackException.from_exception(error)
-    of_job = (
-        number
-        for number, frame in enumerate(described.stack)
-        if not frame.filename.startswith(PACKAGE) or "/tasks/" in frame.filename
-    )
-    first = next(of_job, len(described.stack))  # cplane's own error alone needs no traceback: its message says it all
-    del described.stack[:first]
-    text = "".join(described.format())
-    if len(text) > MAX_TRACEBACK_CHARS:
-        text = f"{text[: MAX_TRACEBACK_CHARS // 2]}\n…\n{text[-MAX_TRACEBACK_CHARS // 2 :]}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be read)"
-    return Error(name, message[:MAX_TRACEBACK_CHARS], text)
+    if isinstance(error, RemoteError):
+        return Error(error.type, error.message, error.traceback)
+    return Error(*error_texts(error))

@@ -8,37 +8,23 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from cplane.errors import (
-    EgressBlocked,
-    InvalidArguments,
-    InvalidSession,
-    ResultNotSerializable,
-    Retry,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionTooLarge,
-)
+import msgspec
+
+from cplane.jobs.context import Context
 from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import PerHost
+from cplane.jobs.retry import retry_in_s
 from cplane.jobs.states import MAX_CRASHES, AttemptState, State
 from cplane.postgres.rows import Error
 from cplane.redis.envelope import Envelope, encode_envelope
+from cplane.runtime.offload import RemoteError
 from cplane.worker.outcome import Outcome
+from cplane.worker.process_job import JsonResult, run_in_process
+from cplane.worker.process_pool import ProcessPool
 from cplane.worker.threads import JobThreads
 
 if TYPE_CHECKING:
     from cplane.worker.attempt import Attempt
-
-FINAL_ERRORS = (
-    EgressBlocked,
-    InvalidArguments,
-    InvalidSession,
-    ResultNotSerializable,
-    SecretKeyMissing,
-    SecretUnreadable,
-    SessionTooLarge,
-)
-"""Errors that another try would only repeat, whatever the job's policy says."""
 
 
 class Retention(NamedTuple):
@@ -79,6 +65,11 @@ class Runnable(Protocol):
     @property
     def retries(self) -> int:
         """How often it runs again after failures of its own."""
+        ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether an attempt waits, for a page or a process, before its deadline starts."""
         ...
 
     @property
@@ -139,42 +130,50 @@ class DecoratedJob:
     Args:
         job: the job.
         threads: where plain `def` functions run.
+        processes: where those with `runs_in="process"` run.
     """
 
     is_recorded: bool
 
-    def __init__(self, job: AnyJob, threads: JobThreads) -> None:
+    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool) -> None:
         self.job = job
         self.name = job.name
         self.timeout_s = job.timeout_s
         self.needs_page = job.needs_page
         self.retries = job.options.retry.retries
-        self.in_thread = not job.signature.is_async
+        self.runs_in_process = job.options.runs_in == "process"
+        self.in_thread = not job.signature.is_async and not self.runs_in_process
+        self.waits = job.needs_page or self.runs_in_process
         self.injects = bool(job.signature.injected)
         self.wants_session = job.signature.injects("session")
         self.limits = job.limits
         self.page_options = job.page_options
         self._threads = threads
+        self._processes = processes
 
     def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:
         """Start the function with its arguments and what it asks for."""
+        if self.runs_in_process:
+            context = cast("Context | None", resources.context)
+            return run_in_process(self._processes, self.job, attempt, self._args_json(attempt), context)
         return self.job.call(arguments, resources, partial(self._threads.run, queue=attempt.lease.queue))
+
+    def _args_json(self, attempt: "Attempt") -> bytes:
+        """Return the arguments as a JSON object."""
+        raise NotImplementedError
 
     def succeeded(self, result: object) -> Outcome:
         """Return the outcome, with the result as JSON."""
-        result_json = self.job.encode_result(result)
+        result_json = result.json if isinstance(result, JsonResult) else self.job.encode_result(result)
         if result_json == b"null":
             return NOTHING_RETURNED
         return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json)
 
     def retry_in_s(self, error: BaseException, failures: int) -> float | None:
         """The job's retry policy, except for errors that another try would only repeat."""
-        policy, failures = self.job.options.retry, failures + 1
-        if isinstance(error, FINAL_ERRORS):
-            return None
-        if isinstance(error, Retry) and failures <= policy.retries:
-            return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
-        return policy.delay_s(failures) if policy.allows(error, failures) else None
+        return (
+            error.retry_in_s if isinstance(error, RemoteError) else retry_in_s(self.job.options.retry, error, failures)
+        )
 
 
 class RecordedJob(DecoratedJob):
@@ -185,6 +184,9 @@ class RecordedJob(DecoratedJob):
     def arguments(self, attempt: "Attempt") -> dict[str, Any]:
         """Decode the arguments of the record."""
         return self.job.decode(attempt.args_json)
+
+    def _args_json(self, attempt: "Attempt") -> bytes:
+        return attempt.args_json
 
     def spent(self, attempt: "Attempt") -> Outcome | None:  # noqa: ARG002  as of every Runnable
         """None: Postgres does not start what is spent."""
@@ -204,8 +206,8 @@ class TransientJob(DecoratedJob):
 
     is_recorded = False
 
-    def __init__(self, job: AnyJob, threads: JobThreads) -> None:
-        super().__init__(job, threads)
+    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool) -> None:
+        super().__init__(job, threads, processes)
         self._result_kept = Retention(int(job.options.result_ttl_s * 1000) or None, 0)
         self._error_kept = Retention(int(job.options.error_ttl_s * 1000) or None, 0)
 
@@ -213,6 +215,10 @@ class TransientJob(DecoratedJob):
         """Decode the arguments of the envelope."""
         envelope = cast("Envelope", attempt.envelope)
         return self.job.decode_call(envelope.a, envelope.k)
+
+    def _args_json(self, attempt: "Attempt") -> bytes:
+        envelope = cast("Envelope", attempt.envelope)
+        return msgspec.json.encode(self.job.signature.bind(self.name, tuple(envelope.a), envelope.k))
 
     def spent(self, attempt: "Attempt") -> Outcome | None:
         """Return the failure of a job whose workers died MAX_CRASHES times."""

@@ -174,7 +174,7 @@ def _outcome(function: Callable[[], object]) -> tuple[object, BaseException | No
     try:
         return function(), None
     except StopIteration as error:
-        stopped = RuntimeError("the job raised StopIteration")
+        stopped = RuntimeError(f"the job raised {error!r}")
         stopped.__cause__ = error
         return None, stopped
     except BaseException as error:

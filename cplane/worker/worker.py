@@ -31,6 +31,7 @@ from cplane.redis.keys import queue_of
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import cancel_all, wait_first
 from cplane.runtime.gc_tuning import collect_rarely
+from cplane.runtime.offload import offload
 from cplane.worker.arq import ArqWorker, redis_settings_of_environment, runs_under_arq
 from cplane.worker.attempt import CLEANUP_S, Stop
 from cplane.worker.browser_pool import WorkerPages
@@ -44,6 +45,7 @@ from cplane.worker.files import JobFiles
 from cplane.worker.kept import Kept
 from cplane.worker.leases import LeaseKeeper
 from cplane.worker.poller import Poller
+from cplane.worker.process_pool import ProcessPool
 from cplane.worker.reconciler import RECONCILE_INTERVAL_S, Reconciler
 from cplane.worker.recorder import Recorder
 from cplane.worker.resources import JobResources
@@ -185,7 +187,9 @@ class Worker(ArqWorker):
         self.pages = WorkerPages(settings, self.jobs.jobs.values())
         self._threads = JobThreads(self.queues, stuck_after_s=STUCK_AFTER_S)
         stack.callback(self._close_threads)
-        self._catalog = Catalog(self.jobs, self.arq_functions, self._threads)
+        processes = await stack.enter_async_context(self._process_pool())
+        offload.set(processes.call)
+        self._catalog = Catalog(self.jobs, self.arq_functions, self._threads, processes)
         self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
         self._completions = Completions(self._lease_keeper, self, self.hooks)
         recorder = await stack.enter_async_context(
@@ -250,6 +254,14 @@ class Worker(ArqWorker):
             burst=self._burst,
             stopping=self.stop_requested,
         )
+
+    def _process_pool(self) -> ProcessPool:
+        """Processes that have imported the jobs; ready before the first job if a queue has jobs that run in them."""
+        modules = dict.fromkeys(self.settings.imports)
+        jobs = [job for job in self.jobs.jobs.values() if job.options.runs_in == "process"]
+        modules.update(dict.fromkeys(job.fn.__module__ for job in jobs if job.fn.__module__ != "__main__"))
+        eager = self.given_signals and any(job.options.queue in self.queues for job in jobs)
+        return ProcessPool(list(modules), eager=eager)
 
     def _close_threads(self) -> None:
         self._threads.close()

@@ -95,6 +95,8 @@ def test_a_job_keeps_its_retry_policy_and_browser_options() -> None:
         ({"browser": "de-DE"}, "browser is a mapping of page options, not 'de-DE'"),
         ({"browser": 0}, "browser is a mapping of page options, not 0"),
         ({"check": "positive"}, "check is a function of the arguments, not 'positive'"),
+        ({"runs_in": "process"}, "runs_in is for a plain `def`; an async job runs in the event loop"),
+        ({"memory_mb": 512}, "memory_mb limits a process, and the job runs in none"),
         ({"qeue": "q", "timeut": 3}, "@job has no option qeue, timeut"),
     ],
 )
@@ -107,6 +109,44 @@ def test_an_impossible_option_is_an_error_with_a_hint_and_registers_nothing(
     assert message in caught.value.message
     assert caught.value.hint
     assert registry.jobs == known
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runs_in": "fork"}, "runs_in is 'thread' or 'process', not 'fork'"),
+        ({"runs_in": ["process"]}, "runs_in is 'thread' or 'process', not ['process']"),
+        ({"runs_in": "thread", "memory_mb": 512}, "memory_mb limits a process, and the job runs in none"),
+        ({"runs_in": "process", "memory_mb": 15}, "memory_mb is a number of MiB, 16 to 1048576, not 15"),
+        ({"runs_in": "process", "memory_mb": 1048577}, "memory_mb is a number of MiB"),
+        ({"runs_in": "process", "memory_mb": True}, "memory_mb is a number of MiB, 16 to 1048576, not True"),
+        ({"runs_in": "process", "memory_mb": "512"}, "memory_mb is a number of MiB, 16 to 1048576, not '512'"),
+    ],
+)
+def test_impossible_options_of_a_process_are_errors_with_a_hint(options: dict[str, Any], message: str) -> None:
+    def plain() -> None: ...
+
+    with pytest.raises(InvalidJob) as caught:
+        untyped(**options)(plain)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_job_in_a_process_is_injected_its_context_alone() -> None:
+    @job(runs_in="process", memory_mb=512)
+    def with_memory(ctx: Context) -> None: ...
+
+    assert (with_memory.options.runs_in, with_memory.options.memory_mb) == ("process", 512)
+
+    @job(runs_in="thread")
+    def in_a_thread() -> None: ...
+
+    assert (in_a_thread.options.runs_in, in_a_thread.options.memory_mb) == ("thread", None)
+
+    def with_both(ctx: Context, browser: BrowserContext) -> None: ...
+
+    with pytest.raises(InvalidJob, match="a process has no browser context; of what is injected it has Context alone"):
+        untyped(runs_in="process")(with_both)
 
 
 @pytest.mark.parametrize("target", ["browser", 7, len, int, object(), staticmethod(noop)])

@@ -25,6 +25,11 @@ async def every_option(x: int) -> int:
     return x
 
 
+@job(runs_in="process", memory_mb=512)
+def in_a_process(x: int) -> int:
+    return x
+
+
 @job(timeout=0.5, browser=lambda arguments: {"locale": arguments["locale"]})
 async def made_options(locale: str) -> str:
     return locale
@@ -48,6 +53,10 @@ async def retries_of_another_type() -> None: ...
 
 @job(record="yes")  # error
 async def record_of_another_type() -> None: ...
+
+
+@job(runs_in="fork")  # error
+def place_of_another_name() -> None: ...
 
 
 @job(check=len)  # error

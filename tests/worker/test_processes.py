@@ -29,7 +29,8 @@ from tests.jobs_for_processes import (
     process_visits,
     process_waits,
 )
-from tests.workers import DEADLINE_S
+from tests.jobs_that_block import blocks_transiently, blocks_with_children
+from tests.workers import DEADLINE_S, parent_of, until_gone, until_written
 
 TESTS = Path(__file__).parents[1]
 
@@ -242,6 +243,31 @@ async def test_a_worker_with_too_many_stuck_threads_drains_and_exits_with_1(
                 await (await process_overstays.submit()).result(DEADLINE_S)
         assert await worker.wait_exit() == 1
     assert any("2 plain jobs of the queue" in line for line in worker.lines)
+
+
+async def test_sigterm_ends_a_process_that_never_returns_within_the_drain(
+    settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with worker_process(settings, CPLANE_DRAIN_S="0", CPLANE_IMPORTS="jobs_that_block") as worker:
+        assert await (await blocks_transiently.submit(1)).result(DEADLINE_S) == 3
+        handle = await blocks_with_children.submit(str(tmp_path))
+        pids = await until_written(tmp_path / "pids")
+        worker.process.terminate()
+        assert await worker.wait_exit() == 0
+    await until_gone(pids)
+    assert await plane.state(handle.id) is State.QUEUED
+
+
+async def test_the_processes_of_a_killed_worker_die_with_it(
+    settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with worker_process(settings, CPLANE_IMPORTS="jobs_that_block") as worker:
+        await blocks_with_children.submit(str(tmp_path))
+        pid, program = await until_written(tmp_path / "pids")
+        server = parent_of(pid)
+        worker.process.kill()
+        await until_gone([pid, server])
+        os.kill(program, signal.SIGKILL)
 
 
 async def test_ctrl_c_lets_a_browser_job_finish_with_its_page(
