@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
 from cplane.errors import UsageError
+from cplane.runtime.text import storable
 
 if TYPE_CHECKING:
     from sqlmodel.ext.asyncio.session import AsyncSession
@@ -137,6 +139,8 @@ class Context:
     def progress(self, done: float, total: float | None = None, note: str = "") -> Awaitable[None]:
         """Report the progress of the job. Never fails, and never waits for the network.
 
+        A value that is not a finite number is not reported; the log says so.
+
         Args:
             done: completed steps, in any unit.
             total: all steps, in the same unit; None if not known.
@@ -145,7 +149,12 @@ class Context:
         Returns:
             Something to await in an async job; a plain `def` calls `ctx.progress(…)` and ignores it.
         """
-        self._report_progress(Progress(done, total, note[:500]))
+        try:
+            progress = Progress(_number(done), None if total is None else _number(total), storable(str(note)[:500]))
+        except (TypeError, ValueError, OverflowError) as error:
+            self.log.warning("progress_not_reported", reason=storable(str(error)[:500]))
+        else:
+            self._report_progress(progress)
         return REPORTED
 
     def artifact(
@@ -221,3 +230,11 @@ class Context:
             An async context manager of the session.
         """
         return self._transaction()
+
+
+def _number(value: float) -> float:
+    """Return a value as a float. Raises TypeError, ValueError or OverflowError for one that is not a finite number."""
+    number = float(value)
+    if isinstance(value, str | bytes) or not isfinite(number):
+        raise ValueError(f"{value!r} is not a finite number")
+    return number

@@ -12,6 +12,8 @@ from cplane.errors import IdempotencyConflict, KeyInUse
 from cplane.jobs.context import Progress
 from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.postgres.models import AttemptRecord, JobRecord
+from cplane.runtime.error_text import Error as Error
+from cplane.runtime.text import storable
 
 NULL = b"null"
 
@@ -58,14 +60,6 @@ class Started(msgspec.Struct, frozen=True, gc=False):
     args_json: bytes
     failures: int
     interruptions: int
-
-
-class Error(msgspec.Struct, frozen=True, gc=False):
-    """The exception of an attempt, as text."""
-
-    type: str
-    message: str
-    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +194,3 @@ def progress_columns(steps: Sequence[Progress | None]) -> dict[str, Any]:
         "totals": [None if step is None else step.total for step in steps],
         "notes": [None if step is None else storable(step.note) for step in steps],
     }
-
-
-def storable(value: str) -> str:
-    """Return text that Postgres can store: NUL and lone surrogates are escaped."""
-    return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from cplane.errors import JobCancelled, JobFailed
+from cplane.runtime.text import storable
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the expected message: also for keys that are not UTF-8, and deep nesting."""
@@ -24,6 +25,9 @@ RECORD_SUFFIX = b"\xa6record\xc3"
 
 ERROR_EXT = 1
 """The msgpack extension type of an error: its type, message and traceback as text (`ErrorText`)."""
+
+MAX_MESSAGE_CHARS = 16_000
+"""Characters of the message of an exception that arq's own code encodes."""
 
 MAX_CACHED_BYTES = 128
 """Decoded payloads up to this size are cached: the payload of a record names its job and nothing else."""
@@ -198,7 +202,7 @@ class ErrorText(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 def _encode_hook(value: object) -> object:
     if isinstance(value, BaseException):
-        return ErrorText(type(value).__qualname__, str(value)).packed()
+        return ErrorText(type(value).__qualname__, storable(str(value)[:MAX_MESSAGE_CHARS])).packed()
     if (dump := getattr(value, "model_dump", None)) is not None:
         return dump(mode="json")
     raise TypeError(f"a {type(value).__qualname__} cannot be encoded as msgpack")

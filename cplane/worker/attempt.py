@@ -15,13 +15,14 @@ from cplane.errors import BrowserGone, CplaneError, InfrastructureError, JobTime
 from cplane.jobs.context import Progress
 from cplane.jobs.definition import Resources
 from cplane.jobs.states import AttemptState, Cause, State
-from cplane.postgres.rows import Fence, Finish, Started
+from cplane.postgres.rows import Error, Fence, Finish, Started
 from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.messages import Lease
+from cplane.runtime.error_text import read_error
 from cplane.sessions.store import SessionHold
-from cplane.worker.outcome import Outcome, cooldown_s, decide
+from cplane.worker.outcome import Outcome, cooldown_s, decide, of_job
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
 from cplane.worker.steps import CURRENT
@@ -255,9 +256,16 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             self.task.cancel()
         self.runner.finish(self, stopped_outcome(self))
 
-    def decide(self, error: BaseException) -> Outcome:
-        """Return what an error means for it."""
-        return decide(error, self.job, failures=self.failures, interruptions=self.interruptions, number=self.number)
+    def decide(self, error: BaseException, described: Error | None = None) -> Outcome:
+        """Return what an error means for it; `described` is its text, if that has been read already."""
+        return decide(
+            error,
+            self.job,
+            failures=self.failures,
+            interruptions=self.interruptions,
+            number=self.number,
+            described=described,
+        )
 
     def note(self, progress: Progress) -> None:
         """Keep progress, and publish it unless some was published a moment ago. An abandoned job's counts no more."""
@@ -345,10 +353,10 @@ async def _perform(attempt: Attempt) -> Outcome | None:
         await _absorb_cancels()
         if attempt.stopped:
             return stopped_outcome(attempt)
-        cause = await _cause(attempt, error)
+        cause = of_job(await _cause(attempt, error))
         if isinstance(cause, TooManyRequests):
             await resources.cooldowns.start(attempt, cooldown_s(cause, attempt.interruptions))
-        return attempt.decide(cause)
+        return attempt.decide(cause, await read_error(cause))
 
 
 async def _absorb_cancels() -> None:

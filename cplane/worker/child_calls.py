@@ -22,7 +22,7 @@ from cplane.errors import InfrastructureError, MemoryLimitExceeded, ResultTooLar
 from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.registry import registry
 from cplane.jobs.retry import retry_in_s
-from cplane.runtime.error_text import error_texts
+from cplane.runtime.error_text import describe
 from cplane.worker import process_messages as messages
 from cplane.worker.child_context import Connection, make_context
 
@@ -167,15 +167,11 @@ def _raised(error: BaseException, request: messages.Request) -> dict[str, Any]:
     if isinstance(error, StopIteration | SystemExit | KeyboardInterrupt):
         wrapped = RuntimeError(f"the job raised {error!r}")
         wrapped.__cause__, error = error, wrapped
-    try:
-        texts = error_texts(error)
-    except Exception:  # the class of the error is the job's own code
-        texts = (type(error).__name__, "(its message cannot be read)", "")
-    error_type, message, traceback = (text.encode(errors="backslashreplace").decode() for text in texts)
+    described = describe(error)
     return {
-        "type": error_type,
-        "message": message,
-        "traceback": traceback,
+        "type": described.type,
+        "message": described.message,
+        "traceback": described.traceback,
         "retry_in_s": _retry_in_s(error, request),
         "is_infrastructure": isinstance(error, InfrastructureError),
         "retry_after_s": error.retry_after_s if isinstance(error, TooManyRequests) else None,

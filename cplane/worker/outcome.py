@@ -8,8 +8,7 @@ import msgspec
 from cplane.errors import MAX_COOL_DOWN_S, InfrastructureError, JobTimeout, PageCrashed, SessionBusy, TooManyRequests
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
 from cplane.postgres.rows import Error
-from cplane.runtime.error_text import error_texts
-from cplane.runtime.offload import RemoteError
+from cplane.runtime.error_text import describe
 
 if TYPE_CHECKING:
     from cplane.worker.runnable import Runnable
@@ -35,7 +34,20 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The job's own transaction has recorded it already."""
 
 
-def decide(error: BaseException, job: "Runnable", *, failures: int, interruptions: int, number: int) -> Outcome:
+def of_job(error: BaseException) -> BaseException:
+    """Return an error as one of the job: it fails with SystemExit and KeyboardInterrupt, and does not take the worker along."""
+    return RuntimeError(f"the job raised {error!r}") if isinstance(error, SystemExit | KeyboardInterrupt) else error
+
+
+def decide(
+    error: BaseException,
+    job: "Runnable",
+    *,
+    failures: int,
+    interruptions: int,
+    number: int,
+    described: Error | None = None,
+) -> Outcome:
     """Return what an error of an attempt means: again later, again without spending a retry, or failed.
 
     Args:
@@ -44,10 +56,10 @@ def decide(error: BaseException, job: "Runnable", *, failures: int, interruption
         failures: retries that were spent before it.
         interruptions: how often the job was interrupted before, through no fault of its own.
         number: the number of the attempt, from 1.
+        described: the error as text, if it has been read already.
     """
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        error = RuntimeError(f"the job raised {error!r}")  # it fails; it does not take the worker along
-    described = describe(error)
+    error = of_job(error)
+    described = described or describe(error)
     if isinstance(error, SessionBusy):
         return _wait_for_session(described, number)
     if isinstance(error, InfrastructureError):
@@ -99,10 +111,3 @@ def _wait_for_session(described: Error, number: int) -> Outcome:
         cause=Cause.RELEASE,
         delay_s=min(0.25 * 1.3 ** min(number, 20), 10.0) * random.uniform(0.75, 1.25),  # noqa: S311  no secret
     )
-
-
-def describe(error: BaseException) -> Error:
-    """Return an error as text: its type, its message, and a traceback that begins where the job's own code does."""
-    if isinstance(error, RemoteError):
-        return Error(error.type, error.message, error.traceback)
-    return Error(*error_texts(error))
