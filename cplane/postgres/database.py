@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import asyncpg
 from pydantic import SecretStr
 from sqlalchemy import URL, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -101,14 +101,17 @@ class Database:
         return _opened(self._engine)
 
     @asynccontextmanager
-    async def session(self) -> AsyncGenerator[AsyncSession]:
+    async def session(self, *, of_job: bool = False) -> AsyncGenerator[AsyncSession]:
         """Open a session in one transaction: committed at the end, rolled back if the block raises.
+
+        Args:
+            of_job: the block has statements of a job; one that is refused, even for now, is the job's failure.
 
         Raises:
             DatabaseUnavailable: Postgres did not respond.
             SchemaMismatch: the tables are missing or of another version.
         """
-        with translated():
+        with translated(of_job=of_job):
             async with AsyncSession(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
 
@@ -125,6 +128,7 @@ class Database:
         Raises:
             DatabaseUnavailable: Postgres did not respond; whether the statement was applied is unknown.
             SchemaMismatch: the tables are missing or of another version.
+            Exception: the driver's own error: Postgres, or the driver, refused the statement with these values.
         """
         with translated():
             return await _opened(self._statements).fetch(statement.sql, statement.arguments(values))
@@ -201,7 +205,14 @@ def _opened(engine: Opened | None) -> Opened:
 
 
 class translated:  # noqa: N801  used like the functions of contextlib
-    """Turn errors of the driver and the network into ours; every other error of the block passes unchanged."""
+    """Turn outages into our errors. Every other error passes unchanged: a statement that is refused is no outage.
+
+    Args:
+        of_job: the block has statements of a job (see `Database.session`).
+    """
+
+    def __init__(self, *, of_job: bool = False) -> None:
+        self._of_job = of_job
 
     def __enter__(self) -> None:
         return None
@@ -211,11 +222,11 @@ class translated:  # noqa: N801  used like the functions of contextlib
     ) -> None:
         if exc is None:
             return
-        if _sqlstate(exc) in {"42P01", "42703", "3F000"}:  # no such table, column, schema
+        if sqlstate(exc) in {"42P01", "42703", "3F000"}:  # no such table, column, schema
             raise SchemaMismatch(
                 "the database has no cplane tables of this version", hint="run `cplane db upgrade`"
             ) from exc
-        if is_outage(exc):
+        if is_outage(exc) or (not self._of_job and _may_pass(exc)):
             raise DatabaseUnavailable(
                 "Postgres did not respond", hint="is CPLANE_DATABASE_URL right, and the server up?"
             ) from exc
@@ -260,24 +271,42 @@ OUTAGES: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     PoolTimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
+    # asyncpg's own state, inconsistent after a connection ended during a statement; not Postgres's internal errors
+    asyncpg.InternalClientError,
 )
+
+OUTAGE_STATES = ("08", "28", "3D", "57P", "25006", "53100", "53300")
+"""SQLSTATEs, or their beginnings, of a Postgres that cannot serve: connection lost, no such role or database, shutdown
+and startup, read-only after a failover, disk full, too many connections."""
+
+PASSING_STATES = ("40", "42501", "55P03", "57014")
+"""SQLSTATEs of our own statements that the same statement may get past later: deadlock, a missing privilege, a lock or
+a statement that took longer than the server's settings allow. In a job's statement they are the job's failure."""
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether Postgres or the network caused an error, not the statement."""
-    if isinstance(error, OUTAGES):
+    """Return whether Postgres cannot serve or the connection is lost.
+
+    A statement that is refused is no outage, whether Postgres refuses it or the driver, which cannot encode its values.
+    """
+    state = sqlstate(error)
+    if state is not None:  # what Postgres says counts, also where it closed the connection after it
+        return state.startswith(OUTAGE_STATES)
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    # asyncpg's own state, inconsistent after a connection ended during a statement; not Postgres's internal errors
-    if isinstance(_driver_error(error), asyncpg.InternalClientError):
-        return True
-    if isinstance(error, DBAPIError) and (
-        error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    ):
-        return True
-    # shutdown, startup, too many connections, disk full, read-only after a failover, no such database or role, deadlock
-    return (_sqlstate(error) or "")[:2] in {"08", "53", "57", "25", "28", "3D", "40"}
+    driver_error = _driver_error(error)
+    if isinstance(driver_error, asyncpg.InterfaceError):
+        return not isinstance(error, DBAPIError) and not _is_invalid_value(driver_error)
+    return isinstance(error, OUTAGES) or isinstance(driver_error, OUTAGES)
+
+
+def _is_invalid_value(error: BaseException) -> bool:
+    """Return whether asyncpg could not encode a value: its DataError, which it does not export by that name."""
+    return isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return (sqlstate(error) or "").startswith(PASSING_STATES)
 
 
 def _driver_error(error: BaseException) -> BaseException | None:
@@ -287,8 +316,8 @@ def _driver_error(error: BaseException) -> BaseException | None:
     return error.orig.__cause__ if error.orig is not None and error.orig.__cause__ is not None else error.orig
 
 
-def _sqlstate(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a driver's error, bare or wrapped by SQLAlchemy."""
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a driver's error, bare or wrapped by SQLAlchemy; None if Postgres did not send one."""
     original: Any = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(error, DBAPIError | asyncpg.PostgresError):
         return None

@@ -382,7 +382,7 @@ class Store:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
         """Open a session for the job's own writes; leaving the block without an error commits."""
-        async with self._database.session() as session:
+        async with self._database.session(of_job=True) as session:
             # an unavailable server raises here, where it can be distinguished from an error of the job
             await session.connection()
             yield session

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
+import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -16,6 +17,10 @@ from cplane.postgres.store import Store
 
 class Fenced(Exception):
     """The attempt no longer owns its record."""
+
+
+ROLLED_BACK = (Fenced, DatabaseUnavailable, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What a rollback may end with: a connection that is lost, or still busy, is closed, and Postgres rolls back."""
 
 
 class JobTransaction:
@@ -65,6 +70,10 @@ class JobTransaction:
 
         Returns:
             False if the attempt no longer owned its record: everything was rolled back.
+
+        Raises:
+            DatabaseUnavailable: Postgres did not respond; whether the transaction was committed is unknown.
+            Exception: Postgres refused it, because of what the job has sent before; everything was rolled back.
         """
         session = await self.begin()
         try:
@@ -88,6 +97,6 @@ class JobTransaction:
         if self._session is None:
             return
         self._session = None
-        with suppress(Fenced, DatabaseUnavailable):  # a Postgres that is unavailable has rolled back already
+        with suppress(*ROLLED_BACK):
             async with self._open:
                 raise Fenced

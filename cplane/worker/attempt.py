@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from cplane.browser import PageLease
-from cplane.errors import BrowserGone, CplaneError, InfrastructureError, JobTimeout, TooManyRequests
+from cplane.errors import BrowserGone, CplaneError, JobTimeout, TooManyRequests
 from cplane.jobs.context import Progress
 from cplane.jobs.definition import Resources
 from cplane.jobs.states import AttemptState, Cause, State
@@ -403,8 +403,8 @@ async def _commit(attempt: Attempt, transaction: JobTransaction, outcome: Outcom
     recorded = attempt.job.is_recorded
     try:
         owned = await transaction.commit(attempt.finish(outcome) if recorded else None)
-    except InfrastructureError as error:  # if it did commit, the record refuses to be requeued
-        return attempt.decide(error)
+    except Exception as error:  # if it did commit, the record refuses to be requeued
+        return attempt.decide(error, await read_error(error))
     if not owned:
         attempt.log.warning("job_writes_rolled_back", reason="the record was no longer this attempt's")
         return None

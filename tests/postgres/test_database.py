@@ -4,6 +4,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from sqlmodel import select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cplane.errors import CplaneError, DatabaseUnavailable, InvalidSettings, SchemaMismatch
-from cplane.postgres.database import Database, engine_url, is_outage
+from cplane.postgres.database import Database, engine_url, is_outage, sqlstate
 from cplane.postgres.models import JobRecord
 from cplane.postgres.statements import Statement
 from cplane.postgres.store import Store
 from cplane.postgres.transaction import JobTransaction
+
+WEST = timezone(timedelta(hours=-5))
 
 LIMIT_S = 6.0
 """The time within which every public call must return or raise."""
@@ -234,6 +237,67 @@ async def test_a_server_that_is_unavailable_when_a_job_begins_its_transaction_is
     await unavailable(begin())
 
 
-@pytest.mark.parametrize("state", ["57P01", "53300", "57P03", "25006", "08006"])
+RAISE = "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{}'; END $$"
+
+
+@pytest.mark.parametrize("state", ["57P01", "53100", "53300", "57P03", "25006", "08006"])
 async def test_a_server_that_cannot_serve_is_an_outage(database: Database, state: str) -> None:
-    await unavailable(run(database, f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"))
+    await unavailable(run(database, RAISE.format(state)))
+
+
+@pytest.mark.parametrize("state", ["22003", "22P05", "23505", "25P02", "53200", "53400", "54000", "P0001", "XX000"])
+async def test_a_statement_that_postgres_refuses_is_not_an_outage(database: Database, state: str) -> None:
+    with pytest.raises(exc.DBAPIError) as caught:
+        await run(database, RAISE.format(state))
+    assert sqlstate(caught.value) == state
+    assert not is_outage(caught.value)
+
+
+@pytest.mark.parametrize("state", ["40P01", "40001", "42501", "55P03", "57014"])
+async def test_what_passes_by_itself_is_an_outage_for_our_statements_and_a_failure_of_a_job(
+    database: Database, state: str
+) -> None:
+    await unavailable(run(database, RAISE.format(state)))
+
+    async def of_job() -> None:
+        async with database.session(of_job=True) as session:
+            await (await session.connection()).execute(text(RAISE.format(state)))
+
+    with pytest.raises(exc.DBAPIError) as caught:
+        await of_job()
+    assert sqlstate(caught.value) == state
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("float8", "many"), ("float8", 10**400), ("int", 2**40), ("timestamptz", datetime.max.replace(tzinfo=WEST)), ("text", "\udce9")],
+)  # fmt: skip
+async def test_a_value_that_the_driver_cannot_encode_is_not_an_outage(
+    database: Database, kind: str, value: object
+) -> None:
+    with pytest.raises(asyncpg.DataError, match="invalid input for query argument") as caught:
+        await database.fetch(Statement(f"SELECT CAST(:value AS {kind}) AS value"), {"value": value})
+    assert not is_outage(caught.value)
+    assert [row["one"] for row in await database.fetch(Statement("SELECT 1 AS one"), {})] == [1]
+
+
+async def test_a_value_of_a_job_that_the_driver_cannot_encode_is_the_jobs_failure(database: Database) -> None:
+    async def write() -> None:
+        async with JobTransaction(Store(database)).block() as session:
+            await (await session.connection()).execute(text("SELECT CAST(:n AS int)"), {"n": "one"})
+
+    with pytest.raises(exc.DBAPIError, match="cannot be interpreted as an integer"):
+        await write()
+
+
+async def test_a_transaction_of_a_job_that_postgres_cannot_commit_says_why(database: Database) -> None:
+    await run(
+        database, "CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes DEFERRABLE INITIALLY DEFERRED)"
+    )
+    transaction = JobTransaction(Store(database))
+    async with transaction.block() as session:
+        await (await session.connection()).execute(text("INSERT INTO nodes VALUES (1, 2)"))
+    with pytest.raises(exc.IntegrityError, match="violates foreign key constraint"):
+        await transaction.commit(None)
+    assert not transaction.has_begun
+    assert await run(database, "SELECT count(*) FROM nodes") == [0]
