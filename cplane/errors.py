@@ -11,6 +11,8 @@
     │   ├── ResultTooLarge
     │   ├── ProcessDied          the process of a job ended under it
     │   ├── MemoryLimitExceeded  the job needed more than its `memory_mb`
+    │   ├── ArtifactTooLarge
+    │   ├── TooManyArtifacts
     │   └── Retry                raised by a job that wants to run again
     ├── InfrastructureError      a server, a browser or the network failed: the job is requeued and no retry is used
     │   ├── DatabaseUnavailable
@@ -108,7 +110,7 @@ class ResultNotSerializable(JobError):
 
 
 class ResultTooLarge(JobError):
-    """The value that a job returned is larger than allowed. Retrying does not help."""
+    """The value that a job returned is larger than `CPLANE_MAX_RESULT_BYTES`. Retrying does not help."""
 
 
 class ProcessDied(JobError):
@@ -119,16 +121,30 @@ class MemoryLimitExceeded(JobError, MemoryError):
     """A job with `runs_in="process"` needed more memory than its `memory_mb`."""
 
 
+class ArtifactTooLarge(JobError):
+    """A file of a job is larger than `CPLANE_ARTIFACT_MAX_MB`; nothing of it is stored. Retrying does not help."""
+
+
+class TooManyArtifacts(JobError):
+    """A job stores more files than `CPLANE_ARTIFACT_MAX_COUNT`. Retrying does not help."""
+
+
 class Retry(JobError):
     """Raise it in a job to run the job again.
 
     Args:
         message: the reason, for the record.
-        delay: seconds until the next attempt; None uses the backoff of the job's retry policy.
+        delay: seconds until the next attempt, a negative one counts as 0, one of more than ten years as ten years; None
+            uses the backoff of the job's retry policy.
+
+    Raises:
+        ValueError: `delay` is not a finite number.
     """
 
     def __init__(self, message: str = "the job asked to run again", *, delay: float | None = None) -> None:
         super().__init__(message)
+        if delay is not None and not float("-inf") < delay < float("inf"):
+            raise ValueError(f"delay must be a finite number of seconds, not {delay!r}")
         self.delay = delay
 
 

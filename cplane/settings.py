@@ -76,6 +76,24 @@ class CplaneSettings(BaseSettings):
         le=1024**3,
         description="Largest HTTP body, and largest arguments of a job, in bytes.",
     )
+    max_result_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=16 * 1024 * 1024,  # Postgres must take it in within the deadline of one statement, on a busy machine too
+        description="Largest result of a job, in bytes of JSON. A larger one fails the job as `ResultTooLarge`.",
+    )
+    artifact_max_mb: int = Field(
+        default=256,
+        ge=1,
+        le=1024 * 1024,
+        description="Largest file that a job may store, in MiB. A larger one fails the job as `ArtifactTooLarge`.",
+    )
+    artifact_max_count: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="Files that one job may store, each name counted once. One more fails the job as `TooManyArtifacts`.",
+    )
     browser_pages: int = Field(
         default=4, ge=1, le=100, description="Pages open at once in one worker. One to three per core is a good start."
     )

@@ -16,6 +16,7 @@ PAGE = Path(__file__).parent / "reference" / "settings.md"
 SECTIONS = {
     "Servers and files": ("database_url", "redis_url", "artifacts_url"),
     "Workers": ("imports", "queues", "lease_s", "drain_s", "keeper"),
+    "Limits of a job": ("max_result_bytes", "artifact_max_mb", "artifact_max_count"),
     "Browser": (*(name for name in CplaneSettings.model_fields if name.startswith("browser_")), "trace"),
     "What pages may reach": tuple(name for name in CplaneSettings.model_fields if name.startswith("egress")),
     "Limits per host": ("per_host_concurrency", "per_host_rate", "respect_retry_after"),

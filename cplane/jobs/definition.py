@@ -19,6 +19,7 @@ from cplane.jobs.handle import Handle
 from cplane.jobs.names import SESSION_NAME
 from cplane.jobs.options import Arguments, Options
 from cplane.jobs.per_host import PerHost, host_of, limits
+from cplane.jobs.result_size import least_json_size, too_large
 from cplane.jobs.signature import ArgumentsSchema, Signature, has_nul
 from cplane.jobs.submission import Call, P, R
 
@@ -309,17 +310,21 @@ class Job(Generic[P, R, CallP, CallR]):
             reason = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise ResultNotSerializable(f"the result of '{self.name}' does not fit its return type: {reason}") from None
 
-    def encode_result(self, result: object) -> bytes:
+    def encode_result(self, result: object, max_bytes: int | None = None) -> bytes:
         """Return a result as JSON.
 
         Args:
             result: the value that the function returned; its type is not checked.
+            max_bytes: size of the largest JSON that is allowed, bytes; None: any.
 
         Raises:
             ResultNotSerializable: a part of it cannot be stored as JSON; the message names the part.
+            ResultTooLarge: its JSON is larger than `max_bytes`.
         """
         if result is None and self.signature.returns_nothing:
             return b"null"
+        if max_bytes is not None:
+            self._refuse_early(result, max_bytes)
         try:
             result_json = self.signature.result.serializer.to_json(result, warnings="none", by_alias=True)
         except (PydanticSerializationError, UnicodeEncodeError) as error:
@@ -327,11 +332,18 @@ class Job(Generic[P, R, CallP, CallR]):
             raise ResultNotSerializable(
                 f"what '{self.name}' returned cannot be stored as JSON: {error}", hint=hint
             ) from error
+        if max_bytes is not None and len(result_json) > max_bytes:
+            raise too_large(self.name, len(result_json), max_bytes)
         if has_nul(result_json):
             raise ResultNotSerializable(
                 f"what '{self.name}' returned contains the character NUL", hint="Postgres cannot store it in JSON"
             )
         return result_json
+
+    def _refuse_early(self, result: object, max_bytes: int) -> None:
+        """Raise ResultTooLarge for a result that is too large by its parts alone: encoding it would take long."""
+        if self.signature.result_is_plain and (least := least_json_size(result, max_bytes)) > max_bytes:
+            raise too_large(self.name, least, max_bytes, exact=False)
 
     def call(
         self, arguments: Arguments, resources: Resources, threads: Threads = asyncio.to_thread

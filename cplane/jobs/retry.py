@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 
 from cplane.errors import (
+    ArtifactTooLarge,
     EgressBlocked,
     InvalidArguments,
     InvalidSession,
@@ -13,6 +14,7 @@ from cplane.errors import (
     SecretKeyMissing,
     SecretUnreadable,
     SessionTooLarge,
+    TooManyArtifacts,
 )
 
 MAX_BACKOFF_S = 10 * 366 * 86_400
@@ -20,6 +22,7 @@ MAX_BACKOFF_S = 10 * 366 * 86_400
 
 
 FINAL_ERRORS = (
+    ArtifactTooLarge,
     EgressBlocked,
     InvalidArguments,
     InvalidSession,
@@ -28,6 +31,7 @@ FINAL_ERRORS = (
     SecretKeyMissing,
     SecretUnreadable,
     SessionTooLarge,
+    TooManyArtifacts,
 )
 """Errors that another try would only repeat, whatever the job's policy says."""
 
@@ -127,5 +131,6 @@ def retry_in_s(policy: RetryPolicy, error: BaseException, failures: int) -> floa
     if isinstance(error, FINAL_ERRORS):
         return None
     if isinstance(error, Retry) and failures <= policy.retries:
-        return max(0.0, error.delay) if error.delay is not None else policy.delay_s(failures)
+        delay_s = policy.delay_s(failures) if error.delay is None else error.delay
+        return min(max(0.0, delay_s), MAX_BACKOFF_S)
     return policy.delay_s(failures) if policy.allows(error, failures) else None

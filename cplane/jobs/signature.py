@@ -2,8 +2,9 @@
 
 import inspect
 import re
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired, Required, cast, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,7 @@ INJECTED = {
 """Types that are injected into a job, by module and name, so that they need not be imported here."""
 
 
+UNIONS = (typing.Union, types.UnionType)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
 
 
@@ -65,6 +67,8 @@ class Signature:
     result: TypeAdapter[Any]
     returns_nothing: bool
     """Whether the return annotation is None: then pydantic is not needed for a result of None."""
+    result_is_plain: bool
+    """Whether the return type has nothing but built-in types: then no serializer makes the JSON smaller than the data."""
     fields: tuple[tuple[str, str], ...]
     """Name of each parameter with its field of the model."""
     optional_keys: bool
@@ -190,6 +194,7 @@ def read_signature(fn: Callable[..., Any], names: Mapping[str, object]) -> Signa
         arguments=_arguments_model(where, fn.__name__, accepted),
         result=_result_adapter(where, hints.get("return", Any)),
         returns_nothing=hints.get("return", Any) is type(None),
+        result_is_plain=_is_plain(hints.get("return", Any)),
         fields=tuple((p.name, f"field_{number}") for number, p in enumerate(accepted)),
         optional_keys=any(p.default is UNSET for p in accepted),
     )
@@ -283,6 +288,19 @@ def _invalid(name: str, error: PydanticValidationError) -> InvalidArguments:
 def _pointer(location: tuple[int | str, ...]) -> str:
     """Return a JSON pointer (RFC 6901)."""
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
+
+
+PLAIN = frozenset({Any, object, str, bytes, int, float, bool, type(None), dict, list, tuple, set, frozenset, ...})
+
+
+def _is_plain(annotation: object) -> bool:
+    """Return whether a type has nothing but built-in types."""
+    if annotation is JsonValue:
+        return True
+    origin = get_origin(annotation)
+    if origin is None:
+        return isinstance(annotation, Hashable) and annotation in PLAIN
+    return (origin in PLAIN or origin in UNIONS) and all(map(_is_plain, get_args(annotation)))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The connection to Redis, with a deadline on every call; and our Lua scripts."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cplane.errors import QueueUnavailable
@@ -144,6 +145,16 @@ async def translated(doing: str) -> AsyncGenerator[None]:
         ) from error
     except RedisError as error:
         raise QueueUnavailable(f"Redis replied with an error while {doing}: {error}") from error
+
+
+SERVER_STATE = re.compile(r"(?!WRONGTYPE )[A-Z]{3,} ")
+"""The beginning of an error that is about the server's state: OOM, MISCONF, READONLY, BUSY and others."""
+
+
+def is_refusal(error: QueueUnavailable) -> bool:
+    """Return whether Redis refused the call itself: the same call will be refused again, another may not be."""
+    cause = error.__cause__
+    return type(cause) is ResponseError and SERVER_STATE.match(str(cause)) is None
 
 
 class Script:

@@ -14,6 +14,7 @@ from arq.worker import Retry as ArqRetry
 from cplane.errors import Retry
 from cplane.jobs.definition import Resources
 from cplane.jobs.per_host import PerHost
+from cplane.jobs.retry import MAX_BACKOFF_S
 from cplane.jobs.states import AttemptState, State
 from cplane.postgres.rows import Error
 from cplane.redis.envelope import Envelope
@@ -115,7 +116,7 @@ class ArqFunction:
         if isinstance(error, ArqRetry):
             return (error.defer_score or 0) / 1000
         if isinstance(error, Retry):
-            return max(0.0, error.delay or 0.0)
+            return min(max(0.0, error.delay or 0.0), MAX_BACKOFF_S)
         return 0.0 if isinstance(error, RetryJob | asyncio.CancelledError) else None
 
     def spent(self, attempt: Attempt) -> Outcome | None:

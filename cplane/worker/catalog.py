@@ -18,15 +18,22 @@ class Catalog:
         functions: arq's functions and cron jobs, by name.
         threads: where plain `def` jobs run.
         processes: where those with `runs_in="process"` run.
+        max_result_bytes: size of the largest result, bytes.
     """
 
     def __init__(
-        self, registry: Registry, functions: Mapping[str, ArqFunction], threads: JobThreads, processes: ProcessPool
+        self,
+        registry: Registry,
+        functions: Mapping[str, ArqFunction],
+        threads: JobThreads,
+        processes: ProcessPool,
+        max_result_bytes: int,
     ) -> None:
         self._registry = registry
         self._functions = functions
         self._threads = threads
         self._processes = processes
+        self._max_result_bytes = max_result_bytes
         self._recorded: dict[AnyJob, RecordedJob] = {}
         self._transient: dict[AnyJob, TransientJob] = {}
 
@@ -39,7 +46,7 @@ class Catalog:
         job = self._registry.get(name)
         found = self._recorded.get(job)
         if found is None:
-            found = self._recorded[job] = RecordedJob(job, self._threads, self._processes)
+            found = self._recorded[job] = RecordedJob(job, self._threads, self._processes, self._max_result_bytes)
         return found
 
     def knows(self, name: str) -> bool:
@@ -54,5 +61,5 @@ class Catalog:
         job = self._registry.get(name)
         found = self._transient.get(job)
         if found is None:
-            found = self._transient[job] = TransientJob(job, self._threads, self._processes)
+            found = self._transient[job] = TransientJob(job, self._threads, self._processes, self._max_result_bytes)
         return found

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cplane.errors import InfrastructureError, MemoryLimitExceeded, ResultTooLarge, TooManyRequests, UnknownJob
+from cplane.errors import InfrastructureError, MemoryLimitExceeded, TooManyRequests, UnknownJob
 from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.registry import registry
 from cplane.jobs.retry import retry_in_s
@@ -73,13 +73,7 @@ def _job_call(request: messages.RunJob, connection: Connection) -> Callable[[], 
         result = job.bind(job.decode(request.args_json), resources)()
         if inspect.isawaitable(result):  # of an `async def` that it wraps
             result = asyncio.run(_awaited(result))
-        result_json = job.encode_result(result)
-        if len(result_json) > request.max_result_bytes:
-            raise ResultTooLarge(
-                f"what '{request.job}' returned has {len(result_json):,} bytes, more than {request.max_result_bytes:,}",
-                hint="return a reference to it",
-            )
-        return result_json
+        return job.encode_result(result, request.max_result_bytes)
 
     return call
 

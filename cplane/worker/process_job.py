@@ -24,7 +24,13 @@ class JsonResult(msgspec.Struct, frozen=True):
 
 
 async def run_in_process(
-    pool: ProcessPool, job: AnyJob, attempt: "Attempt", args_json: bytes, context: Context | None
+    pool: ProcessPool,
+    job: AnyJob,
+    attempt: "Attempt",
+    args_json: bytes,
+    context: Context | None,
+    *,
+    max_result_bytes: int,
 ) -> JsonResult:
     """Run a job in a process. Its deadline starts when the process does.
 
@@ -34,6 +40,7 @@ async def run_in_process(
         attempt: its attempt.
         args_json: its arguments.
         context: takes progress and log lines; None: the job does not ask for it.
+        max_result_bytes: size of the largest result, bytes.
 
     Raises:
         RemoteError: the job raised an error.
@@ -50,7 +57,7 @@ async def run_in_process(
         failures=attempt.failures,
         args_json=args_json,
         memory_mb=job.options.memory_mb,
-        max_result_bytes=messages.MAX_RESULT_BYTES,
+        max_result_bytes=max_result_bytes,
     )
 
     def handle(report: messages.Report) -> None:

@@ -11,9 +11,6 @@ LENGTH_BYTES = 4
 MAX_REPLY_BYTES = 128 * 1024 * 1024
 """The longest frame that a worker reads from a process."""
 
-MAX_RESULT_BYTES = 64 * 1024 * 1024
-"""The largest result of a job that runs in a process, as JSON."""
-
 
 class RunJob(msgspec.Struct, frozen=True, tag_field="kind", tag="job", kw_only=True):
     """Run a job."""

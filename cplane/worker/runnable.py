@@ -104,7 +104,7 @@ class Runnable(Protocol):
         ...
 
     def succeeded(self, result: object) -> Outcome:
-        """Return the outcome of code that returned `result`. Raises ResultNotSerializable."""
+        """Return the outcome of code that returned `result`. Raises ResultNotSerializable, ResultTooLarge."""
         ...
 
     def retry_in_s(self, error: BaseException, failures: int) -> float | None:
@@ -131,11 +131,12 @@ class DecoratedJob:
         job: the job.
         threads: where plain `def` functions run.
         processes: where those with `runs_in="process"` run.
+        max_result_bytes: size of the largest result, bytes.
     """
 
     is_recorded: bool
 
-    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool) -> None:
+    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool, max_result_bytes: int) -> None:
         self.job = job
         self.name = job.name
         self.timeout_s = job.timeout_s
@@ -150,12 +151,20 @@ class DecoratedJob:
         self.page_options = job.page_options
         self._threads = threads
         self._processes = processes
+        self._max_result_bytes = max_result_bytes
 
     def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:
         """Start the function with its arguments and what it asks for."""
         if self.runs_in_process:
             context = cast("Context | None", resources.context)
-            return run_in_process(self._processes, self.job, attempt, self._args_json(attempt), context)
+            return run_in_process(
+                self._processes,
+                self.job,
+                attempt,
+                self._args_json(attempt),
+                context,
+                max_result_bytes=self._max_result_bytes,
+            )
         return self.job.call(arguments, resources, partial(self._threads.run, queue=attempt.lease.queue))
 
     def _args_json(self, attempt: "Attempt") -> bytes:
@@ -164,7 +173,10 @@ class DecoratedJob:
 
     def succeeded(self, result: object) -> Outcome:
         """Return the outcome, with the result as JSON."""
-        result_json = result.json if isinstance(result, JsonResult) else self.job.encode_result(result)
+        if isinstance(result, JsonResult):
+            result_json = result.json
+        else:
+            result_json = self.job.encode_result(result, self._max_result_bytes)
         if result_json == b"null":
             return NOTHING_RETURNED
         return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json)
@@ -206,8 +218,8 @@ class TransientJob(DecoratedJob):
 
     is_recorded = False
 
-    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool) -> None:
-        super().__init__(job, threads, processes)
+    def __init__(self, job: AnyJob, threads: JobThreads, processes: ProcessPool, max_result_bytes: int) -> None:
+        super().__init__(job, threads, processes, max_result_bytes)
         self._result_kept = Retention(int(job.options.result_ttl_s * 1000) or None, 0)
         self._error_kept = Retention(int(job.options.error_ttl_s * 1000) or None, 0)
 

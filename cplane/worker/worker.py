@@ -32,6 +32,7 @@ from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import cancel_all, wait_first
 from cplane.runtime.gc_tuning import collect_rarely
 from cplane.runtime.offload import offload
+from cplane.worker.acknowledgements import Acknowledgements
 from cplane.worker.arq import ArqWorker, redis_settings_of_environment, runs_under_arq
 from cplane.worker.attempt import CLEANUP_S, Stop
 from cplane.worker.browser_pool import WorkerPages
@@ -189,11 +190,17 @@ class Worker(ArqWorker):
         stack.callback(self._close_threads)
         processes = await stack.enter_async_context(self._process_pool())
         offload.set(processes.call)
-        self._catalog = Catalog(self.jobs, self.arq_functions, self._threads, processes)
+        self._catalog = Catalog(self.jobs, self.arq_functions, self._threads, processes, settings.max_result_bytes)
         self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
         self._completions = Completions(self._lease_keeper, self, self.hooks)
         recorder = await stack.enter_async_context(
-            Recorder(store, queue, plane.events, self._completions, self.given_serializer)
+            Recorder(
+                store,
+                queue,
+                plane.events,
+                self._completions,
+                Acknowledgements(settings.max_result_bytes, self.given_serializer),
+            )
         )
         events = await stack.enter_async_context(Batch(self._publish, name="publish progress"))
         files, sampler = JobFiles(store, plane.artifacts), TraceSampler(settings.trace)
