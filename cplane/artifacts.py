@@ -5,7 +5,7 @@ import hashlib
 import mimetypes
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -15,7 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from cplane.errors import ArtifactsUnavailable, InvalidSettings
+from cplane.errors import ArtifactsUnavailable, ArtifactTooLarge, InvalidSettings
 from cplane.jobs.context import Artifact
 
 if TYPE_CHECKING:
@@ -23,17 +23,26 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 TIMEOUT_S = 60.0
-"""Time to write one file, or to read one chunk."""
+"""Time to write, or to read, one chunk. What the job's own iterator takes does not count."""
+
+HASH_IN_THREAD_BYTES = 1024 * 1024
+"""Data of this size is hashed in a thread: it would hold the loop for milliseconds."""
 
 CHUNK_BYTES = 1024 * 1024
 """Minimum size of a chunk that is read, except for the last one."""
 
 
 class ArtifactStore:
-    """Stores files under `jobs/{record}/{attempt}/{name}`."""
+    """Stores files under `jobs/{record}/{attempt}/{name}`.
 
-    def __init__(self, store: ObjectStore) -> None:
+    Args:
+        store: the folder or bucket.
+        max_bytes: size of the largest file, bytes; None: no limit.
+    """
+
+    def __init__(self, store: ObjectStore, max_bytes: int | None = None) -> None:
         self._store = store
+        self._max_bytes = max_bytes
 
     async def put(
         self,
@@ -57,7 +66,9 @@ class ArtifactStore:
 
         Raises:
             ValueError: `name` is not valid.
+            ArtifactTooLarge: the data are larger than `max_bytes`; nothing of them is stored.
             ArtifactsUnavailable: the store did not respond.
+            Exception: what `data` itself raised, unchanged; nothing of it is stored.
         """
         if not NAME.fullmatch(name):
             raise ValueError(
@@ -65,10 +76,15 @@ class ArtifactStore:
             )
         path = f"jobs/{record_id}/{attempt}/{name}"
         media_type = media_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
-        measured = _Measured(data)
-        with _translated_errors(f"writing '{name}'"):
-            async with asyncio.timeout(TIMEOUT_S):
-                await obstore.put_async(self._store, path, data if isinstance(data, bytes) else measured.chunks(data))
+        measured = _Measured(name, self._max_bytes)
+        with _translated_errors(f"writing '{name}'", measured):
+            async with asyncio.timeout(None) as deadline:
+                if isinstance(data, bytes):
+                    await measured.add(data)
+                    _set(deadline, TIMEOUT_S)
+                    await obstore.put_async(self._store, path, data)
+                else:
+                    await obstore.put_async(self._store, path, measured.chunks(data, deadline))
         return Artifact(name=name, media_type=media_type, size=measured.size, sha256=measured.digest.hexdigest()), path
 
     @asynccontextmanager
@@ -91,35 +107,69 @@ class ArtifactStore:
 
 
 class _Measured:
-    """Computes size and hash of data while it is written to the store."""
+    """Computes size and hash of data while it is written to the store, and ends data that are too large.
 
-    def __init__(self, data: bytes | AsyncIterator[bytes]) -> None:
+    Args:
+        name: name of the file, for errors.
+        max_bytes: size of the largest file, bytes; None: no limit.
+    """
+
+    def __init__(self, name: str, max_bytes: int | None) -> None:
         self.digest = hashlib.sha256()
         self.size = 0
-        if isinstance(data, bytes):
-            self.add(data)
+        self.failure: Exception | None = None
+        """What the data raised, which is not an error of the store."""
+        self._name = name
+        self._max_bytes = max_bytes
 
-    def add(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
+    async def add(self, chunk: bytes) -> None:
         self.size += len(chunk)
+        if self._max_bytes is not None and self.size > self._max_bytes:
+            raise ArtifactTooLarge(
+                f"'{self._name}' has {self.size:,} bytes or more, and a file may have {self._max_bytes:,} "
+                "(CPLANE_ARTIFACT_MAX_MB)",
+                hint="split it into several files",
+            )
+        if len(chunk) < HASH_IN_THREAD_BYTES:
+            self.digest.update(chunk)
+        else:
+            await asyncio.to_thread(self.digest.update, chunk)
 
-    async def chunks(self, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for chunk in data:
-            self.add(chunk)
-            yield chunk
+    async def chunks(self, data: AsyncIterator[bytes], deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
+        """Yield the chunks; the deadline counts only while the store has one."""
+        try:
+            async for chunk in data:
+                await self.add(chunk)
+                _set(deadline, TIMEOUT_S)
+                yield chunk
+                _set(deadline, None)
+        except Exception as error:
+            self.failure = error
+            raise
+        _set(deadline, TIMEOUT_S)
+
+
+def _set(deadline: asyncio.Timeout, seconds: float | None) -> None:
+    """Move a deadline to so many seconds from now; one that has passed stays."""
+    with suppress(RuntimeError):
+        deadline.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 
 class _translated_errors:  # noqa: N801  used like the functions of contextlib
-    """Raises `ArtifactsUnavailable` for errors of the store."""
+    """Raises `ArtifactsUnavailable` for errors of the store, and what the data raised as it was."""
 
-    def __init__(self, doing: str) -> None:
+    def __init__(self, doing: str, measured: _Measured | None = None) -> None:
         self._doing = doing
+        self._measured = measured
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: object) -> None:
-        if isinstance(exc, BaseError | OSError | TimeoutError):
+        failure = None if self._measured is None else self._measured.failure
+        if failure is not None and failure is not exc and isinstance(exc, Exception):
+            raise failure
+        if failure is None and isinstance(exc, BaseError | OSError | TimeoutError):
             raise ArtifactsUnavailable(
                 f"the artifact store failed while {self._doing}", hint="see CPLANE_ARTIFACTS_URL"
             ) from exc
@@ -137,11 +187,12 @@ async def _chunks(found: "GetResult") -> AsyncIterator[bytes]:
         yield bytes(chunk)
 
 
-def open_artifacts(url: str) -> ArtifactStore:
+def open_artifacts(url: str, max_bytes: int | None = None) -> ArtifactStore:
     """Return the artifact store at a URL. A missing folder is created.
 
     Args:
         url: `file:///absolute/path`, or the URL of a bucket: `s3://…`, `gs://…`, `az://…`.
+        max_bytes: size of the largest file, bytes; None: no limit.
 
     Raises:
         InvalidSettings: the URL cannot be used; the message says why.
@@ -153,8 +204,8 @@ def open_artifacts(url: str) -> ArtifactStore:
         )
     try:
         if parts.scheme == "file":
-            return ArtifactStore(LocalStore(Path(unquote(parts.path)), automatic_cleanup=True, mkdir=True))
-        return ArtifactStore(from_url(url))
+            return ArtifactStore(LocalStore(Path(unquote(parts.path)), automatic_cleanup=True, mkdir=True), max_bytes)
+        return ArtifactStore(from_url(url), max_bytes)
     except (BaseError, OSError, ValueError) as error:
         raise InvalidSettings(
             f"CPLANE_ARTIFACTS_URL cannot be used: {str(error).splitlines()[0]}",

@@ -1,13 +1,15 @@
 """The artifact store, in a real folder."""
 
+import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from cplane.artifacts import ArtifactStore, open_artifacts
-from cplane.errors import ArtifactsUnavailable, InvalidSettings
+from cplane.errors import ArtifactsUnavailable, ArtifactTooLarge, InvalidSettings
 from cplane.runtime.ids import new_id
 
 ID = new_id()
@@ -123,6 +125,95 @@ async def test_a_stream_that_fails_leaves_no_file_and_raises_its_own_error(
     with pytest.raises(ZeroDivisionError):
         await artifacts.put(ID, 1, "a", broken())
     assert files(folder) == []
+
+
+@pytest.mark.parametrize("error", [OSError("the device is gone"), TimeoutError("too slow"), FileNotFoundError("input")])
+async def test_an_error_of_the_data_is_not_one_of_the_store(
+    artifacts: ArtifactStore, folder: Path, error: Exception
+) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await artifacts.put(ID, 1, "a", broken())
+    assert caught.value is error
+    assert files(folder) == []
+
+
+async def test_data_that_are_no_bytes_raise_their_own_error(artifacts: ArtifactStore, folder: Path) -> None:
+    with pytest.raises(TypeError):
+        await artifacts.put(ID, 1, "a", stream("text"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert files(folder) == []
+
+
+async def test_data_that_come_slowly_are_not_an_outage_of_the_store(
+    artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cplane.artifacts.TIMEOUT_S", 0.1)
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            yield b"x"
+
+    artifact, _ = await artifacts.put(ID, 1, "a", slow())
+    assert artifact.size == 3
+
+
+async def test_a_store_that_does_not_respond_is_an_outage_also_for_a_stream(
+    artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_store: object, _path: str, data: AsyncIterator[bytes]) -> None:
+        async for _ in data:
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr("cplane.artifacts.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("cplane.artifacts.obstore.put_async", hang)
+    with pytest.raises(ArtifactsUnavailable, match="failed while writing 'a'"):
+        await artifacts.put(ID, 1, "a", stream(b"x"))
+
+
+@pytest.mark.parametrize("chunks", [[bytes(101)], [bytes(60), bytes(40), b"x"], [bytes(1)] * 200, [bytes(3_000_000)]])
+async def test_a_file_that_is_too_large_is_refused_while_it_is_counted_and_nothing_is_left(
+    folder: Path, chunks: list[bytes]
+) -> None:
+    artifacts = open_artifacts(folder.as_uri(), max_bytes=100)
+    taken = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for chunk in chunks:
+            taken += len(chunk)
+            yield chunk
+
+    message = r"'a' has [\d,]+ bytes or more, and a file may have 100 \(CPLANE_ARTIFACT_MAX_MB\)"
+    for data in (counted(), b"".join(chunks)):
+        with pytest.raises(ArtifactTooLarge, match=message):
+            await artifacts.put(ID, 1, "a", data)
+        assert files(folder) == []
+    assert taken <= 100 + max(map(len, chunks)), "it stops at the limit"
+    for data in (stream(bytes(60), bytes(40)), bytes(100)):
+        artifact, _ = await artifacts.put(ID, 1, "a", data)
+        assert artifact.size == 100
+
+
+async def test_a_large_file_is_hashed_without_holding_the_loop(artifacts: ArtifactStore) -> None:
+    longest, last = 0.0, time.perf_counter()
+
+    async def tick() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    data = bytes(200 * 1024 * 1024)
+    ticking = asyncio.create_task(tick())
+    artifact, _ = await artifacts.put(ID, 1, "a", data)
+    ticking.cancel()
+    assert artifact.sha256 == hashlib.sha256(data).hexdigest()
+    assert longest < 0.1
 
 
 async def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ class Context:
 
         Raises:
             ValueError: `name` is not valid.
+            ArtifactTooLarge: the file is larger than `CPLANE_ARTIFACT_MAX_MB`; nothing of it is stored.
+            TooManyArtifacts: the job has `CPLANE_ARTIFACT_MAX_COUNT` files already.
             ArtifactsUnavailable: the artifact store did not respond.
             UsageError: the job is a plain `def`, which cannot await it.
         """

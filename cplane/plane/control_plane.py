@@ -105,7 +105,8 @@ class ControlPlane:
 
     async def _open_gateways(self, opening: AsyncExitStack) -> None:
         """Open Postgres, Redis and the artifact store."""
-        self.artifacts = await asyncio.to_thread(open_artifacts, self.settings.artifacts_url)
+        max_bytes = self.settings.artifact_max_mb * 1024 * 1024
+        self.artifacts = await asyncio.to_thread(open_artifacts, self.settings.artifacts_url, max_bytes)
         self.database = await opening.enter_async_context(Database(self.settings.database_url))
         self.redis = await opening.enter_async_context(connect(self.settings.redis_url))
         self.store, self.queue, self.events = Store(self.database), Queue(self.redis), Events(self.redis)

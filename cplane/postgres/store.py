@@ -364,6 +364,12 @@ class Store:
         async with self._database.session() as session:
             return list(await session.exec(query.order_by(job_id, name, col(ArtifactRecord.attempt).desc())))
 
+    async def artifact_names(self, record_id: UUID) -> set[str]:
+        """Return the names of a record's files."""
+        query = select(ArtifactRecord.name).where(ArtifactRecord.job_id == record_id).distinct()
+        async with self._database.session() as session:
+            return set(await session.exec(query))
+
     async def artifact(self, record_id: UUID, name: str) -> ArtifactRecord:
         """Return one file of a record.
 

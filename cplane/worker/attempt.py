@@ -123,6 +123,8 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     session: SessionHold | None = None
     """The browser session it holds; the hold ends with the attempt."""
     transaction: JobTransaction | None = None
+    file_names: set[str] | None = None
+    """Names of the files of the job, those of earlier attempts included; None: it has stored none in this attempt."""
     bound_log: Any = None
 
     @classmethod

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from cplane.browser import File, PageLease, Trace, collect, collect_trace
-from cplane.errors import ArtifactsUnavailable, DatabaseUnavailable
+from cplane.errors import ArtifactsUnavailable, ArtifactTooLarge, DatabaseUnavailable
 from cplane.jobs.states import AttemptState
 from cplane.worker.files import JobFiles
 from cplane.worker.outcome import Outcome
@@ -87,5 +87,5 @@ class EvidenceStore:
     async def _store(self, record_id: UUID, attempt: int, file: File) -> None:
         try:
             await self.files.keep(record_id, attempt, file.name, file.data, file.media_type)
-        except (ArtifactsUnavailable, DatabaseUnavailable) as error:
+        except (ArtifactsUnavailable, ArtifactTooLarge, DatabaseUnavailable) as error:
             log.warning("evidence_not_stored", file=file.name, reason=str(error))

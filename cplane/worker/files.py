@@ -29,6 +29,7 @@ class JobFiles:
 
         Raises:
             ValueError: a name that cannot be a file's name.
+            ArtifactTooLarge: the data are too large; nothing is stored.
             ArtifactsUnavailable, DatabaseUnavailable: it is not stored.
         """
         artifact, path = await self.artifacts.put(record_id, attempt, name, data, media_type)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from cplane.browser import PageOptions
-from cplane.errors import InvalidArguments, SessionBusy
+from cplane.errors import InvalidArguments, SessionBusy, TooManyArtifacts
 from cplane.jobs.context import Artifact, Context, Progress
 from cplane.jobs.definition import Resources
 from cplane.postgres.transaction import JobTransaction
@@ -43,6 +43,8 @@ class JobResources:
     """Opens what an attempt needs. What it opens is noted on the attempt, which closes it."""
 
     files: JobFiles
+    max_files: int
+    """How many files a job may store, each name counted once."""
     pages: WorkerPages
     sessions: SessionStore
     sampler: TraceSampler
@@ -101,6 +103,18 @@ class JobResources:
             raise SessionBusy(f"another job holds the browser session '{options.session}'")
         return held
 
+    async def _count_file(self, attempt: Attempt, record_id: UUID, name: str) -> None:
+        """Note a file of the job before it is stored. Raises TooManyArtifacts: it would be one too many."""
+        if attempt.file_names is None:
+            earlier = await self.files.store.artifact_names(record_id) if attempt.number > 1 else set[str]()
+            attempt.file_names = earlier | (attempt.file_names or set())  # another file may have come while it waited
+        if name not in attempt.file_names and len(attempt.file_names) >= self.max_files:
+            raise TooManyArtifacts(
+                f"'{name}' is one file more than the {self.max_files:,} that a job may store (CPLANE_ARTIFACT_MAX_COUNT)",
+                hint="store several in one archive",
+            )
+        attempt.file_names.add(name)
+
     def _context(self, attempt: Attempt, transaction: JobTransaction) -> Context:
         async def cool_down(seconds: float) -> bool:
             return await self.cooldowns.start(attempt, seconds)
@@ -110,6 +124,7 @@ class JobResources:
         async def store_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
             if attempt.record_id is None:
                 raise InvalidArguments("a job without a record keeps no files", hint="leave out record=False")
+            await self._count_file(attempt, attempt.record_id, name)
             return await self.files.keep(attempt.record_id, attempt.number, name, data, media_type)
 
         async def read_artifact(job: UUID, name: str, max_bytes: int) -> tuple[Artifact, bytes]:

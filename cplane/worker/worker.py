@@ -206,7 +206,7 @@ class Worker(ArqWorker):
         files, sampler = JobFiles(store, plane.artifacts), TraceSampler(settings.trace)
         cooldowns = Cooldowns(plane.limiter, settings.respect_retry_after)
         self._runner = Runner(
-            resources=JobResources(files, self.pages, plane.sessions, sampler, cooldowns),
+            resources=JobResources(files, settings.artifact_max_count, self.pages, plane.sessions, sampler, cooldowns),
             evidence=EvidenceStore(files, sampler),
             recorder=recorder,
             lease_keeper=self._lease_keeper,

@@ -47,7 +47,7 @@ CLIENT = frozenset(
             "store.replay",
             "store.replay_many",
         ),
-        *("store.artifact", "store.artifacts", "store.add_artifact"),
+        *("store.artifact", "store.artifacts", "store.artifact_names", "store.add_artifact"),
         *(
             "queue.ping",
             "queue.results",
