@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast
 
@@ -16,6 +16,7 @@ from cplane.jobs.names import QUEUE_NAME
 from cplane.jobs.options import MAX_DURATION_S, read_priority
 from cplane.jobs.per_host import PerHost, limit_keys_of
 from cplane.jobs.states import Priority
+from cplane.runtime.text import storable
 
 if TYPE_CHECKING:
     from cplane.jobs.definition import AnyJob, Job
@@ -88,11 +89,15 @@ class Call(Generic[P, R]):
             raise InvalidArguments(
                 "at must be an aware datetime", hint="for example datetime.now(UTC) + timedelta(minutes=5)"
             )
+        if at is not None and not _is_storable(at):
+            raise InvalidArguments(f"at must be a moment of the years 1 to 9999 in UTC, not {at}")
         if key is not None and not job.options.record:
             hint = "leave out record=False, or the key"
             raise InvalidArguments(f"'{job.name}' keeps no record that a key could lead to", hint=hint)
         if key is not None and not 1 <= len(key) <= 255:
             raise InvalidArguments("an idempotency key has 1 to 255 characters")
+        if key is not None and key != storable(key):
+            raise InvalidArguments("an idempotency key has neither NUL nor lone surrogates")
         if queue is not None and not QUEUE_NAME.fullmatch(queue):
             raise InvalidArguments(f"'{queue}' is not a queue name", hint="letters, digits, '_', '.', '-', at most 100")
         delay_s = delay.total_seconds() if isinstance(delay, timedelta) else delay
@@ -220,6 +225,15 @@ def enter(plane: Submitter) -> None:
 def leave(plane: Submitter) -> None:
     """Remove a closed `plane`; the one opened before it is current again."""
     _open_planes.remove(plane)
+
+
+def _is_storable(at: datetime) -> bool:
+    """Return whether a moment can be expressed in UTC, as every store does."""
+    try:
+        at.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 def _not_mappings(given: object) -> InvalidArguments:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import msgspec
 from pydantic import JsonValue
 
-from cplane.errors import IdempotencyConflict, InvalidArguments
+from cplane.errors import CplaneError, IdempotencyConflict, InvalidArguments
 from cplane.jobs.handle import Handle
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.states import Priority
@@ -23,6 +23,7 @@ from cplane.postgres.store import Store
 from cplane.redis.messages import EnqueueRequest
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
+from cplane.runtime.splitting import portions, send_halving
 from cplane.settings import CplaneSettings
 
 SIZED = (str, list, dict)  # faster to ask for than a union
@@ -32,6 +33,12 @@ LARGE_ARGUMENT = 10_000
 
 EARLY_BATCH = 4
 """A batch of up to this many is scheduled while it gets to disk, with one statement more: it came when there was little to do."""
+
+MAX_REASON_CHARS = 500
+"""Of why a submission was refused; the driver's text may quote the submission itself."""
+
+PORTION_BYTES = 4 * 1024 * 1024
+"""Arguments that one statement of a batch carries at most, larger ones aside, which are alone."""
 
 SubmitResult = Submitted | IdempotencyConflict
 """The record of a submission, or why there is none."""
@@ -72,6 +79,17 @@ class RecordSender:
         await asyncio.wait([scheduled], timeout=SCHEDULE_WAIT_S)
         return results
 
+    async def send_apart(self, records: Sequence[NewRecord]) -> list[SubmitResult | Exception]:
+        """Record submissions of several callers: one that Postgres refuses, or that is large, fails or delays no other.
+
+        Returns:
+            For each submission, in order, its result, or the error that it alone caused.
+        """
+        results: list[SubmitResult | Exception] = []
+        for portion in portions(records, _size, PORTION_BYTES):
+            results += await send_halving(portion, self, outages=(CplaneError,))
+        return results
+
 
 class Submissions:
     """Where jobs are submitted.
@@ -97,7 +115,7 @@ class Submissions:
         self._max_bytes = settings.max_body_bytes
         self._per_host: PerHost | None = settings.per_host
         self._send = RecordSender(store, scheduler)
-        self._batch = Batch(self._send, name="record submitted jobs", overlap=True)
+        self._batch = Batch(self._send.send_apart, name="record submitted jobs", overlap=True)
 
     async def __aenter__(self) -> Self:
         await self._batch.__aenter__()
@@ -112,7 +130,7 @@ class Submissions:
         """Submit one job, with the next batch.
 
         Raises:
-            InvalidArguments: the arguments are too large.
+            InvalidArguments: the arguments are too large, or Postgres cannot store the submission.
             IdempotencyConflict: the key was used for another call.
             DatabaseUnavailable: Postgres did not respond.
             QueueUnavailable: the same of Redis, for a job without a record.
@@ -121,8 +139,13 @@ class Submissions:
         if not submission.job.options.record:
             return await self._transient.submit(submission)
         submitted = await self._batch(self._new_record(submission))
-        if isinstance(submitted, IdempotencyConflict):
+        if isinstance(submitted, CplaneError):
             raise submitted
+        if isinstance(submitted, Exception):
+            reason = str(submitted).partition("\n")[0][:MAX_REASON_CHARS]
+            raise InvalidArguments(
+                f"'{submission.job.name}' cannot be recorded: Postgres refused it: {reason}"
+            ) from submitted
         return submitted
 
     async def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted]:
@@ -170,6 +193,10 @@ class Submissions:
             request_hash=_request_hash(submission) if submission.key is not None else None,
             limit_keys=submission.limit_keys(self._per_host),
         )
+
+
+def _size(record: NewRecord) -> int:
+    return len(record.args_json)
 
 
 def is_large(args: Mapping[str, JsonValue]) -> bool:

@@ -29,6 +29,10 @@ from cplane.redis.messages import Aborted, EnqueueRequest, EnqueueResult
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.ids import new_id
+from cplane.runtime.splitting import portions
+
+PORTION_BYTES = 4 * 1024 * 1024
+"""Payloads that one call of a batch carries at most, larger ones aside, which are alone."""
 
 Lane = tuple[str, Priority]
 """A queue, and the priority in it."""
@@ -73,7 +77,7 @@ class TransientJobs:
         self._events = events
         self._waiters = waiters
         self._per_host = per_host
-        self._schedule: Batch[EnqueueRequest, EnqueueResult] = Batch(queue.enqueue, name="schedule transient jobs")
+        self._schedule: Batch[EnqueueRequest, EnqueueResult] = Batch(self._enqueue, name="schedule transient jobs")
 
     async def __aenter__(self) -> Self:
         await self._schedule.__aenter__()
@@ -97,6 +101,13 @@ class TransientJobs:
         requests = [await self._request(submission, id_) for submission, id_ in zip(submissions, ids, strict=True)]
         await self._queue.enqueue(requests)
         return [_submitted(id_, request) for id_, request in zip(ids, requests, strict=True)]
+
+    async def _enqueue(self, requests: Sequence[EnqueueRequest]) -> list[EnqueueResult]:
+        """Schedule a batch, in portions that Redis takes in quickly."""
+        results: list[EnqueueResult] = []
+        for portion in portions(requests, _size, PORTION_BYTES):
+            results += await self._queue.enqueue(portion)
+        return results
 
     async def _request(self, submission: Submission, id_: UUID) -> EnqueueRequest:
         delay_ms = int((submission.delay_s or 0) * 1000)
@@ -235,6 +246,10 @@ async def cancel(queue: Queue, events: Events, job_id: UUID, name: str, lane: La
     except QueueUnavailable:
         log.warning("cancel_not_published", record=str(job_id), hint="its worker learns of it with the next renewal")
     return State.RUNNING if aborted is Aborted.TOLD else State.CANCELLED
+
+
+def _size(request: EnqueueRequest) -> int:
+    return len(request.payload)
 
 
 def _ended(job_id: UUID, kept: KeptResult) -> TransientJob:

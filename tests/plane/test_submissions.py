@@ -1,16 +1,18 @@
 """Small batches are scheduled while they are flushed to disk; `submit()` returns once they are on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from cplane import ControlPlane, job
-from cplane.errors import DatabaseUnavailable
-from cplane.plane.submissions import EARLY_BATCH
+from cplane import ControlPlane, Handle, job
+from cplane.errors import DatabaseUnavailable, InvalidArguments
+from cplane.plane.submissions import EARLY_BATCH, PORTION_BYTES
 from cplane.postgres.database import Database
 from cplane.postgres.rows import NewRecord
 from cplane.postgres.statements import Statement
@@ -31,6 +33,19 @@ RECORD_SETTING_AT_COMMIT = (
 @job
 async def submissions_noop(x: int = 0) -> int:
     return x
+
+
+@job(record=False)
+async def submissions_transient(x: int = 0) -> int:
+    return x
+
+
+@job
+async def submissions_large(text: str) -> None: ...
+
+
+@job(record=False)
+async def submissions_large_transient(text: str) -> None: ...
 
 
 @pytest_asyncio.fixture
@@ -125,3 +140,60 @@ async def test_large_batches_and_calls_with_a_key_need_no_separate_flush(
     await submissions_noop.submit_many([{"x": number} for number in range(EARLY_BATCH + 1)])
     assert slow_flush.flushes == 0
     assert len(await plane.records()) == EARLY_BATCH + 2
+
+
+# submissions that Postgres refuses
+
+
+REFUSE_POISON = (
+    """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.args->>'x' = '-1' THEN RAISE EXCEPTION 'too much' USING ERRCODE = '54000'; END IF; RETURN NEW; END $$""",
+    "CREATE TRIGGER refuse BEFORE INSERT ON cplane.jobs FOR EACH ROW EXECUTE FUNCTION refuse()",
+)
+
+
+async def test_a_submission_that_postgres_refuses_fails_alone(plane: ControlPlane, database_url: str) -> None:
+    for statement in REFUSE_POISON:
+        await execute(database_url, statement)
+    numbers = [*range(12), -1, *range(12, 20)]
+    outcomes = await asyncio.gather(
+        *(submissions_noop.using(key=f"key {number}").submit(number) for number in numbers), return_exceptions=True
+    )
+    refused = outcomes.pop(12)
+    assert isinstance(refused, InvalidArguments)
+    assert refused.message == "'submissions_noop' cannot be recorded: Postgres refused it: too much"
+    assert [type(outcome) for outcome in outcomes] == [Handle] * 20
+    assert len(await plane.records(limit=50)) == 20
+
+
+EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
+
+
+@pytest.mark.parametrize("at", [datetime.max.replace(tzinfo=WEST), datetime.min.replace(tzinfo=EAST)])
+async def test_a_moment_that_no_store_takes_is_refused_at_the_door(plane: ControlPlane, at: datetime) -> None:
+    for any_job in (submissions_noop, submissions_transient):
+        with pytest.raises(InvalidArguments, match="at must be a moment of the years 1 to 9999 in UTC"):
+            any_job.using(at=at)
+
+
+@pytest.mark.parametrize("key", ["a\0b", "caf\udce9"])
+async def test_a_key_that_no_store_takes_is_refused_at_the_door(plane: ControlPlane, key: str) -> None:
+    with pytest.raises(InvalidArguments, match="an idempotency key has neither NUL nor lone surrogates"):
+        submissions_noop.using(key=key)
+
+
+async def test_large_submissions_of_many_callers_are_recorded_in_portions(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    submit = plane.store.submit
+
+    async def measured(records: Sequence[NewRecord], *, early: bool = False) -> list[Any]:
+        sizes.append(sum(len(record.args_json) for record in records))
+        return await submit(records, early=early)
+
+    monkeypatch.setattr(plane.store, "submit", measured)
+    handles = await asyncio.gather(*(submissions_large.submit("x" * 1_000_000) for _ in range(20)))
+    assert len({handle.id for handle in handles}) == 20
+    assert max(sizes) <= PORTION_BYTES
+    assert len(await asyncio.gather(*(submissions_large_transient.submit("x" * 1_000_000) for _ in range(20)))) == 20
