@@ -6,6 +6,7 @@ Losing an event loses no job: a waiter also reads the record now and then.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from uuid import UUID
 
@@ -111,11 +112,22 @@ def _subscribed_key(stream: str) -> str:
 
 
 _entries = msgspec.msgpack.Decoder(list[Event])
+_parts = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_events = msgspec.msgpack.Decoder(Event)
 
 
 def _decode(entry: bytes) -> list[Event]:
-    """Return the events of an entry; none for an entry that is not in our format."""
+    """Return the events of an entry. One that is not in our format, such as that of an arq id, hides no other."""
     try:
         return _entries.decode(entry)
     except msgspec.DecodeError:
+        pass
+    try:
+        parts = _parts.decode(entry)
+    except msgspec.DecodeError:
         return []
+    events: list[Event] = []
+    for part in parts:
+        with suppress(msgspec.DecodeError):
+            events.append(_events.decode(part))
+    return events

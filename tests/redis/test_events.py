@@ -112,6 +112,18 @@ async def test_an_entry_of_another_format_is_skipped(events: Events, redis: Any,
         assert received == ours
 
 
+async def test_an_id_of_arqs_clients_hides_no_other_event_of_its_batch(events: Events) -> None:
+    """arq's ids may be any text; the outcomes of a batch are published as one entry."""
+    subscription = events.follow()
+    ours = some(2)
+    bare = [(str(event.record_id), event.state, event.attempt) for event in ours]
+    async with asyncio.timeout(DEADLINE_S):
+        await anext(subscription)
+        await events.publish([bare[0], ("nightly report", State.SUCCEEDED, 1), bare[1]])
+        received = await anext(subscription)
+    assert [event.record_id for event in received] == [event.record_id for event in ours]
+
+
 async def test_old_entries_are_deleted_from_the_stream(
     events: Events, redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
