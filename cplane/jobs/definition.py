@@ -20,7 +20,7 @@ from cplane.jobs.names import SESSION_NAME
 from cplane.jobs.options import Arguments, Options
 from cplane.jobs.per_host import PerHost, host_of, limits
 from cplane.jobs.result_size import least_json_size, too_large
-from cplane.jobs.signature import ArgumentsSchema, Signature, has_nul
+from cplane.jobs.signature import MAX_DIGITS, ArgumentsSchema, Signature, has_nul, has_unreadable_number
 from cplane.jobs.submission import Call, P, R
 
 CallP = ParamSpec("CallP", default=...)
@@ -337,6 +337,10 @@ class Job(Generic[P, R, CallP, CallR]):
         if has_nul(result_json):
             raise ResultNotSerializable(
                 f"what '{self.name}' returned contains the character NUL", hint="Postgres cannot store it in JSON"
+            )
+        if has_unreadable_number(result_json):
+            raise ResultNotSerializable(
+                f"what '{self.name}' returned has an integer of more than {MAX_DIGITS} digits", hint="return it as text"
             )
         return result_json
 

@@ -274,6 +274,21 @@ def test_a_lone_surrogate_is_refused_at_any_depth() -> None:
         takes_surrogate.encode_result(["\ud800"])
 
 
+@pytest.mark.parametrize("value", [10**4300, {"a": [-(10**5000)]}, 10**140_000], ids=type)
+def test_an_integer_that_cannot_be_read_back_is_refused(value: Any) -> None:
+    @job
+    async def carries_integers(x: Any) -> Any: ...
+
+    with pytest.raises(InvalidArguments):
+        carries_integers.encode((value,), {})
+    with pytest.raises(
+        ResultNotSerializable, match="'carries_integers' returned has an integer of more than 4300 digits"
+    ):
+        carries_integers.encode_result(value)
+    for fine in (10**4299, "1" * 5000, [10**4299, "1" * 5000]):
+        assert carries_integers.decode_result(carries_integers.encode_result(fine)) == fine
+
+
 def test_the_error_for_an_argument_or_a_result_that_is_not_json_names_the_problem() -> None:
     @job
     async def carries_anything(x: Any) -> Any: ...
