@@ -1,6 +1,5 @@
 """`check`: test whether a page is as expected and how long it takes to load, for monitoring."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Unpack
@@ -11,6 +10,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
+from cplane.tasks.patterns import UrlPattern
 from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, selector_failure, storable, visit
 from cplane.tasks.visit_options import Milliseconds, Pattern, Selector, VisitOptions, check_visit, page_options, strict
 
@@ -18,8 +18,6 @@ MAX_PROBLEMS = 20
 """Console errors, and failed requests, that a verdict lists."""
 
 MAX_PROBLEM_LENGTH = 300
-MAX_MATCHED_URL_LENGTH = 2000
-"""Characters of the final URL that `expect.url` is matched against."""
 
 TIMINGS = """() => {
   const entry = performance.getEntriesByType('navigation')[0];
@@ -50,7 +48,9 @@ class Expectations(TypedDict, total=False):
 
     status: Annotated[int, Field(ge=100, le=599)]
     title: Annotated[str, Field(description="the complete title")]
-    url: Annotated[Pattern, Field(description="a regular expression that matches a part of the URL after redirects")]
+    url: Annotated[
+        Pattern, Field(description="a regular expression (RE2) that matches a part of the URL after redirects")
+    ]
     text: Annotated[list[str], Field(max_length=100, description="texts that are visible on the page")]
     no_text: Annotated[list[str], Field(max_length=100, description="texts that are not visible on the page")]
     visible: Annotated[list[Selector], Field(max_length=100, description="selectors whose first element is visible")]
@@ -186,7 +186,7 @@ def _judge_visit(expect: Expectations, visited: VisitResult) -> list[Verdict]:
     if "title" in expect:
         verdicts.append(_verdict("title", expect["title"], visited.title, expect["title"] == visited.title))
     if "url" in expect:
-        matches = re.search(expect["url"], visited.final_url[:MAX_MATCHED_URL_LENGTH]) is not None
+        matches = UrlPattern(expect["url"]).matches(visited.final_url)
         verdicts.append(_verdict("url", expect["url"], visited.final_url, matches))
     return verdicts
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import mimetypes
-import re
 from base64 import b64decode
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, Unpack, cast
@@ -16,6 +15,7 @@ from typing_extensions import TypedDict
 from cplane import Artifact, Context, job
 from cplane.errors import UsageError
 from cplane.tasks.download import MAX_BYTES, keep_download
+from cplane.tasks.patterns import UrlPattern
 from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, storable, visit
 from cplane.tasks.visit_options import (
     Milliseconds,
@@ -95,7 +95,7 @@ class GotoStep(TypedDict):
 
 @strict
 class WaitForStep(TypedDict):
-    """Wait for exactly one of: a URL that matches a regular expression, a load state, a number of milliseconds."""
+    """Wait for exactly one of: a URL that matches a regular expression (RE2), a load state, a number of milliseconds."""
 
     action: Literal["wait_for"]
     url: NotRequired[Pattern]
@@ -248,7 +248,7 @@ async def _perform(page: Page, ctx: Context, step: AnyStep, result: StepsResult)
 
 async def _wait(page: Page, step: WaitForStep) -> None:
     if "url" in step:
-        await page.wait_for_url(re.compile(step["url"]))
+        await page.wait_for_url(UrlPattern(step["url"]).matches)  # Playwright would match a pattern with `re`
     elif "load_state" in step:
         await page.wait_for_load_state(step["load_state"])
     else:

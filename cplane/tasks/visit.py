@@ -9,6 +9,7 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import BaseModel, Field
 
 from cplane import HostUnreachable, RetryPolicy, retry_after
+from cplane.tasks.patterns import UrlPatterns
 from cplane.tasks.visit_options import Cookie, GotoOptions, VisitOptions, WaitForSelector
 
 PLAYWRIGHT_COOKIE_NAMES = {"http_only": "httpOnly", "same_site": "sameSite"}
@@ -38,8 +39,6 @@ FIREFOX_CODES = {
 """Firefox's error codes and the Chromium codes that they correspond to."""
 
 CERTIFICATE = ("net::ERR_CERT_", "net::ERR_SSL_", "SEC_ERROR_", "SSL_ERROR_", "MOZILLA_PKIX_ERROR_")
-MAX_MATCHED_URL_LENGTH = 2000
-"""Characters of a request's URL that `reject_request_pattern` is matched against."""
 
 
 class VisitFailed(Exception):
@@ -140,12 +139,11 @@ async def _prepare(page: Page, options: VisitOptions) -> None:
     if media := options.get("emulate_media"):
         await page.emulate_media(**media)
     types = frozenset(options.get("reject_resource_types", ()))
-    patterns = [re.compile(pattern) for pattern in options.get("reject_request_pattern", ())]
+    patterns = UrlPatterns(options.get("reject_request_pattern", ()))
 
     async def filter_request(route: Route) -> None:
         request = route.request
-        url = request.url[:MAX_MATCHED_URL_LENGTH]
-        rejected = request.resource_type in types or any(pattern.search(url) for pattern in patterns)
+        rejected = request.resource_type in types or await patterns.any_matches(request.url)
         try:
             await (route.abort("blockedbyclient") if rejected else route.fallback())
         except PlaywrightError:  # the page is closing: its requests do not matter any more

@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from cplane.tasks import patterns
+
 SESSION_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
 HTTP_URL = TypeAdapter(HttpUrl)
 PAGE_OPTIONS = (
@@ -28,9 +30,6 @@ PAGE_OPTIONS = (
 )
 """The arguments that the browser context is created with."""
 
-MAX_PATTERN_LENGTH = 500
-"""Characters of a regular expression that a caller supplies."""
-
 strict = with_config(ConfigDict(extra="forbid"))
 """Reject unknown members of a typed dict."""
 
@@ -41,10 +40,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_pattern(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
+    patterns.UrlPattern(pattern)
     return pattern
 
 
@@ -68,7 +64,7 @@ def _check_timezone(timezone: str) -> str:
 Url = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"format": "uri"})]
 Selector = Annotated[str, Field(min_length=1, max_length=10_000)]
 Milliseconds = Annotated[float, Field(ge=0, le=300_000)]
-Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_LENGTH), AfterValidator(_check_pattern)]
+Pattern = Annotated[str, Field(min_length=1, max_length=patterns.MAX_PATTERN_LENGTH), AfterValidator(_check_pattern)]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 Permission = Literal["clipboard-read", "clipboard-write", "geolocation", "notifications", "camera", "microphone"]
 ResourceType = Literal[
@@ -190,7 +186,11 @@ class VisitOptions(TypedDict, total=False):
     add_style_tag: list[Tag]
     reject_resource_types: Annotated[list[ResourceType], Field(description="block requests of these types")]
     reject_request_pattern: Annotated[
-        list[Pattern], Field(description="block requests whose URL matches one of these regular expressions")
+        list[Pattern],
+        Field(
+            max_length=patterns.MAX_PATTERNS,
+            description="block requests whose URL matches one of these regular expressions (RE2)",
+        ),
     ]
     session: Annotated[
         str,
