@@ -8,6 +8,7 @@ from cplane.browser.install import install
 from cplane.browser.lease import PageLease
 from cplane.browser.pool.pool import BrowserPool
 from cplane.browser.pool.stats import PoolStats
+from cplane.browser.reading import TextRefused, read_json, read_text
 from cplane.jobs.page_options import Authenticate, Isolation, PageOptions, Proxy, Trace, Viewport
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PoolStats",
     "Proxy",
     "Source",
+    "TextRefused",
     "Trace",
     "Viewport",
     "collect",
@@ -31,4 +33,6 @@ __all__ = [
     "find_executable",
     "install",
     "probe",
+    "read_json",
+    "read_text",
 ]

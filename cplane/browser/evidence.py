@@ -14,12 +14,15 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.lease import PageLease
 from cplane.browser.masking import mask_text, mask_trace, mask_url
+from cplane.browser.reading import read_json, read_text
 
 T = TypeVar("T")
 
 STEP_S = 2.5
 """Timeout of each part; they are fetched concurrently, so all of them take hardly longer."""
 MAX_HTML_CHARS = 2 * 1024 * 1024
+TITLE = "() => document.title.slice(0, 4096)"
+HTML = "(limit) => (document.documentElement?.outerHTML ?? '').slice(0, limit)"
 MAX_TEXT_CHARS = 2000
 MAX_TRACE_BYTES = 50 * 1024 * 1024
 
@@ -52,7 +55,7 @@ async def collect(lease: PageLease, number: int, error: str) -> list[File]:
         return [_report_file(number, report or {"error": mask_text(error)})]
     screenshot, html, report, trace = await asyncio.gather(
         _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "screenshot"),
-        _try(page.content(), "html"),
+        _try(read_text(page, HTML, MAX_HTML_CHARS, max_bytes=4 * MAX_HTML_CHARS), "html"),
         _try(_report(lease, error), "report"),
         _try(_trace(lease, number), "trace"),
     )
@@ -60,7 +63,7 @@ async def collect(lease: PageLease, number: int, error: str) -> list[File]:
     if screenshot is not None:
         files.append(File(f"failure-{number}.png", "image/png", screenshot))
     if html is not None:
-        masked = await asyncio.to_thread(mask_text, html[:MAX_HTML_CHARS])
+        masked = await asyncio.to_thread(mask_text, html)
         files.append(File(f"failure-{number}.html", "text/html", masked.encode(errors="replace")))
     if trace is not None:
         files.append(File(f"trace-{number}.zip", "application/zip", trace))
@@ -99,7 +102,7 @@ async def _report(lease: PageLease, error: str) -> dict[str, Any]:
     title = ""
     with suppress(PlaywrightError, TimeoutError):
         async with asyncio.timeout(STEP_S / 3):
-            title = await page.title()
+            title = str(await read_json(page, TITLE))
     return {
         "error": mask_text(error),
         "url": mask_url(page.url),

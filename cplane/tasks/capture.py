@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict, Unpack, cast
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import FloatRect, Page
 
+from cplane.browser import read_json
 from cplane.tasks.visit import ElementMissing, TooLarge, VisitFailed
 
 MAX_PIXELS = 100_000_000
@@ -69,7 +70,7 @@ async def capture(
 
 
 async def _check_size(page: Page, subject: str, width: float | None = None, height: float | None = None) -> None:
-    page_width, page_height, ratio = cast("tuple[float, float, float]", await page.evaluate(PAGE_SIZE))
+    page_width, page_height, ratio = cast("tuple[float, float, float]", await read_json(page, PAGE_SIZE))
     width, height = width or page_width, height or page_height
     if width * height * ratio**2 > MAX_PIXELS:
         scale = f" at {ratio:g} device pixels per CSS pixel" if ratio != 1 else ""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
+from cplane.browser import read_json
 from cplane.tasks.patterns import UrlPattern
 from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, selector_failure, storable, visit
 from cplane.tasks.visit_options import Milliseconds, Pattern, Selector, VisitOptions, check_visit, page_options, strict
@@ -31,7 +32,10 @@ TIMINGS = """() => {
     transferred_bytes: entry.transferSize,
   };
 }"""
-TEXT = "(wanted) => wanted.map((text) => (document.body?.innerText ?? '').includes(text))"
+TEXT = """(wanted) => {
+  const text = document.body?.innerText ?? '';
+  return wanted.map((part) => text.includes(part));
+}"""
 
 
 @strict
@@ -148,7 +152,7 @@ async def check(
             page, ctx, VisitResult(final_url=storable(page.url), status=None, title=""), [verdict], fail=fail
         )
     verdicts = [*_judge_visit(expect, visited), *await _judge_page(page, expect)]
-    timings = Timings(**values) if "url" in options and (values := await page.evaluate(TIMINGS)) else None
+    timings = Timings(**values) if "url" in options and (values := await read_json(page, TIMINGS)) else None
     verdicts += _judge_load(expect, timings, problems)
     return await _finish(page, ctx, visited, verdicts, fail=fail, timings=timings)
 
@@ -193,7 +197,7 @@ def _judge_visit(expect: Expectations, visited: VisitResult) -> list[Verdict]:
 
 async def _judge_page(page: Page, expect: Expectations) -> list[Verdict]:
     present, absent = expect.get("text", []), expect.get("no_text", [])
-    seen: list[bool] = await page.evaluate(TEXT, [*present, *absent]) if present or absent else []
+    seen: list[bool] = await read_json(page, TEXT, [*present, *absent]) if present or absent else []
     verdicts = [
         _verdict("text" if number < len(present) else "no_text", text, "present" if there else "absent", ok)
         for number, (text, there) in enumerate(zip([*present, *absent], seen, strict=True))

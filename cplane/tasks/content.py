@@ -6,13 +6,18 @@ from playwright.async_api import Page
 from pydantic import Field
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import RETRY, TooLarge, VisitResult, storable, visit
+from cplane.browser import TextRefused, read_text
+from cplane.tasks.visit import RETRY, TooLarge, VisitResult, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 INLINE_BYTES = 256 * 1024
 """UTF-8 bytes of text that a result holds itself; a longer text becomes an artifact."""
 
 MAX_BYTES = 16 * 1024 * 1024
+DOCUMENT = """() => {
+  const doctype = document.doctype ? new XMLSerializer().serializeToString(document.doctype) : '';
+  return doctype + (document.documentElement?.outerHTML ?? '');
+}"""
 
 
 class Content(VisitResult):
@@ -38,12 +43,13 @@ async def content(
     return Content(**visited.model_dump(), html=text, artifact=artifact)
 
 
-async def read_html(page: Page, max_bytes: int) -> str:
-    """Return the current HTML of the page. Its length is checked before it is transferred from the browser.
+async def read_html(page: Page, max_bytes: int, script: str = DOCUMENT) -> str:
+    """Return the current HTML of the page. Its size is checked before it is transferred from the browser.
 
     Args:
         page: the page, loaded.
         max_bytes: maximum size as UTF-8, bytes.
+        script: a JavaScript function that returns the HTML; by default that of the whole document.
 
     Returns:
         The HTML as text that JSON can store.
@@ -51,11 +57,11 @@ async def read_html(page: Page, max_bytes: int) -> str:
     Raises:
         TooLarge: the HTML is longer than `max_bytes`.
     """
-    length: int = await page.evaluate("document.documentElement?.outerHTML.length ?? 0")
-    html = storable(await page.content()) if length <= max_bytes else ""
-    if length > max_bytes or len(html.encode()) > max_bytes:
-        raise TooLarge(f"{page.url} has more than {max_bytes:,} bytes of HTML (see max_bytes)")
-    return html
+    try:
+        return await read_text(page, script, max_bytes=max_bytes)
+    except TextRefused as error:
+        size = f"{error.found['bytes']:,} or more"
+        raise TooLarge(f"{page.url} has more than {max_bytes:,} bytes of HTML: {size} (see max_bytes)") from None
 
 
 async def keep_text(ctx: Context, text: str, name: str, media_type: str) -> tuple[str | None, Artifact | None]:

@@ -4,13 +4,21 @@ from pathlib import Path
 from typing import Annotated, Any, Unpack
 
 from playwright.async_api import Page
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from cplane import job
-from cplane.tasks.visit import RETRY, SelectorInvalid, VisitResult, storable, visit
+from cplane.browser import TextRefused, read_text
+from cplane.tasks.visit import RETRY, SelectorInvalid, TooLarge, VisitFailed, VisitResult, visit
 from cplane.tasks.visit_options import Selector, VisitOptions, check_visit, page_options, strict
 
+MAX_JSON_BYTES = 768 * 1024
+"""Default of `max_bytes` for jobs whose result is on the record: below CPLANE_MAX_RESULT_BYTES."""
+
+MaxJsonBytes = Annotated[
+    int,
+    Field(ge=1, le=4 * 1024 * 1024, description="maximum size of what is read, bytes of JSON; more fails the job"),
+]
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
 
@@ -46,6 +54,9 @@ class ElementMatches(BaseModel):
     results: list[Element]
 
 
+MATCHES = TypeAdapter(list[ElementMatches])
+
+
 class ScrapeResult(VisitResult):
     """The matches of all selectors, in the order of the arguments."""
 
@@ -58,23 +69,23 @@ async def scrape(
     *,
     elements: Annotated[list[ElementQuery], Field(min_length=1, max_length=100)],
     limit: Annotated[int, Field(ge=1, le=10_000, description="maximum number of elements per selector")] = 1000,
+    max_bytes: MaxJsonBytes = MAX_JSON_BYTES,
     **options: Unpack[VisitOptions],
 ) -> ScrapeResult:
     """Return the elements that the selectors match. A selector without a match has an empty list of results."""
     visited = await visit(page, options)
     selectors = [query["selector"] for query in elements]
-    found: list[dict[str, Any]] = await page.evaluate(SCRIPT, {"selectors": selectors, "limit": limit})
-    if invalid := [match["selector"] for match in found if match["invalid"]]:
-        raise SelectorInvalid(f"not a CSS selector: {', '.join(invalid)}")
-    return ScrapeResult(**visited.model_dump(), elements=[_matches(match) for match in found])
+    try:
+        found = await read_text(page, SCRIPT, {"selectors": selectors, "limit": limit}, max_bytes=max_bytes)
+    except TextRefused as error:
+        raise _refused(error.found, max_bytes) from None
+    return ScrapeResult(**visited.model_dump(), elements=MATCHES.validate_json(found))
 
 
-def _matches(match: dict[str, Any]) -> ElementMatches:
-    return ElementMatches(selector=match["selector"], results=[_element(result) for result in match["results"]])
-
-
-def _element(result: dict[str, Any]) -> Element:
-    attributes = {storable(name): storable(value) for name, value in result["attributes"].items()}
-    return Element(
-        text=storable(result["text"]), html=storable(result["html"]), attributes=attributes, box=Box(**result["box"])
+def _refused(found: dict[str, Any], max_bytes: int) -> VisitFailed:
+    if "invalid" in found:
+        return SelectorInvalid(f"not a CSS selector: {', '.join(found['invalid'])}")
+    return TooLarge(
+        f"the elements up to those of '{found['selector']}' have more than {max_bytes:,} bytes: {found['bytes']:,} or more;"
+        " narrow the selector, lower limit, or raise max_bytes"
     )

@@ -16,7 +16,7 @@ from cplane import Artifact, Context, job
 from cplane.errors import UsageError
 from cplane.tasks.download import MAX_BYTES, keep_download
 from cplane.tasks.patterns import UrlPattern
-from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, storable, visit
+from cplane.tasks.visit import RETRY, TooLarge, VisitFailed, VisitResult, read_title, storable, visit
 from cplane.tasks.visit_options import (
     Milliseconds,
     Pattern,
@@ -35,9 +35,23 @@ MAX_UPLOAD_BYTES = 20 * 1024 * 1024
 MAX_EXTRACTED = 1000
 """Elements that one `extract` step with `all` reads."""
 
-READ = """(elements, [what, attribute, limit]) => elements.slice(0, limit).map((element) =>
-  what === 'html' ? element.innerHTML : what === 'attribute' ? element.getAttribute(attribute) : element.innerText)"""
+MAX_EXTRACTED_BYTES = 768 * 1024
+"""UTF-8 bytes that all `extract` steps of a job read; they go on the record."""
 
+READ = """(elements, [what, attribute, limit, maxBytes]) => {
+  const encoder = new TextEncoder();
+  const values = [];
+  let bytes = 0;
+  for (const element of elements.slice(0, limit)) {
+    const value = what === 'html' ? element.innerHTML
+      : what === 'attribute' ? element.getAttribute(attribute) : element.innerText;
+    const length = value?.length ?? 0;
+    bytes += length > maxBytes ? length : encoder.encode(value ?? '').length;
+    if (bytes > maxBytes) return bytes;
+    values.push(value);
+  }
+  return values;
+}"""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$")]
 
@@ -218,14 +232,15 @@ async def steps(
                 await _perform(page, ctx, step, result)
         except (PlaywrightError, TimeoutError, AssertionError, UsageError) as error:
             raise await _failure(page, number, step, error) from error
-    title = storable(await page.title())
+    title = await read_title(page)
     return result.model_copy(update={"final_url": storable(page.url), "title": title})
 
 
 async def _perform(page: Page, ctx: Context, step: AnyStep, result: StepsResult) -> None:
     match step["action"]:
         case "extract":
-            result.extracted[step["name"]] = await _read(page, step)
+            read = sum(len((value or "").encode()) for values in result.extracted.values() for value in values)
+            result.extracted[step["name"]] = await _read(page, step, MAX_EXTRACTED_BYTES - read)
         case "screenshot":
             image = await (page.locator(step["selector"]).first if "selector" in step else page).screenshot()
             result.artifacts.append(await ctx.artifact(f"{step['name']}.png", image, media_type="image/png"))
@@ -312,12 +327,17 @@ async def _input(element: Locator, step: InputStep) -> None:
             await element.press(step["value"])
 
 
-async def _read(page: Page, step: ExtractStep) -> list[str | None]:
+async def _read(page: Page, step: ExtractStep, max_bytes: int) -> list[str | None]:
     found = page.locator(step["selector"])
     await found.first.wait_for(state="attached")
     what = "attribute" if "attribute" in step else step.get("what", "text")
     limit = MAX_EXTRACTED if step.get("all") else 1
-    values: list[str | None] = await found.evaluate_all(READ, [what, step.get("attribute"), limit])
+    values: list[str | None] | int = await found.evaluate_all(READ, [what, step.get("attribute"), limit, max_bytes])
+    if isinstance(values, int):
+        raise TooLarge(
+            f"the elements of the step extract '{step['selector']}' have {values:,} bytes or more, and the extract steps"
+            f" of a job read up to {MAX_EXTRACTED_BYTES:,}: narrow the selector, or read text instead of html"
+        )
     return [storable(value) if value is not None else None for value in values]
 
 

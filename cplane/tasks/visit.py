@@ -9,6 +9,7 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import BaseModel, Field
 
 from cplane import HostUnreachable, RetryPolicy, retry_after
+from cplane.browser import read_json
 from cplane.tasks.patterns import UrlPatterns
 from cplane.tasks.visit_options import Cookie, GotoOptions, VisitOptions, WaitForSelector
 
@@ -38,6 +39,7 @@ FIREFOX_CODES = {
 }
 """Firefox's error codes and the Chromium codes that they correspond to."""
 
+TITLE = "() => document.title.slice(0, 4096)"
 CERTIFICATE = ("net::ERR_CERT_", "net::ERR_SSL_", "SEC_ERROR_", "SSL_ERROR_", "MOZILLA_PKIX_ERROR_")
 
 
@@ -122,7 +124,12 @@ async def visit(page: Page, options: VisitOptions, *, accept_busy: bool = False)
         await _wait_for(page, options["wait_for_selector"])
     if "wait_for_timeout" in options:
         await page.wait_for_timeout(options["wait_for_timeout"])
-    return VisitResult(final_url=storable(page.url), status=status, title=storable(await page.title()))
+    return VisitResult(final_url=storable(page.url), status=status, title=await read_title(page))
+
+
+async def read_title(page: Page) -> str:
+    """Return the title of the page: its first 4096 characters, as browsers show it."""
+    return str(await read_json(page, TITLE))
 
 
 def storable(text: str) -> str:

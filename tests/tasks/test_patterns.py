@@ -102,7 +102,7 @@ def test_the_number_of_patterns_is_limited() -> None:
 
 async def test_a_hostile_pattern_does_not_hold_up_the_event_loop(pool: BrowserPool, ctx: Context, site: Any) -> None:
     url = f"{site.url}/{HOSTILE_PATH}"
-    step = {"action": "wait_for", "url": HOSTILE, "timeout": 300}
+    step: dict[str, Any] = {"action": "wait_for", "url": HOSTILE, "timeout": 300}
     async with pool.page() as page, Ticker() as ticker:
         await content(page, ctx, url=url, reject_request_pattern=[HOSTILE])
         checked = await check(page, ctx, url=url, expect={"url": HOSTILE})

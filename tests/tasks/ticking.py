@@ -1,6 +1,7 @@
 """Measures how long the event loop was blocked."""
 
 import asyncio
+import gc
 import time
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ class Ticker:
         """The longest time that the event loop did not turn, seconds; waits for the CPU do not count."""
 
     async def __aenter__(self) -> Self:
+        gc.freeze()  # a worker's heap is frozen too; the test suite's is large
         self._task = asyncio.create_task(self._tick(), name="tick")
         return self
 
@@ -24,6 +26,7 @@ class Ticker:
     ) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
+        gc.unfreeze()
 
     async def _tick(self) -> None:
         while True:
