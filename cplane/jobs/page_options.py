@@ -10,6 +10,31 @@ from cplane.errors import InvalidArguments, Problem
 CPLANE_OPTIONS = {"isolation", "session", "egress", "trace"}
 """Options that are cplane's own and not passed to Playwright."""
 
+MAX_PIXELS = 100_000_000
+"""Device pixels of a viewport or a screenshot. Above about 110 million, Chromium silently leaves a screenshot white; a
+viewport of 268 million takes 4 GiB (measured).
+"""
+
+
+def check_pixels(viewport: Mapping[str, int] | None, scale: float | None) -> None:
+    """Reject a viewport with more than 100 million device pixels.
+
+    Args:
+        viewport: its `width` and `height`, CSS pixels; None: the default.
+        scale: device pixels per CSS pixel; None: 1.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    width, height = (viewport["width"], viewport["height"]) if viewport is not None else (1280, 720)
+    scale = 1 if scale is None else scale
+    if width * height * scale**2 > MAX_PIXELS:
+        scaled = f" at {scale:g} device pixels per CSS pixel" if scale != 1 else ""
+        raise ValueError(
+            f"a viewport of {width:,} × {height:,} pixels{scaled} is larger than {MAX_PIXELS:,} device pixels:"
+            " lower viewport or device_scale_factor"
+        )
+
 
 def _check_locale(locale: str) -> str:
     if not all(part.isalnum() and part.isascii() for part in locale.split("-")):
@@ -116,6 +141,11 @@ class PageOptions(Strict):
             raise ValueError(f"isolation '{self.isolation}' does not take a session")
         if self.isolation == "session" and self.session is None:
             raise ValueError("isolation 'session' needs the name of one in `session`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pixels(self) -> Self:
+        check_pixels(self.viewport.model_dump() if self.viewport else None, self.device_scale_factor)
         return self
 
     @property

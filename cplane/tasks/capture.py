@@ -6,10 +6,8 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import FloatRect, Page
 
 from cplane.browser import read_json
+from cplane.jobs.page_options import MAX_PIXELS
 from cplane.tasks.visit import ElementMissing, TooLarge, VisitFailed
-
-MAX_PIXELS = 100_000_000
-"""Device pixels of one screenshot. Above about 110 million, Chromium silently leaves the rest white (measured)."""
 
 PAGE_SIZE = """() => {
   const root = document.documentElement

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from cplane.jobs.page_options import check_pixels
 from cplane.tasks import patterns
 
 SESSION_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
@@ -221,6 +222,7 @@ def check_visit(arguments: Mapping[str, Any]) -> None:
         raise ValueError("give either url or html, not both")
     if "url" not in arguments and "html" not in arguments:
         raise ValueError("give url or html")
+    check_pixels(arguments.get("viewport"), arguments.get("device_scale_factor"))
     if "password" in arguments.get("proxy", {}) and "username" not in arguments["proxy"]:
         raise ValueError("a proxy's password needs a username")
     if "html" in arguments and "authenticate" in arguments:

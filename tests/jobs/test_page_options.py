@@ -44,3 +44,14 @@ def test_pages_with_different_traces_are_not_interchangeable() -> None:
     assert len({off.key, light.key, full.key}) == 3
     shared = {PageOptions(isolation="shared", trace=trace).key for trace in (None, "off", "on-failure", "on")}
     assert shared == {plain.key}  # a shared context is never traced
+
+
+def test_a_viewport_has_up_to_100_million_device_pixels() -> None:
+    PageOptions.read({"viewport": {"width": 10_000, "height": 10_000}})
+    PageOptions.read({"device_scale_factor": 10})
+    with pytest.raises(
+        InvalidArguments, match="a viewport of 10,000 × 10,001 pixels is larger than 100,000,000 device"
+    ):
+        PageOptions.read({"viewport": {"width": 10_000, "height": 10_001}})
+    with pytest.raises(InvalidArguments, match="a viewport of 5,001 × 5,000 pixels at 2 device pixels per CSS pixel"):
+        PageOptions.read({"viewport": {"width": 5001, "height": 5000}, "device_scale_factor": 2})

@@ -183,6 +183,14 @@ REJECTED: list[tuple[Mapping[str, Any], str]] = [
     ({"html": "x", "cookies": [{"name": "c", "value": "v"}]}, "with html, cookie 'c' needs a url or a domain"),
     ({"html": "x", "timezone": "Mars/Olympus"}, "timezone: .*not a timezone"),
     ({"html": "x", "viewport": {"width": 0, "height": 1}}, "viewport/width: .*greater than or equal to 1"),
+    (
+        {"html": "x", "viewport": {"width": 16384, "height": 16384}},
+        "a viewport of 16,384 × 16,384 pixels is larger than 100,000,000 device pixels: lower viewport or device_scale",
+    ),
+    (
+        {"html": "x", "viewport": {"width": 5000, "height": 5000}, "device_scale_factor": 3},
+        "a viewport of 5,000 × 5,000 pixels at 3 device pixels per CSS pixel is larger than 100,000,000",
+    ),
     ({"html": "x", "goto_options": {"waitUntil": "load"}}, "goto_options/waitUntil: Extra inputs"),
     ({"html": "x", "goto_options": {"timeout": 9e9}}, "goto_options/timeout: "),
     ({"html": "x", "reject_resource_types": ["pictures"]}, "reject_resource_types/0: "),
