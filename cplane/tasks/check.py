@@ -12,7 +12,16 @@ from typing_extensions import TypedDict
 from cplane import Artifact, Context, job
 from cplane.browser import read_json
 from cplane.tasks.patterns import UrlPattern
-from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, selector_failure, storable, visit
+from cplane.tasks.visit import (
+    RETRY,
+    PageUnresponsive,
+    VisitFailed,
+    VisitResult,
+    page_deadline,
+    selector_failure,
+    storable,
+    visit,
+)
 from cplane.tasks.visit_options import Milliseconds, Pattern, Selector, VisitOptions, check_visit, page_options, strict
 
 MAX_PROBLEMS = 20
@@ -144,15 +153,21 @@ async def check(
     """Check whether a page is as expected. A page that does not load is a result too: `ok` is false."""
     problems = _Problems()
     problems.watch(page)
+    visited: VisitResult | None = None
     try:
-        visited = await visit(page, options, accept_busy=True)
+        async with page_deadline(options):
+            visited = await visit(page, options, accept_busy=True)
+            verdicts = [*_judge_visit(expect, visited), *await _judge_page(page, expect)]
+            values = await read_json(page, TIMINGS) if "url" in options else None
     except VisitFailed as error:
-        verdict = Verdict(expectation="loads", expected="true", found=storable(str(error)), ok=False)
-        return await _finish(
-            page, ctx, VisitResult(final_url=storable(page.url), status=None, title=""), [verdict], fail=fail
-        )
-    verdicts = [*_judge_visit(expect, visited), *await _judge_page(page, expect)]
-    timings = Timings(**values) if "url" in options and (values := await read_json(page, TIMINGS)) else None
+        if visited is not None and not isinstance(error, PageUnresponsive):
+            raise
+        expectation = "loads" if visited is None else "responds"
+        verdict = Verdict(expectation=expectation, expected="true", found=storable(str(error)), ok=False)
+        visited = visited or VisitResult(final_url=storable(page.url), status=None, title="")
+        responds = not isinstance(error, PageUnresponsive)
+        return await _finish(page, ctx, visited, [verdict], fail=fail, take_screenshot=responds)
+    timings = Timings(**values) if values else None
     verdicts += _judge_load(expect, timings, problems)
     return await _finish(page, ctx, visited, verdicts, fail=fail, timings=timings)
 
@@ -165,9 +180,10 @@ async def _finish(
     *,
     fail: bool,
     timings: Timings | None = None,
+    take_screenshot: bool = True,
 ) -> CheckResult:
     failed = [verdict for verdict in verdicts if not verdict.ok]
-    screenshot = await _screenshot(page, ctx) if failed else None
+    screenshot = await _screenshot(page, ctx) if failed and take_screenshot else None
     if failed and fail:
         first = failed[0]
         raise CheckFailed(f"{len(failed)} of {len(verdicts)} expectations failed; {first.expectation}: {first.found}")

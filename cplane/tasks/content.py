@@ -7,7 +7,7 @@ from pydantic import Field
 
 from cplane import Artifact, Context, job
 from cplane.browser import TextRefused, read_text
-from cplane.tasks.visit import RETRY, TooLarge, VisitResult, visit
+from cplane.tasks.visit import RETRY, TooLarge, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 INLINE_BYTES = 256 * 1024
@@ -37,8 +37,9 @@ async def content(
     page: Page, ctx: Context, *, max_bytes: MaxBytes = MAX_BYTES, **options: Unpack[VisitOptions]
 ) -> Content:
     """Return the HTML of a page after its scripts have run."""
-    visited = await visit(page, options)
-    html = await read_html(page, max_bytes)
+    async with page_deadline(options):
+        visited = await visit(page, options)
+        html = await read_html(page, max_bytes)
     text, artifact = await keep_text(ctx, html, "content.html", "text/html")
     return Content(**visited.model_dump(), html=text, artifact=artifact)
 

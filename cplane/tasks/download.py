@@ -13,7 +13,16 @@ from playwright.async_api import TimeoutError as PlaywrightTimeout
 from pydantic import BaseModel, Field
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import RETRY, DownloadRefused, LoadTimeout, TooLarge, VisitFailed, storable, visit
+from cplane.tasks.visit import (
+    RETRY,
+    DownloadRefused,
+    LoadTimeout,
+    TooLarge,
+    VisitFailed,
+    page_deadline,
+    storable,
+    visit,
+)
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 MAX_BYTES = 100 * 1024 * 1024
@@ -57,7 +66,8 @@ async def download(
 
     page.on("download", on_download)
     try:
-        visited = await visit(page, options)
+        async with page_deadline(options):
+            visited = await visit(page, options)
     except DownloadRefused:
         return await _keep_started(ctx, started, options, max_bytes)
     raise VisitFailed(f"{visited.final_url} is a page, not a file to download; use the job 'content'")

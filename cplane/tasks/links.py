@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from cplane import job
 from cplane.browser import TextRefused, read_text
 from cplane.tasks.scrape import MAX_JSON_BYTES, MaxJsonBytes
-from cplane.tasks.visit import RETRY, TooLarge, VisitResult, visit
+from cplane.tasks.visit import RETRY, TooLarge, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
@@ -42,10 +42,11 @@ async def links(
     **options: Unpack[VisitOptions],
 ) -> Links:
     """Return the http(s) links of a page."""
-    visited = await visit(page, options)
     wanted = {"visibleOnly": visible_links_only, "excludeExternal": exclude_external_links}
     try:
-        found = await read_text(page, SCRIPT, wanted, max_bytes=max_bytes)
+        async with page_deadline(options):
+            visited = await visit(page, options)
+            found = await read_text(page, SCRIPT, wanted, max_bytes=max_bytes)
     except TextRefused as error:
         size = f"{error.found['bytes']:,} or more"
         raise TooLarge(

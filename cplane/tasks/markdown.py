@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cplane import Artifact, Context, job
 from cplane.tasks.content import DOCUMENT, MaxBytes, keep_text, read_html
-from cplane.tasks.visit import RETRY, VisitResult, visit
+from cplane.tasks.visit import RETRY, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -44,8 +44,9 @@ async def markdown(
     **options: Unpack[VisitOptions],
 ) -> Markdown:
     """Return the text of a page as Markdown, after its scripts have run."""
-    visited = await visit(page, options)
-    html = await read_html(page, max_bytes, MAIN if main_content else DOCUMENT)
+    async with page_deadline(options):
+        visited = await visit(page, options)
+        html = await read_html(page, max_bytes, MAIN if main_content else DOCUMENT)
     text = (await asyncio.to_thread(to_markdown, html)).strip() + "\n"
     short, artifact = await keep_text(ctx, text, "page.md", "text/markdown")
     return Markdown(**visited.model_dump(), markdown=short, artifact=artifact)

@@ -9,7 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
-from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, visit
+from cplane.tasks.visit import RETRY, VisitFailed, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options, strict
 
 Length = Annotated[
@@ -69,27 +69,28 @@ async def pdf(
     The header and footer templates are HTML with the classes `date`, `title`, `url`, `pageNumber` and `totalPages`.
     They are visible only if there is a margin.
     """
-    visited = await visit(page, options)
-    await ctx.progress(1, 2, "loaded")
-    try:
-        document = await page.pdf(
-            format=format,
-            width=width,
-            height=height,
-            margin={**margin} if margin is not None else None,
-            landscape=landscape,
-            scale=scale,
-            print_background=print_background,
-            page_ranges=page_ranges,
-            display_header_footer=header_template is not None or footer_template is not None,
-            header_template=header_template if header_template is not None else "<span></span>",
-            footer_template=footer_template if footer_template is not None else "<span></span>",
-            prefer_css_page_size=prefer_css_page_size,
-            outline=outline,
-            tagged=tagged,
-        )
-    except PlaywrightError as error:
-        reason = error.message.partition("\n")[0]
-        raise VisitFailed(f"{visited.final_url} cannot be printed: {reason}") from error
+    async with page_deadline(options):
+        visited = await visit(page, options)
+        await ctx.progress(1, 2, "loaded")
+        try:
+            document = await page.pdf(
+                format=format,
+                width=width,
+                height=height,
+                margin={**margin} if margin is not None else None,
+                landscape=landscape,
+                scale=scale,
+                print_background=print_background,
+                page_ranges=page_ranges,
+                display_header_footer=header_template is not None or footer_template is not None,
+                header_template=header_template if header_template is not None else "<span></span>",
+                footer_template=footer_template if footer_template is not None else "<span></span>",
+                prefer_css_page_size=prefer_css_page_size,
+                outline=outline,
+                tagged=tagged,
+            )
+        except PlaywrightError as error:
+            reason = error.message.partition("\n")[0]
+            raise VisitFailed(f"{visited.final_url} cannot be printed: {reason}") from error
     artifact = await ctx.artifact("page.pdf", document, media_type="application/pdf")
     return Pdf(**visited.model_dump(), artifact=artifact)

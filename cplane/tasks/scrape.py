@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from cplane import job
 from cplane.browser import TextRefused, read_text
-from cplane.tasks.visit import RETRY, SelectorInvalid, TooLarge, VisitFailed, VisitResult, visit
+from cplane.tasks.visit import RETRY, SelectorInvalid, TooLarge, VisitFailed, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import Selector, VisitOptions, check_visit, page_options, strict
 
 MAX_JSON_BYTES = 768 * 1024
@@ -73,10 +73,11 @@ async def scrape(
     **options: Unpack[VisitOptions],
 ) -> ScrapeResult:
     """Return the elements that the selectors match. A selector without a match has an empty list of results."""
-    visited = await visit(page, options)
     selectors = [query["selector"] for query in elements]
     try:
-        found = await read_text(page, SCRIPT, {"selectors": selectors, "limit": limit}, max_bytes=max_bytes)
+        async with page_deadline(options):
+            visited = await visit(page, options)
+            found = await read_text(page, SCRIPT, {"selectors": selectors, "limit": limit}, max_bytes=max_bytes)
     except TextRefused as error:
         raise _refused(error.found, max_bytes) from None
     return ScrapeResult(**visited.model_dump(), elements=MATCHES.validate_json(found))

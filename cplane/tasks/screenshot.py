@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from cplane import Artifact, Context, job
 from cplane.tasks.capture import capture
-from cplane.tasks.visit import RETRY, VisitResult, visit
+from cplane.tasks.visit import RETRY, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import Selector, VisitOptions, check_visit, page_options, strict
 
 
@@ -54,16 +54,17 @@ async def screenshot(
     **options: Unpack[VisitOptions],
 ) -> Screenshot:
     """Take a screenshot of the viewport, the full page, the first element of `selector`, or the rectangle `clip`."""
-    visited = await visit(page, options)
-    await ctx.progress(1, 2, "loaded")
-    image = await capture(
-        page,
-        full_page=full_page,
-        selector=selector,
-        clip=clip,
-        type=type,
-        quality=quality,
-        omit_background=omit_background,
-    )
+    async with page_deadline(options):
+        visited = await visit(page, options)
+        await ctx.progress(1, 2, "loaded")
+        image = await capture(
+            page,
+            full_page=full_page,
+            selector=selector,
+            clip=clip,
+            type=type,
+            quality=quality,
+            omit_background=omit_background,
+        )
     artifact = await ctx.artifact(f"screenshot.{type}", image, media_type=f"image/{type}")
     return Screenshot(**visited.model_dump(), artifact=artifact)

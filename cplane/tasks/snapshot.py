@@ -8,7 +8,7 @@ from pydantic import Field
 from cplane import Artifact, Context, job
 from cplane.tasks.capture import capture
 from cplane.tasks.content import MAX_BYTES, MaxBytes, keep_text, read_html
-from cplane.tasks.visit import RETRY, VisitResult, visit
+from cplane.tasks.visit import RETRY, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 
@@ -30,9 +30,10 @@ async def snapshot(
     **options: Unpack[VisitOptions],
 ) -> Snapshot:
     """Return the HTML of a page together with a screenshot of the same moment."""
-    visited = await visit(page, options)
-    html = await read_html(page, max_bytes)
-    image = await capture(page, full_page=full_page)
+    async with page_deadline(options):
+        visited = await visit(page, options)
+        html = await read_html(page, max_bytes)
+        image = await capture(page, full_page=full_page)
     text, long_text = await keep_text(ctx, html, "content.html", "text/html")
     screenshot = await ctx.artifact("screenshot.png", image, media_type="image/png")
     return Snapshot(**visited.model_dump(), html=text, content=long_text, screenshot=screenshot)

@@ -16,7 +16,7 @@ from cplane import Artifact, Context, job
 from cplane.errors import UsageError
 from cplane.tasks.download import MAX_BYTES, keep_download
 from cplane.tasks.patterns import UrlPattern
-from cplane.tasks.visit import RETRY, TooLarge, VisitFailed, VisitResult, read_title, storable, visit
+from cplane.tasks.visit import RETRY, TooLarge, VisitFailed, VisitResult, page_deadline, read_title, storable, visit
 from cplane.tasks.visit_options import (
     Milliseconds,
     Pattern,
@@ -221,7 +221,8 @@ async def steps(
 
     Each has a timeout of 10 s unless it sets `timeout` (milliseconds).
     """
-    visited = await visit(page, options)
+    async with page_deadline(options):
+        visited = await visit(page, options)
     result = StepsResult(**visited.model_dump(), extracted={}, artifacts=[])
     for number, step in enumerate(steps, 1):
         await ctx.progress(number - 1, len(steps), step["action"])
@@ -232,7 +233,8 @@ async def steps(
                 await _perform(page, ctx, step, result)
         except (PlaywrightError, TimeoutError, AssertionError, UsageError) as error:
             raise await _failure(page, number, step, error) from error
-    title = await read_title(page)
+    async with page_deadline(options):
+        title = await read_title(page)
     return result.model_copy(update={"final_url": storable(page.url), "title": title})
 
 

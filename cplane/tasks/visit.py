@@ -1,6 +1,9 @@
 """A visit, which all built-in jobs start with: open the page, wait for it, translate its failures."""
 
+import asyncio
 import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from playwright.async_api import Error as PlaywrightError
@@ -40,6 +43,11 @@ FIREFOX_CODES = {
 """Firefox's error codes and the Chromium codes that they correspond to."""
 
 TITLE = "() => document.title.slice(0, 4096)"
+RESPONSE_S = 25.0
+"""What a visit and reading the page may take beyond the timeouts that the options give. Most calls of a page have no
+timeout of their own. With the evidence of the failure, a job that hangs ends within 30 s.
+"""
+
 CERTIFICATE = ("net::ERR_CERT_", "net::ERR_SSL_", "SEC_ERROR_", "SSL_ERROR_", "MOZILLA_PKIX_ERROR_")
 
 
@@ -79,6 +87,10 @@ class SelectorInvalid(VisitFailed):
     """The selector is malformed."""
 
 
+class PageUnresponsive(VisitFailed):
+    """The page stopped responding, for example because a script of it never ends."""
+
+
 class TooLarge(VisitFailed):
     """The page or file is larger than `max_bytes`, or the screenshot larger than the browser can draw."""
 
@@ -95,6 +107,31 @@ class VisitResult(BaseModel):
     final_url: str = Field(description="URL after redirects; about:blank for `html`")
     status: int | None = Field(description="HTTP status; null for `html`")
     title: str
+
+
+@asynccontextmanager
+async def page_deadline(options: VisitOptions) -> AsyncGenerator[None]:
+    """Limit how long a block waits for a page: 25 s beyond the timeouts that the options give.
+
+    Args:
+        options: the shared arguments of the job.
+
+    Raises:
+        PageUnresponsive: the block took longer, and was cancelled.
+    """
+    waits_ms = options.get("goto_options", {}).get("timeout", 30_000) + options.get("wait_for_timeout", 0)
+    if "wait_for_selector" in options:
+        wanted = options["wait_for_selector"]
+        waits_ms += 30_000 if isinstance(wanted, str) else wanted.get("timeout", 30_000)
+    seconds = waits_ms / 1000 + RESPONSE_S
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            yield
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        message = f"{_page_name(options)} stopped responding: the job did not get what it needs within {seconds:g} s"
+        raise PageUnresponsive(message) from error
 
 
 async def visit(page: Page, options: VisitOptions, *, accept_busy: bool = False) -> VisitResult:
