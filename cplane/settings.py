@@ -22,6 +22,9 @@ STACK_FILE = Path(".cplane") / "stack.json"
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
+SAMPLE_API_KEYS = frozenset({"CHANGE_ME", "KEY", "OTHER_KEY", "$KEY"})
+"""What the documentation and `deploy/` write in place of a key."""
+
 
 class CplaneSettings(BaseSettings):
     """Configuration of web, workers and clients, read from CPLANE_* variables.
@@ -191,8 +194,8 @@ class CplaneSettings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Keys for the HTTP API (`Authorization: Bearer KEY`), separated by commas. "
-        "Unset: the API is open to everyone who can reach it.",
+        description="Keys for the HTTP API (`Authorization: Bearer KEY`), separated by commas. Unset: the API is open, "
+        "and listens on loopback only, unless `--insecure` is given. Empty, or a sample of this documentation: an error.",
     )
     secret_key: SecretStr | None = Field(
         default=None,
@@ -210,6 +213,20 @@ class CplaneSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _refuse_no_keys(cls, value: object) -> object:
+        if isinstance(value, str) and not value.replace(",", "").strip():
+            raise ValueError("it is set and has no key; write a key, or unset it to leave the API open")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _refuse_samples(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(key.get_secret_value() in SAMPLE_API_KEYS for key in value):
+            raise ValueError("a key is a sample of the documentation; make one, for example by: openssl rand -hex 24")
+        return value
 
     @field_validator("egress_allow", "egress_deny")
     @classmethod
@@ -325,7 +342,18 @@ class CplaneSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources by precedence: arguments, the environment, a running `cplane dev`."""
-        return init_settings, env_settings, StackSource(settings_cls)
+        return init_settings, env_settings, EmptyKeysSource(settings_cls), StackSource(settings_cls)
+
+
+class EmptyKeysSource(PydanticBaseSettingsSource):
+    """CPLANE_API_KEYS if it is set and empty, which must not open the API as an unset one does."""
+
+    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` reads the variable."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        return {"api_keys": ""} if os.environ.get("CPLANE_API_KEYS") == "" else {}
 
 
 class StackSource(PydanticBaseSettingsSource):

@@ -31,8 +31,9 @@ INTRODUCTION = """\
 
 Every setting is an environment variable with the prefix `CPLANE_`. Only `CPLANE_DATABASE_URL` and `CPLANE_REDIS_URL` are
 required. While `cplane dev` runs, programs started in its folder need neither; an explicit variable always wins. An empty
-variable counts as unset. A missing or wrong value stops the program at start, with one sentence for each variable, and
-values are never shown. `deploy/cplane.env.sample` has all of them as a file to copy.
+variable counts as unset, except `CPLANE_API_KEYS`, which is then wrong. A missing or wrong value stops the program at
+start, with one sentence for each variable, and values are never shown. `deploy/cplane.env.sample` has all of them as a file
+to copy.
 """
 
 TYPE_NAMES: dict[Any, str] = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,34 @@ def test_settings_are_frozen_and_secrets_are_masked_in_their_repr_and_json(monke
         assert "hunter" not in shown
     with pytest.raises(ValueError, match="frozen"):
         cast("Any", settings).lease_s = 3
+
+
+# keys for the HTTP API
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", " , "])
+def test_keys_that_are_set_but_empty_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"^CPLANE_API_KEYS: it is set and has no key; write a key, or unset it"):
+        load(monkeypatch, API_KEYS=value)
+
+
+def test_keys_that_are_unset_leave_the_api_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch).api_keys == ()
+
+
+def documented_keys() -> set[str]:
+    """Return every value of CPLANE_API_KEYS that the documentation and deploy/ show."""
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "deploy").rglob("*.sample")]
+    found = {value for page in pages for value in re.findall(r"CPLANE_API_KEYS=([^\s`\"']+)", page.read_text())}
+    return {key for value in found for key in value.split(",")}
+
+
+def test_a_sample_of_the_documentation_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"CHANGE_ME", "KEY"} <= documented_keys()
+    for key in documented_keys():
+        with pytest.raises(InvalidSettings, match=r"^CPLANE_API_KEYS: a key is a sample of the documentation"):
+            load(monkeypatch, API_KEYS=f"mine,{key}")
 
 
 # a running `cplane dev`

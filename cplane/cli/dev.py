@@ -10,7 +10,7 @@ from cplane.cli.console import notes, typed
 from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.target import module_of
-from cplane.cli.web import Host, Port
+from cplane.cli.web import Host, Insecure, Port
 from cplane.errors import BrowserNotFound
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Targets = Annotated[
 ]
 
 
-def dev(targets: Targets = None, *, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def dev(targets: Targets = None, *, host: Host = "127.0.0.1", port: Port = 8000, insecure: Insecure = False) -> None:
     """Run everything on this machine: Postgres, Redis, the HTTP API and a worker.
 
     [cyan]$ cplane dev app.py[/]
@@ -32,15 +32,15 @@ def dev(targets: Targets = None, *, host: Host = "127.0.0.1", port: Port = 8000)
     If CPLANE_DATABASE_URL or CPLANE_REDIS_URL is set, that server is used instead of an embedded one.
     """
     started = time.perf_counter()
-    run(_dev([module_of(target) for target in targets or []], host, port, started))
+    run(_dev([module_of(target) for target in targets or []], host, port, started, insecure=insecure))
 
 
-async def _dev(imports: list[str], host: str, port: int, started: float) -> None:
+async def _dev(imports: list[str], host: str, port: int, started: float, *, insecure: bool) -> None:
     from cplane.cli.local import LocalPlane
 
     stderr = notes()
     with StoppedBySignals():
-        async with LocalPlane(Path.cwd(), host=host, port=port, imports=imports) as local:
+        async with LocalPlane(Path.cwd(), host=host, port=port, insecure=insecure, imports=imports) as local:
             took_s = time.perf_counter() - started
             stderr.print(banner(local, took_s), soft_wrap=True)
             raise await local.ended()

@@ -36,6 +36,7 @@ class LocalPlane:
         root: the folder whose `.cplane` keeps the data.
         host: address of the HTTP API.
         port: port of the HTTP API; 0 takes a free one.
+        insecure: whether an API without keys may listen beyond loopback.
         imports: modules that define jobs, in addition to those of CPLANE_IMPORTS.
         overrides: settings that override the environment.
 
@@ -56,11 +57,19 @@ class LocalPlane:
     job_names: list[str]
 
     def __init__(
-        self, root: Path, *, host: str = "127.0.0.1", port: int = 0, imports: Sequence[str] = (), **overrides: Any
+        self,
+        root: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        insecure: bool = False,
+        imports: Sequence[str] = (),
+        **overrides: Any,
     ) -> None:
         self.took_s: dict[str, float] = {}
         self._root = root
         self._address = (host, port)
+        self._insecure = insecure
         self._imports = imports
         self._overrides = overrides
         self._stack: DevStack | None = None
@@ -163,7 +172,8 @@ class LocalPlane:
     async def _listen(self, opening: AsyncExitStack) -> None:
         from cplane.web import create_app, open_server
 
-        self._server = await opening.enter_async_context(open_server(create_app(self.settings), *self._address))
+        app = create_app(self.settings)
+        self._server = await opening.enter_async_context(open_server(app, *self._address, insecure=self._insecure))
         self.api_url = self._server.url
 
     @contextmanager

@@ -5,11 +5,13 @@ import errno
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
 
 import uvicorn
 from starlette.applications import Starlette
 
 from cplane.errors import InvalidSettings
+from cplane.settings import CplaneSettings
 from cplane.web.uvicorn import Protocol
 
 SHUTDOWN_GRACE_S = 10.0
@@ -34,7 +36,7 @@ class WebServer:
 
 @asynccontextmanager
 async def open_server(
-    app: Starlette, host: str, port: int, *, grace_s: float = SHUTDOWN_GRACE_S
+    app: Starlette, host: str, port: int, *, insecure: bool = False, grace_s: float = SHUTDOWN_GRACE_S
 ) -> AsyncGenerator[WebServer]:
     """Serve inside an `async with` block, from its first line on. Leaving it lets responses in flight finish.
 
@@ -46,17 +48,18 @@ async def open_server(
             server stops.
         host: a name or an address of this machine.
         port: 0 to 65535; 0 takes a free port, which `server.url` has.
+        insecure: whether an API without keys may listen beyond loopback.
         grace_s: seconds that responses in flight get after leaving.
 
     Raises:
-        InvalidSettings: the address cannot be listened on.
+        InvalidSettings: the address cannot be listened on, or is not loopback and the API has no keys.
 
     Example:
             async with open_server(create_app(), "127.0.0.1", 8000) as server:
                 print(server.url)
                 await server.ended()
     """
-    listener = await bind(host, port)
+    listener = await bind(host, port, loopback_only=not insecure and is_open(app))
     stopping = app.state.stopping = asyncio.Event()
     try:
         async with app.router.lifespan_context(app):
@@ -80,6 +83,7 @@ async def serve(
     *,
     stop: asyncio.Event,
     started: Callable[[str], None] | None = None,
+    insecure: bool = False,
     grace_s: float = SHUTDOWN_GRACE_S,
 ) -> None:
     """Serve until `stop` is set.
@@ -90,12 +94,13 @@ async def serve(
         port: as for `open_server`.
         stop: the event that ends the server.
         started: called with the URL once the server listens.
+        insecure: as for `open_server`.
         grace_s: as for `open_server`.
 
     Raises:
-        InvalidSettings: the address cannot be listened on.
+        InvalidSettings: as for `open_server`.
     """
-    async with open_server(app, host, port, grace_s=grace_s) as server:
+    async with open_server(app, host, port, insecure=insecure, grace_s=grace_s) as server:
         if started is not None:
             started(server.url)
         stopped = asyncio.create_task(stop.wait(), name="wait for the stop event")
@@ -150,8 +155,19 @@ class _Uvicorn(uvicorn.Server):
             listening.cancel()
 
 
-async def bind(host: str, port: int) -> socket.socket:
+def is_open(app: Starlette) -> bool:
+    """Return whether an app is our API, and needs no key."""
+    settings: CplaneSettings | None = getattr(app.state, "settings", None)
+    return settings is not None and not settings.api_keys
+
+
+async def bind(host: str, port: int, *, loopback_only: bool = False) -> socket.socket:
     """Return a socket that listens.
+
+    Args:
+        host: a name or an address of this machine.
+        port: 0 to 65535.
+        loopback_only: whether to refuse addresses that other machines can reach.
 
     Raises:
         InvalidSettings: the address is not valid, not of this machine, in use, or not permitted.
@@ -166,6 +182,9 @@ async def bind(host: str, port: int) -> socket.socket:
             f"'{host}' is not a name or an address of this machine", hint="choose another: --host"
         ) from None
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    if loopback_only and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        hint = "set CPLANE_API_KEYS, or say --insecure if something in front of it checks who asks"
+        raise InvalidSettings(f"'{host}' can be reached by other machines, and the API has no keys", hint=hint)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cplane, Ended
+    from tests.cli.conftest import Cplane, Ended, Start
 
 NEED_SETTINGS = [
     ["jobs", "list"],
@@ -37,6 +37,25 @@ async def test_an_invalid_setting_is_named_without_its_value(cplane: "Cplane", a
     ended = await cplane("jobs", "list", **addresses)
     assert_one_sentence(ended, "CPLANE_DATABASE_URL", "postgresql://")
     assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["web"], ["dev"]], ids=" ".join)
+async def test_an_api_without_keys_is_not_opened_to_other_machines(
+    cplane: "Cplane", start: "Start", addresses: dict[str, str], command: list[str]
+) -> None:
+    command = [*command, "--host", "0.0.0.0", "--port", "0"]
+    assert_one_sentence(await cplane(*command, **addresses), "no keys", "CPLANE_API_KEYS", "--insecure")
+    async with start(*command, "--insecure", **addresses) as running:
+        await running.until(r"/docs")
+        assert (await running.stop()).code == 0
+
+
+@pytest.mark.parametrize("keys", ["", "CHANGE_ME"], ids=["empty", "sample"])
+async def test_a_program_does_not_start_without_real_keys(
+    cplane: "Cplane", addresses: dict[str, str], keys: str
+) -> None:
+    ended = await cplane("web", "--port", "0", CPLANE_API_KEYS=keys, **addresses)
+    assert_one_sentence(ended, "CPLANE_API_KEYS")
 
 
 async def test_postgres_is_unavailable(cplane: "Cplane", addresses: dict[str, str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from cplane import ControlPlane, CplaneSettings
@@ -46,10 +47,20 @@ async def test_a_failed_import_fails_the_start(settings: CplaneSettings) -> None
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
 async def test_the_url_can_be_opened(plane: ControlPlane, host: str) -> None:
-    async with open_server(create_app(plane=plane), host, 0) as server:
+    async with open_server(create_app(plane=plane), host, 0, insecure=True) as server:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"{server.url}/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_an_api_without_keys_does_not_listen_beyond_loopback(plane: ControlPlane, host: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"'{host}' can be reached by other machines, and the API has no keys"):
+        async with open_server(create_app(plane=plane), host, 0):
+            pass
+    settings = plane.settings.model_copy(update={"api_keys": (SecretStr("a-key"),)})
+    async with open_server(create_app(settings, plane=plane), "0.0.0.0", 0):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -65,8 +76,9 @@ async def test_the_url_can_be_opened(plane: ControlPlane, host: str) -> None:
 async def test_an_unavailable_address_is_one_clear_sentence(
     plane: ControlPlane, host: str, port: int | None, sentence: str
 ) -> None:
+    app = create_app(plane=plane)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(InvalidSettings, match=sentence):
-        async with open_server(create_app(plane=plane), host, other.getsockname()[1] if port is None else port):
+        async with open_server(app, host, other.getsockname()[1] if port is None else port, insecure=True):
             pass
 
 
@@ -146,9 +158,7 @@ async def test_a_client_that_disconnects_while_it_waits_leaves_no_task(api: "Api
     url = api.client.base_url
     path = f"{record['url']}?wait=60" if method == "GET" else f"{JOBS}?wait=60"
     body = b"" if method == "GET" else b'{"job": "web_add", "args": {"x": 1}}'
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     _, writer = await asyncio.open_connection(url.host, url.port)
     with capture_logs() as logs:
         writer.write(head.encode() + body)
