@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from cplane.keyring import read_keys
 
 STACK_FILE = Path(".cplane") / "stack.json"
 """Where `cplane dev` writes its addresses, relative to the folder it runs in."""
+
+HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+"""A name, all names below a domain, or an address (of IPv6 without brackets)."""
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -197,6 +201,11 @@ class CplaneSettings(BaseSettings):
         description="Keys for the HTTP API (`Authorization: Bearer KEY`), separated by commas. Unset: the API is open, "
         "and listens on loopback only, unless `--insecure` is given. Empty, or a sample of this documentation: an error.",
     )
+    allowed_hosts: CommaList = Field(
+        default=(),
+        description="Names by which the HTTP API without keys may be requested, besides those of loopback, separated by "
+        "commas: `api.example`, `*.example`. With keys every name is served.",
+    )
     secret_key: SecretStr | None = Field(
         default=None,
         description="Keys that encrypt browser sessions: 32 bytes in base64 each, separated by commas. The first one "
@@ -209,10 +218,17 @@ class CplaneSettings(BaseSettings):
         default="info", description="Lowest level that is logged."
     )
 
-    @field_validator("imports", "api_keys", "egress_allow", "egress_deny", mode="before")
+    @field_validator("imports", "api_keys", "allowed_hosts", "egress_allow", "egress_deny", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [host for host in value if not HOST_NAME.fullmatch(host)]:
+            raise ValueError(f"'{strange[0]}' is not a name, *.domain or address; write it without scheme and port")
+        return value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -56,6 +56,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
         EGRESS_DENY="10.0.0.0/8",
         EGRESS_MAX_MB="100",
         API_KEYS="one, two",
+        ALLOWED_HOSTS="api.example, *.example",
         MAX_BODY_BYTES="2048",
         LOG_FORMAT="json",
         LOG_LEVEL="debug",
@@ -76,6 +77,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
     assert settings.browser_cdp_url is not None
     assert settings.browser_cdp_url.get_secret_value() == "http://user:hunter2@127.0.0.1:9222"
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert settings.allowed_hosts == ("api.example", "*.example")
     assert (settings.max_body_bytes, settings.log_format, settings.log_level) == (2048, "json", "debug")
 
 
@@ -126,6 +128,9 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, minimum
         ("BROWSER_ENGINE", "opera", "'chromium', 'firefox' or 'webkit'"),
         ("BROWSER_ARGS", "--mute-audio headless", "'headless' is not an argument; each begins with '-'"),
         ("BROWSER_ARGS", "--a='b", "No closing quotation"),
+        ("ALLOWED_HOSTS", "http://host", "'http://host' is not a name, *.domain or address; write it without scheme"),
+        ("ALLOWED_HOSTS", "host:8000", "'host:8000' is not a name"),
+        ("ALLOWED_HOSTS", "*", "'*' is not a name"),
         ("BROWSER_CDP_URL", "redis://:hunter2@host", "it must start with http:// or https:// or ws:// or wss://"),
         ("BROWSER_SERVER_URL", "http://:hunter2@host", "it must start with ws:// or wss://"),
         ("DATABASE_URL", "mysql://user:hunter2@host/db", "it must start with postgresql://"),

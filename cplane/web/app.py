@@ -14,6 +14,7 @@ from cplane.settings import CplaneSettings, load_settings
 from cplane.web.handlers.docs import docs_routes
 from cplane.web.middleware import Authentication, RequestLog
 from cplane.web.operations import OPERATIONS
+from cplane.web.origins import SameOriginOnly
 from cplane.web.problems import HANDLED_ERRORS, handle_error
 from cplane.web.routing import ExactPathDispatch, resources, routes
 
@@ -45,7 +46,7 @@ def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | 
         routes=[*routes(by_path), *docs_routes()],
         middleware=[
             Middleware(RequestLog),
-            *([Middleware(Authentication, keys=settings.api_keys)] if settings.api_keys else []),
+            _guard(settings),
             Middleware(ExactPathDispatch, resources=by_path),
         ],
         exception_handlers=dict.fromkeys(HANDLED_ERRORS, handle_error),
@@ -56,6 +57,13 @@ def create_app(settings: CplaneSettings | None = None, *, plane: ControlPlane | 
     app.state.plane = plane
     app.state.stopping = asyncio.Event()  # never set, unless open_server replaces it with its own
     return app
+
+
+def _guard(settings: CplaneSettings) -> Middleware:
+    """Return what decides whether a request is served: keys, or, without keys, where the request comes from."""
+    if settings.api_keys:
+        return Middleware(Authentication, keys=settings.api_keys)
+    return Middleware(SameOriginOnly, allowed_hosts=settings.allowed_hosts)
 
 
 class _Api(Starlette):

@@ -13,7 +13,15 @@ from cplane.jobs.names import SESSION_NAME
 from cplane.web.handlers.catalog import describe
 from cplane.web.inputs import SubmitBody
 from cplane.web.operations import OPERATIONS
-from cplane.web.problems import MEDIA_TYPE, TIMED_OUT, UNAUTHORIZED, ProblemType, ProblemView
+from cplane.web.problems import (
+    CROSS_ORIGIN,
+    HOST_NOT_ALLOWED,
+    MEDIA_TYPE,
+    TIMED_OUT,
+    UNAUTHORIZED,
+    ProblemType,
+    ProblemView,
+)
 from cplane.web.routing import Operation, ResponseSpec
 
 if TYPE_CHECKING:
@@ -152,7 +160,8 @@ def _paths(models: Models, secured: bool) -> Schema:
 
 def _operation(operation: Operation, models: Models, secured: bool) -> Schema:
     needs_key = secured and operation.path.startswith("/api/")
-    problem_types = [*operation.problems, TIMED_OUT, *([UNAUTHORIZED] if needs_key else [])]
+    refused = [UNAUTHORIZED] if needs_key else [] if secured else [HOST_NOT_ALLOWED, CROSS_ORIGIN]
+    problem_types = [*operation.problems, TIMED_OUT, *refused]
     responses = {str(status): _response(response, models) for status, response in operation.responses.items()}
     spec: Schema = {
         "operationId": operation.id,

@@ -63,6 +63,18 @@ UNAUTHORIZED = ProblemType(
     "An API key is required",
     "Send `Authorization: Bearer KEY` with one of the keys in CPLANE_API_KEYS.",
 )
+HOST_NOT_ALLOWED = ProblemType(
+    "host-not-allowed",
+    403,
+    "The Host header is not a name of this server",
+    "Without CPLANE_API_KEYS only the names of loopback and those in CPLANE_ALLOWED_HOSTS are served.",
+)
+CROSS_ORIGIN = ProblemType(
+    "cross-origin",
+    403,
+    "A page of another origin sent the request",
+    "Without CPLANE_API_KEYS only pages of this server, and clients that are no browser, may change something.",
+)
 NOT_FOUND = ProblemType("not-found", 404, "There is no such resource", "No resource has this path. /docs lists them.")
 UNKNOWN_ID = ProblemType(
     "unknown-id", 404, "There is no such job", "No record has this id. GET /api/v1/jobs lists the records."
@@ -199,7 +211,7 @@ PROBLEM_TYPES: Mapping[type[CplaneError], ProblemType] = {
 BY_SLUG: Mapping[str, ProblemType] = {
     problem_type.slug: problem_type
     for problem_type in (
-        *(NOT_JSON, UNAUTHORIZED, NOT_FOUND, METHOD_NOT_ALLOWED, SLOW_BODY, TOO_LARGE),
+        *(NOT_JSON, UNAUTHORIZED, HOST_NOT_ALLOWED, CROSS_ORIGIN, NOT_FOUND, METHOD_NOT_ALLOWED, SLOW_BODY, TOO_LARGE),
         *(UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, INTERNAL_ERROR, TIMED_OUT),
         *PROBLEM_TYPES.values(),
     )
