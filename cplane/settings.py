@@ -24,6 +24,8 @@ STACK_FILE = Path(".cplane") / "stack.json"
 HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 """A name, all names below a domain, or an address (of IPv6 without brackets)."""
 
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
 SAMPLE_API_KEYS = frozenset({"CHANGE_ME", "KEY", "OTHER_KEY", "$KEY"})
@@ -123,6 +125,11 @@ class CplaneSettings(BaseSettings):
     browser_args: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="More arguments for the binary, in shell syntax: `--mute-audio --lang=de`."
     )
+    browser_env: CommaList = Field(
+        default=(),
+        description="Names of variables that browsers and their driver get besides the few that they need "
+        "(`PATH`, `HOME`, locale, time zone, certificates), separated by commas: `HTTPS_PROXY`.",
+    )
     browser_sandbox: bool | None = Field(
         default=None, description="Chromium's sandbox. Unset: on, unless the worker runs as root."
     )
@@ -218,7 +225,9 @@ class CplaneSettings(BaseSettings):
         default="info", description="Lowest level that is logged."
     )
 
-    @field_validator("imports", "api_keys", "allowed_hosts", "egress_allow", "egress_deny", mode="before")
+    @field_validator(
+        "imports", "api_keys", "allowed_hosts", "browser_env", "egress_allow", "egress_deny", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -249,6 +258,16 @@ class CplaneSettings(BaseSettings):
     def _check_egress(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             Entry.read(entry)
+        return value
+
+    @field_validator("browser_env")
+    @classmethod
+    def _check_variables(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not VARIABLE_NAME.fullmatch(name):
+                raise ValueError(f"'{name}' is not the name of a variable")
+            if name.upper().startswith("CPLANE_"):
+                raise ValueError(f"'{name}' is a setting of cplane, which browsers never get")
         return value
 
     @field_validator("browser_args", mode="before")

@@ -57,6 +57,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
         EGRESS_MAX_MB="100",
         API_KEYS="one, two",
         ALLOWED_HOSTS="api.example, *.example",
+        BROWSER_ENV="HTTPS_PROXY, MY_FLAG",
         MAX_BODY_BYTES="2048",
         LOG_FORMAT="json",
         LOG_LEVEL="debug",
@@ -78,6 +79,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
     assert settings.browser_cdp_url.get_secret_value() == "http://user:hunter2@127.0.0.1:9222"
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
     assert settings.allowed_hosts == ("api.example", "*.example")
+    assert settings.browser_env == ("HTTPS_PROXY", "MY_FLAG")
     assert (settings.max_body_bytes, settings.log_format, settings.log_level) == (2048, "json", "debug")
 
 
@@ -128,6 +130,8 @@ def test_numbers_have_bounds(monkeypatch: pytest.MonkeyPatch, name: str, minimum
         ("BROWSER_ENGINE", "opera", "'chromium', 'firefox' or 'webkit'"),
         ("BROWSER_ARGS", "--mute-audio headless", "'headless' is not an argument; each begins with '-'"),
         ("BROWSER_ARGS", "--a='b", "No closing quotation"),
+        ("BROWSER_ENV", "A=b", "'A=b' is not the name of a variable"),
+        ("BROWSER_ENV", "CPLANE_SECRET_KEY", "'CPLANE_SECRET_KEY' is a setting of cplane, which browsers never get"),
         ("ALLOWED_HOSTS", "http://host", "'http://host' is not a name, *.domain or address; write it without scheme"),
         ("ALLOWED_HOSTS", "host:8000", "'host:8000' is not a name"),
         ("ALLOWED_HOSTS", "*", "'*' is not a name"),

@@ -87,6 +87,7 @@ def browser_source(settings: CplaneSettings) -> BrowserSource:
         args=settings.browser_args,
         cdp_url=_secret(settings.browser_cdp_url),
         server_url=_secret(settings.browser_server_url),
+        env=settings.browser_env,
     )
 
 

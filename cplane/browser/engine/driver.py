@@ -2,29 +2,40 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Playwright, async_playwright
 
+from cplane.browser.engine.environment import restrict_next_driver
 from cplane.browser.engine.process import Process
 
 STOP_TIMEOUT_S = 5.0
 
 
 class Driver:
-    """A driver that is started once and stopped once. It can be stopped in any state of its start."""
+    """A driver that is started once and stopped once. It can be stopped in any state of its start.
 
-    def __init__(self) -> None:
+    Args:
+        variables: names of variables that its process gets besides those it needs.
+    """
+
+    def __init__(self, variables: Iterable[str] = ()) -> None:
         self.process: Process | None = None
         """The process to kill if it does not stop."""
+        self._variables = tuple(variables)
         self._manager = async_playwright()
         self._starting: asyncio.Task[Playwright] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> Playwright:
         """Start the driver. The start itself is never cancelled: half-way, it would leave a process nobody can stop."""
-        self._starting = asyncio.get_running_loop().create_task(self._manager.start(), name="start browser driver")
+        self._starting = asyncio.get_running_loop().create_task(self._start(), name="start browser driver")
         return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Playwright:
+        restrict_next_driver(self._variables)  # in this task alone
+        return await self._manager.start()
 
     async def stop(self) -> None:
         """Stop the driver; kill it if it does not stop within 5 s."""

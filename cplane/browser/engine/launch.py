@@ -16,6 +16,7 @@ from playwright.async_api import Browser, BrowserType, CDPSession, Playwright
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.engine.driver import Driver
+from cplane.browser.engine.environment import browser_environment
 from cplane.browser.engine.executable import Executable, browsers_folder, driver_package, find_executable
 from cplane.browser.engine.ledger import ProcessRegistry
 from cplane.browser.engine.process import Process
@@ -79,6 +80,7 @@ class BrowserSource:
         cdp_url: connect to a running Chromium (http://host:9222, ws://…/devtools/browser/…) instead of launching one.
         server_url: connect to a Playwright server of this engine (`playwright run-server`, ws://…) instead of launching
             one.
+        env: names of variables that the browser and its driver get besides those they need.
         proxied: all traffic goes through the proxy of its context or not at all: no QUIC, no UDP of WebRTC, no direct
             connections to loopback.
     """
@@ -89,6 +91,7 @@ class BrowserSource:
     args: tuple[str, ...] = ()
     cdp_url: str | None = None
     server_url: str | None = None
+    env: tuple[str, ...] = ()
     proxied: bool = False
 
     @property
@@ -144,7 +147,7 @@ class BrowserSource:
 
     async def _start(self, artifacts: Path) -> Launched:
         found = self._find()
-        driver, browser_id = Driver(), uuid4().hex
+        driver, browser_id = Driver(self.env), uuid4().hex
         try:
             async with asyncio.timeout(LAUNCH_TIMEOUT_S):
                 playwright = await driver.start()
@@ -203,7 +206,7 @@ class BrowserSource:
             chromium_sandbox=sandboxed(self.sandbox) if self.engine is Engine.CHROMIUM else None,
             args=[*(NO_UDP_ARGS if proxied is Engine.CHROMIUM else ()), *args],
             firefox_user_prefs=FIREFOX_PROXY_PREFS if proxied is Engine.FIREFOX else None,
-            env={**os.environ, ID_VARIABLE: browser_id},
+            env={**browser_environment(self.env), ID_VARIABLE: browser_id},
             artifacts_dir=artifacts,
             traces_dir=artifacts,  # otherwise Playwright's client makes its own folders
             timeout=LAUNCH_TIMEOUT_S * 1000,
