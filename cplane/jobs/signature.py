@@ -25,6 +25,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, to_json
 
 from cplane.errors import InvalidArguments, InvalidJob, Problem
+from cplane.jobs.numbers import infinite_number
 
 INJECTED = {
     ("playwright.async_api._generated", "Page"): "page",
@@ -37,6 +38,9 @@ INJECTED = {
 
 
 UNIONS = (typing.Union, types.UnionType)
+NOT_FINITE = re.compile(rb"Infinity|NaN")
+"""How numbers that are not finite are written, and perhaps text."""
+
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
 
 
@@ -113,11 +117,16 @@ class Signature:
             InvalidArguments: they do not fit.
         """
         try:
-            return self._dump(name, self.arguments.__pydantic_validator__.validate_json(to_json(values)))
+            given = to_json(values, inf_nan_mode="constants")
+            args_json = self._dump(name, self.arguments.__pydantic_validator__.validate_json(given))
+            # JSON has no infinity, but 1e999 is read as one, and for a float so is an integer of 400 digits
+            if NOT_FINITE.search(args_json) and (error := infinite_number(name, cast("JsonValue", values))) is not None:
+                raise error
         except PydanticValidationError as error:
             raise _invalid(name, error) from None
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             raise InvalidArguments(f"the arguments of '{name}' are not valid JSON: {error}") from None
+        return args_json
 
     def decode(self, name: str, args_json: bytes) -> dict[str, Any]:
         """Return the typed arguments by name, defaults included.

@@ -12,9 +12,10 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from cplane.errors import InvalidTransition, QueueUnavailable, RecordNotFound
+from cplane.errors import InvalidArguments, InvalidTransition, QueueUnavailable, RecordNotFound
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.names import DEFAULT_QUEUE
+from cplane.jobs.numbers import wide_number
 from cplane.jobs.options import DEFAULT_RESULT_TTL_S, Options
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.registry import registry
@@ -123,7 +124,10 @@ class TransientJobs:
             if value != own
         }
         limit_keys, args = submission.limit_keys(self._per_host), msgspec.json.decode(submission.args_json)
-        payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **overrides)
+        try:
+            payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **overrides)
+        except OverflowError:
+            raise wide_number(submission.job.name, args) or InvalidArguments("the arguments have no msgpack") from None
         return EnqueueRequest(submission.queue, str(id_), payload, delay_ms, submission.priority)
 
     async def _delay_ms(self, run_at: datetime) -> int:

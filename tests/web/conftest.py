@@ -49,6 +49,16 @@ def web_any(value: JsonValue = None) -> JsonValue:
     return value
 
 
+@job
+async def web_number(x: float | None = None) -> float | None:
+    return x
+
+
+@job(record=False)
+async def web_transient_any(value: JsonValue = None) -> JsonValue:
+    return value
+
+
 @job(name="web_same")
 async def web_same_one(size: Size) -> None: ...
 

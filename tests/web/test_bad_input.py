@@ -63,6 +63,18 @@ WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 """Jobs, arguments, and pointers to the errors of these."""
 
+WRONG_NUMBERS: list[tuple[str, str, str]] = [
+    ("web:any.thing", '{"value": 1e999}', "/args/value"),
+    ("web:any.thing", '{"value": {"a/b": [0, -1e999]}}', "/args/value/a~1b/1"),
+    ("web_number", '{"x": 1e999}', "/args/x"),
+    ("web_number", f'{{"x": {"9" * 400}}}', "/args/x"),
+    *(
+        ("web_transient_any", f'{{"value": [{number}]}}', "/args/value/0")
+        for number in (2**64, -(2**63) - 1, 10**30, "1e999")
+    ),
+]
+"""Jobs, arguments as JSON, and the pointer to the number that is wrong."""
+
 NOT_JSON: tuple[bytes, ...] = (
     *(
         b"",
@@ -271,6 +283,21 @@ class TestArguments:
                 found = problem(await api.client.post(JOBS, json={"job": name, "args": args}), 422, "invalid-arguments")
                 assert pointers(found) == expected
                 assert name in found["detail"]
+
+    async def test_a_number_that_cannot_be_kept_is_pointed_at(self, api: "Api", subtests: pytest.Subtests) -> None:
+        for name, args, expected in WRONG_NUMBERS:
+            with subtests.test(name=name, args=args):
+                body = f'{{"job": "{name}", "args": {args}}}'.encode()
+                assert pointers(problem(await api.post_raw(body), 422, "invalid-arguments")) == [expected]
+
+    async def test_a_pattern_that_cannot_be_compiled_returns_422(self, api: "Api", subtests: pytest.Subtests) -> None:
+        for pattern in ("a{99999999999}", "(", "a{2,1}"):
+            with subtests.test(pattern=pattern):
+                args = {"url": "http://127.0.0.1/", "reject_request_pattern": [pattern]}
+                found = problem(
+                    await api.client.post(JOBS, json={"job": "content", "args": args}), 422, "invalid-arguments"
+                )
+                assert pointers(found) == ["/args/reject_request_pattern/0"]
 
     async def test_an_unexpected_error_returns_500_without_details(self, api: "Api") -> None:
         with capture_logs() as logs:

@@ -70,6 +70,14 @@ async def test_a_submission_returns_202_and_recorded_false(api: "Api") -> None:
     assert await api.count_records() == 0
 
 
+async def test_the_largest_integers_are_carried_unchanged(api: "Api", worker: "Worker") -> None:
+    numbers = [2**64 - 1, -(2**63), 2**53 + 1, 1.5, 1e300]
+    transient = await submitted(api, "web_transient_any", {"value": numbers})
+    assert transient["args"] == {"value": numbers}
+    ended = (await api.client.get(transient["url"], params={"wait": 20})).json()
+    assert (ended["state"], ended["result"]) == ("succeeded", numbers)
+
+
 async def test_a_result_is_returned_until_it_expires(api: "Api", plane: ControlPlane, worker: "Worker") -> None:
     transient = await submitted(api, "web_transient", {"x": 3})
     ended = (await api.client.get(transient["url"], params={"wait": 20})).json()
