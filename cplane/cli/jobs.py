@@ -14,7 +14,7 @@ from cplane.jobs.states import State
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-    from cplane.postgres.rows import RecordFilter
+    from cplane.postgres.rows import RecordFilter, RecordSummary
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,7 +48,7 @@ def list_jobs(
     from cplane.cli.report import records_table
     from cplane.postgres.rows import RecordFilter
 
-    async def request() -> "list[JobRecord]":
+    async def request() -> "list[RecordSummary]":
         async with open_plane() as plane:
             return await plane.records(RecordFilter(state, job, queue), limit=limit)
 

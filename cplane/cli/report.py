@@ -16,6 +16,7 @@ from cplane.jobs.states import AttemptState, State
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
     from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+    from cplane.postgres.rows import RecordSummary
     from cplane.redis.dead_letters import DeadLetter
     from cplane.redis.limiter import LimiterStats
     from cplane.redis.messages import QueueStats
@@ -36,7 +37,7 @@ def state_text(state: State | AttemptState) -> Text:
     return Text(state.value, style)
 
 
-def records_table(records: "Sequence[JobRecord]", now: datetime) -> Table:
+def records_table(records: "Sequence[RecordSummary]", now: datetime) -> Table:
     """Return a table with one row a record, in the given order."""
     table = plain_table("id", "job", "state", "queue", "created", "took", "attempt")
     for record in records:

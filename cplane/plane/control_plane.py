@@ -29,7 +29,7 @@ from cplane.plane.waiters import Waiters
 from cplane.postgres import migrations
 from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
-from cplane.postgres.rows import RecordFilter
+from cplane.postgres.rows import RecordFilter, RecordSummary
 from cplane.postgres.store import Store
 from cplane.redis.connection import connect
 from cplane.redis.dead_letters import DeadLetterStream
@@ -222,8 +222,8 @@ class ControlPlane:
 
     async def records(
         self, where: RecordFilter | None = None, *, before: UUID | None = None, limit: int = 50
-    ) -> list[JobRecord]:
-        """Return up to `limit` records, newest first, those older than the id `before`."""
+    ) -> list[RecordSummary]:
+        """Return up to `limit` records, newest first, those older than the id `before`; `record` has the rest of each."""
         return await self.store.find(where or RecordFilter(), before=before, limit=limit)
 
     async def attempts(self, record_id: UUID) -> list[AttemptRecord]:

@@ -6,7 +6,7 @@ several transactions may want concurrently are locked in the order of their ids,
 Deadlines are compared with the database's clock, never with a worker's.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -24,10 +24,12 @@ from cplane.postgres.database import Database
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
 from cplane.postgres.rows import (
     NULL,
+    SUMMARY_COLUMNS,
     Fence,
     Finish,
     NewRecord,
     RecordFilter,
+    RecordSummary,
     Renew,
     ScheduleRow,
     Started,
@@ -38,6 +40,7 @@ from cplane.postgres.rows import (
     progress_columns,
     read_schedule_row,
     read_submitted,
+    read_summary,
     running_attempt,
     same_or_column,
 )
@@ -46,6 +49,9 @@ from cplane.postgres.statements import Statement
 MAX_PLAIN_CHARS = 1_000_000
 """Characters of the results of a batch that are sent as one JSON object: its size is limited, and each result is looked
 up in it."""
+
+select_columns: Callable[..., Any] = select
+"""`select` for more columns than its overloads have types for."""
 
 MAX_ID = UUID(int=2**128 - 1)
 """Above every id in use."""
@@ -117,14 +123,15 @@ class Store:
         async with self._database.session() as session:
             return list(await session.exec(select(JobRecord).where(col(JobRecord.id).in_(record_ids))))
 
-    async def find(self, where: RecordFilter, *, before: UUID | None = None, limit: int = 50) -> list[JobRecord]:
-        """Return up to `limit` records that match, newest first.
+    async def find(self, where: RecordFilter, *, before: UUID | None = None, limit: int = 50) -> list[RecordSummary]:
+        """Return up to `limit` records that match, newest first, without their arguments and results.
 
         Args:
             where: which records.
             before: only records older than this id: the cursor of a page.
             limit: maximum number of records.
         """
+        query = select_columns(*SUMMARY_COLUMNS).order_by(col(JobRecord.id).desc())
         if (where.job is not None or where.queue is not None) and where.state in {None, State.SUCCEEDED}:
             values = {
                 "job": where.job,
@@ -134,8 +141,7 @@ class Store:
                 "limit": limit,
             }
             ids = [row["id"] for row in await self._database.fetch(statements.NEWEST, values)]
-            return sorted(await self.get_many(ids), key=lambda record: record.id, reverse=True)
-        query = select(JobRecord).order_by(col(JobRecord.id).desc()).limit(limit)
+            return await self._summaries(query.where(col(JobRecord.id).in_(ids)))
         if where.state is not None:  # a literal, so that the planner knows which partial index has them
             query = query.where(col(JobRecord.state) == literal_column(f"'{where.state.value}'"))
         for column, value in ((JobRecord.job, where.job), (JobRecord.queue, where.queue)):
@@ -143,8 +149,12 @@ class Store:
                 query = query.where(col(column) == value)
         if before is not None:
             query = query.where(col(JobRecord.id) < before)
+        return await self._summaries(query.limit(limit))
+
+    async def _summaries(self, query: Any) -> list[RecordSummary]:
         async with self._database.session() as session:
-            return list(await session.exec(query))
+            rows: Sequence[Any] = (await session.exec(query)).all()
+        return [read_summary(row) for row in rows]
 
     async def attempts(self, record_id: UUID) -> list[AttemptRecord]:
         """Return the attempts of a record, first to last; a running one is built from the record itself."""

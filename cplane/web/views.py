@@ -13,6 +13,7 @@ from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.plane.submissions import Accepted
 from cplane.plane.transient import TransientJob
 from cplane.postgres.models import ArtifactRecord, AttemptRecord, JobRecord
+from cplane.postgres.rows import RecordSummary
 from cplane.sessions.store import SessionInfo
 
 
@@ -207,7 +208,7 @@ def session_view(session: SessionInfo) -> SessionView:
     return SessionView.model_validate(session, from_attributes=True)
 
 
-def job_summary(record: JobRecord, url: str) -> JobSummary:
+def job_summary(record: RecordSummary, url: str) -> JobSummary:
     """Return the view of a record in a list."""
     error = None if record.error_type is None else ErrorView(type=record.error_type, message=record.error_message or "")
     return JobSummary(error=error, **_common(record, url))
@@ -268,7 +269,7 @@ def queued_json(accepted: Accepted, url: str) -> bytes:
 _encode = msgspec.json.Encoder().encode
 
 
-def _common(record: JobRecord | TransientJob, url: str) -> Mapping[str, Any]:
+def _common(record: JobRecord | RecordSummary | TransientJob, url: str) -> Mapping[str, Any]:
     progress = None
     if record.progress_done is not None:
         progress = ProgressView(done=record.progress_done, total=record.progress_total, note=record.progress_note)
@@ -289,7 +290,7 @@ def _common(record: JobRecord | TransientJob, url: str) -> Mapping[str, Any]:
         "started_at": record.started_at,
         "finished_at": record.finished_at,
         "url": url,
-        "recorded": isinstance(record, JobRecord),
+        "recorded": not isinstance(record, TransientJob),
     }
 
 

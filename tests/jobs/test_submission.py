@@ -92,7 +92,8 @@ async def takes_a_number(x: int) -> int:
 
 
 async def recorded_as(plane: ControlPlane, submitted: Mapping[int, Handle[int]]) -> dict[int, object]:
-    records = {record.id: record.args for record in await plane.records(limit=10_000)}
+    found = await plane.store.get_many([handle.id for handle in submitted.values()])
+    records = {record.id: record.args for record in found}
     return {index: records[handle.id] for index, handle in submitted.items()}
 
 

@@ -634,6 +634,9 @@ async def test_lists_are_filtered_newest_first_and_paged_without_gaps(store: Sto
         return [record.id for record in await store.find(where, **options)]
 
     assert await ids(RecordFilter()) == newest_first
+    for where in (RecordFilter(), RecordFilter(job="j1")):
+        for found in await store.find(where):
+            assert not hasattr(found, "args"), "what may be large is not read for a list"
     assert await ids(RecordFilter(state=State.CANCELLED)) == [records[0].id]
     wanted = {record.id for record in records if record.job == "j1" and record.queue == "q2"}
     assert await ids(RecordFilter(job="j1", queue="q2")) == [each for each in newest_first if each in wanted]
