@@ -6,9 +6,12 @@ Only our programs configure logs; importing cplane does not.
 import logging
 import sys
 import time
+from io import StringIO
+from typing import TextIO
 
 import structlog
 
+from cplane.runtime.visible import visible
 from cplane.settings import CplaneSettings
 
 
@@ -29,9 +32,9 @@ def configure_logs(settings: CplaneSettings) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # plain tracebacks: the other formatters show local variables, which include arguments and secrets
         rendering = [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            _make_visible,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_plain_traceback),
         ]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
@@ -40,6 +43,18 @@ def configure_logs(settings: CplaneSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def _make_visible(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Show escapes for what would act on a terminal: a page decides a part of some values."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _plain_traceback(target: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """Write a plain traceback: the other formatters show local variables, which include arguments and secrets."""
+    text = StringIO()
+    structlog.dev.plain_traceback(text, error)
+    target.write(visible(text.getvalue()))
 
 
 class LogRateLimiter:

@@ -2,7 +2,7 @@
 
 import typer
 
-from cplane.cli.console import notes
+from cplane.cli.console import notes, styled
 from cplane.cli.event_loop import run
 from cplane.errors import BrowserError
 
@@ -41,4 +41,4 @@ async def _install() -> None:
     except BrowserError as error:
         stderr.print(Text(error.message, "dim"), soft_wrap=True)
         found = await install_browser(lambda line: stderr.print(Text(line, "dim"), soft_wrap=True))
-    stderr.print(f"[green]ready:[/] {found.path}", soft_wrap=True)
+    stderr.print(styled("[green]ready:[/] {}", found.path), soft_wrap=True)

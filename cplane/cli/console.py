@@ -1,4 +1,8 @@
-"""Output of the command line: results to stdout, everything else to stderr."""
+"""Output of the command line: results to stdout, everything else to stderr.
+
+Pages, callers and jobs decide a part of what is printed. Whatever prints uses `console`, `notes` or `styled`, which take
+text from elsewhere as text.
+"""
 
 import sys
 from pathlib import Path
@@ -6,9 +10,11 @@ from shutil import which
 from typing import TYPE_CHECKING, TextIO
 
 from cplane.errors import CplaneError
+from cplane.runtime.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 PIPED_WIDTH = 240
 """Columns of a stream that is not a terminal: wide enough that no line is folded or cut."""
@@ -16,16 +22,29 @@ PIPED_WIDTH = 240
 
 def console() -> "Console":
     """Return the console for results, which may be piped into another program."""
-    from rich.console import Console
+    from cplane.cli.terminal import Terminal
 
-    return Console(highlight=False, width=_width(sys.stdout))
+    return Terminal(width=_width(sys.stdout))
 
 
 def notes() -> "Console":
     """Return the console for people: progress, hints, errors."""
-    from rich.console import Console
+    from cplane.cli.terminal import Terminal
 
-    return Console(stderr=True, highlight=False, width=_width(sys.stderr))
+    return Terminal(stderr=True, width=_width(sys.stderr))
+
+
+def styled(template: str, *values: object) -> "Text":
+    """Return text with markup of ours and values from elsewhere, which are printed as they are.
+
+    Args:
+        template: text with markup, and `{}` for each value: `[green]saved[/] {}`.
+        values: what takes their places.
+    """
+    from rich.markup import escape
+    from rich.text import Text
+
+    return Text.from_markup(template.format(*(escape(visible(str(value))) for value in values)), emoji=False)
 
 
 def print_error(error: CplaneError) -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from cplane.cli.console import notes
+from cplane.cli.console import notes, styled
 from cplane.cli.event_loop import run
 
 app = typer.Typer(no_args_is_help=True)
@@ -31,4 +31,4 @@ def upgrade() -> None:
     if before == after:
         notes().print(f"the tables are at revision {after} already")
     else:
-        notes().print(f"[green]upgraded[/] the tables from {before or 'nothing'} to revision {after}")
+        notes().print(styled("[green]upgraded[/] the tables from {} to revision {}", before or "nothing", after))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cplane.cli.console import console, notes, typed
+from cplane.cli.console import console, notes, styled, typed
 from cplane.cli.event_loop import run
 from cplane.cli.signals import StoppedBySignals
 from cplane.cli.web import Port
@@ -70,10 +70,8 @@ async def _demo(urls: Sequence[str], *, keep: bool, port: int) -> int:
             results, took_s = await _run_visits(shown, target, visits)
             code = _report(shown, results, took_s)
             if keep and target.local is not None:
-                shown.print(
-                    f"still running: API [cyan]{target.url}/api/v1/jobs[/], docs [cyan]{target.url}/docs[/]; "
-                    "stop with Ctrl-C"
-                )
+                addresses = (f"{target.url}/api/v1/jobs", f"{target.url}/docs")
+                shown.print(styled("still running: API [cyan]{}[/], docs [cyan]{}[/]; stop with Ctrl-C", *addresses))
                 raise await target.local.ended()
             _show_next_steps(shown, target)
     return 128 + (stop.signum or 0) if code is None else code
@@ -88,14 +86,14 @@ async def _ensure_browser(shown: "Console") -> None:
     try:
         find_executable()
     except BrowserNotFound:
-        shown.print("[bold]no browser is installed[/], installing one")
+        shown.print(styled("[bold]no browser is installed[/], installing one"))
         with shown.status("installing") as status:
 
             def show_line(line: str) -> None:
                 status.update(Text(line, "dim", overflow="ellipsis", no_wrap=True))
 
             found = await install(show_line)
-        shown.print(f"[green]✓[/] browser       [dim]{found.path}[/]", soft_wrap=True)
+        shown.print(styled("[green]✓[/] browser       [dim]{}[/]", found.path), soft_wrap=True)
 
 
 @asynccontextmanager
@@ -106,7 +104,7 @@ async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
 
     running = running_stack(Path.cwd()).get("api_url")
     if running is not None:
-        shown.print(f"[green]✓[/] using the running [bold]cplane dev[/]  [dim]{running}[/]", soft_wrap=True)
+        shown.print(styled("[green]✓[/] using the running [bold]cplane dev[/]  [dim]{}[/]", running), soft_wrap=True)
         keys = load_settings().api_keys
         yield Target(running, keys[0].get_secret_value() if keys else None, None)
         return
@@ -116,7 +114,11 @@ async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
             local = await opening.enter_async_context(LocalPlane(Path.cwd(), port=port, log_level="error"))
         took_s = time.perf_counter() - started
         shown.print(
-            f"[green]✓[/] started Postgres, Redis, HTTP API and a worker in {took_s:.1f} s  [dim]{local.api_url}[/]",
+            styled(
+                "[green]✓[/] started Postgres, Redis, HTTP API and a worker in {} s  [dim]{}[/]",
+                f"{took_s:.1f}",
+                local.api_url,
+            ),
             soft_wrap=True,
         )
         keys = local.settings.api_keys
@@ -146,7 +148,9 @@ async def _run_visits(shown: "Console", target: Target, visits: "Sequence[Visit]
     started = time.perf_counter()
     results: list[VisitResult] = []
     bar = (TextColumn("  browsing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bar, TextColumn("[dim]{task.description}"), console=shown, transient=True) as progress:
+    with Progress(
+        *bar, TextColumn("{task.description}", style="dim", markup=False), console=shown, transient=True
+    ) as progress:
         task_id = progress.add_task("", total=len(visits))
         async with Api.open(target.url, target.key) as api:
             async for result in tour(api, visits, FOLDER):
@@ -160,32 +164,39 @@ def _report(shown: "Console", results: "Sequence[VisitResult]", took_s: float) -
     """Show the results. Return the exit code."""
     from cplane.demo.report import results_table, size
 
-    shown.print(f"[green]✓[/] {len(results)} browser jobs in {took_s:.1f} s, {len(results) / took_s:.1f} per second")
+    rate = f"{len(results)} browser jobs in {took_s:.1f} s, {len(results) / took_s:.1f} per second"
+    shown.print(styled("[green]✓[/] {}", rate))
     console().print(results_table(results))
     failed = [result for result in results if not result.succeeded]
     for result in failed:
-        shown.print(f"[red]✗ {result.visit.job} {result.visit.page}[/] [dim]{result.record['id']}[/]", soft_wrap=True)
-        shown.print(result.excerpt, style="red", markup=False, soft_wrap=True)
+        visit = f"{result.visit.job} {result.visit.page}"
+        shown.print(styled("[red]✗ {}[/] [dim]{}[/]", visit, result.record["id"]), soft_wrap=True)
+        shown.print(result.excerpt, style="red", soft_wrap=True)
     files = [result.file for result in results if result.file is not None]
     if files:
         written = size(sum(result.size for result in results))
-        shown.print(f"[green]✓[/] {len(files)} files ({written}) in [bold]./{FOLDER}[/], such as {files[0]}")
+        shown.print(
+            styled("[green]✓[/] {} files ({}) in [bold]./{}[/], such as {}", len(files), written, FOLDER, files[0])
+        )
     return 1 if failed else 0
 
 
 def _show_next_steps(shown: "Console", target: Target) -> None:
     """Show what to type next."""
     from rich.table import Table
+    from rich.text import Text
 
     grid, command = Table.grid(padding=(0, 2)), typed()
     if target.local is not None:
         grid.add_row(
-            "", f"[bold]{command} dev[/]", "start everything again, with these jobs: http://127.0.0.1:8000/docs"
+            "", Text(f"{command} dev", "bold"), "start everything again, with these jobs: http://127.0.0.1:8000/docs"
         )
     else:
-        grid.add_row("", f"[bold]{target.url}/docs[/]", "read about the API, with these jobs")
-    grid.add_row("", f"[bold]{command} jobs list[/]", "list the jobs, in a second terminal while it runs")
+        grid.add_row("", Text(f"{target.url}/docs", "bold"), "read about the API, with these jobs")
+    grid.add_row("", Text(f"{command} jobs list", "bold"), "list the jobs, in a second terminal while it runs")
     grid.add_row(
-        "", f"[bold]{command} submit screenshot url=https://example.com --save .[/]", "take a screenshot of any page"
+        "",
+        Text(f"{command} submit screenshot url=https://example.com --save .", "bold"),
+        "take a screenshot of any page",
     )
     shown.print("\nnext", grid)

@@ -95,7 +95,7 @@ async def _run_checks(shown: "Console | None") -> list[Finding]:
     """Return every finding; print each as soon as it is known."""
     findings: list[Finding] = []
     if shown is not None:
-        shown.print("[dim]" + "  ".join(f"{name} {version}" for name, version in versions().items()) + "[/]")
+        shown.print("  ".join(f"{name} {version}" for name, version in versions().items()), style="dim")
     async for finding in _findings():
         findings.append(finding)
         if shown is not None:

@@ -10,6 +10,7 @@ from cplane.cli.console import console, notes
 from cplane.cli.event_loop import run
 from cplane.cli.plane import open_plane, read_id
 from cplane.jobs.states import State
+from cplane.runtime.visible import visible
 
 if TYPE_CHECKING:
     from cplane.plane.transient import TransientJob
@@ -205,4 +206,4 @@ def print_json(value: object) -> None:
     if sys.stdout.isatty():
         console().print_json(data=value, ensure_ascii=False)
     else:
-        typer.echo(json.dumps(value, ensure_ascii=False))
+        typer.echo(visible(json.dumps(value, ensure_ascii=False)))

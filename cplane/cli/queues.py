@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cplane.cli.console import console, notes
+from cplane.cli.console import console, notes, styled
 from cplane.cli.event_loop import run
 from cplane.cli.jobs import AsJson, print_json
 from cplane.cli.plane import open_plane
@@ -50,7 +50,7 @@ def queues(context: typer.Context, *, as_json: AsJson = False) -> None:
     console().print(queues_table(stats))
     if dead_letters:
         count = "1 dead letter" if dead_letters == 1 else f"{dead_letters} dead letters"
-        notes().print(f"[yellow]{count}[/]; `cplane dead-letters` shows the reasons", soft_wrap=True)
+        notes().print(styled("[yellow]{}[/]; `cplane dead-letters` shows the reasons", count), soft_wrap=True)
 
 
 @app.command()

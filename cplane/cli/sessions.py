@@ -105,7 +105,7 @@ def import_session(
             return created
 
     created = run(request())
-    notes().print(f"session '{named}' is {'imported' if created else 'replaced'}", markup=False)
+    notes().print(f"session '{named}' is {'imported' if created else 'replaced'}")
 
 
 @app.command()
@@ -136,7 +136,7 @@ def rotate() -> None:
     failed = [each for each in rotated if each.problem is not None]
     stderr = notes()
     for each in failed:
-        stderr.print(f"unchanged: {each.problem}", style="red", markup=False, soft_wrap=True)
+        stderr.print(f"unchanged: {each.problem}", style="red", soft_wrap=True)
     done = len(rotated) - len(failed)
     stderr.print(f"{done} encrypted again" if rotated else "all are encrypted with the first key already")
     if failed:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import typer
 
-from cplane.cli.console import notes
+from cplane.cli.console import notes, styled
 from cplane.cli.event_loop import run
 from cplane.cli.jobs import print_json, record_json
 from cplane.cli.plane import open_plane
@@ -105,13 +105,13 @@ async def _wait(
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=notes(), transient=True) as progress:
-        task_id = progress.add_task(f"{name} [dim]{record_id}[/]", total=None, note=State.QUEUED.value)
+        task_id = progress.add_task(f"{name} {record_id}", total=None, note=State.QUEUED.value)
         shown = asyncio.create_task(_show(plane, record_id, progress, task_id), name="show progress")
         hint = asyncio.create_task(_hint(progress, task_id), name="hint at a missing worker")
         try:
@@ -155,7 +155,7 @@ def _raise_unless_succeeded(record: "JobRecord | TransientJob") -> None:
         raise JobCancelled(f"job '{record.job}' was cancelled", hint=f"`cplane jobs retry {record.id}` requeues it")
     if record.state is State.FAILED:
         if record.error_traceback:
-            notes().print(record.error_traceback.rstrip(), style="dim", markup=False, soft_wrap=True)
+            notes().print(record.error_traceback.rstrip(), style="dim", soft_wrap=True)
         raise JobFailed(
             record.job, record.error_type or "Error", record.error_message or "", record.error_traceback or ""
         )
@@ -171,7 +171,7 @@ async def _save_artifacts(
         return
     if folder is None:
         notes().print(artifacts_table(artifacts))
-        notes().print("[dim]--save FOLDER saves them[/]")
+        notes().print("--save FOLDER saves them", style="dim")
         return
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     for artifact in artifacts:
@@ -180,4 +180,4 @@ async def _save_artifacts(
             with await asyncio.to_thread(path.open, "wb") as file:
                 async for chunk in chunks:
                     await asyncio.to_thread(file.write, chunk)
-        notes().print(f"[green]saved[/] {path}", soft_wrap=True)
+        notes().print(styled("[green]saved[/] {}", path), soft_wrap=True)

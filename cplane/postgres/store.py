@@ -153,7 +153,7 @@ class Store:
 
     async def _summaries(self, query: Any) -> list[RecordSummary]:
         async with self._database.session() as session:
-            rows: Sequence[Any] = (await session.exec(query)).all()
+            rows: Sequence[Any] = (await (await session.connection()).execute(query)).all()
         return [read_summary(row) for row in rows]
 
     async def attempts(self, record_id: UUID) -> list[AttemptRecord]:
