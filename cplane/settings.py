@@ -213,6 +213,13 @@ class CplaneSettings(BaseSettings):
         description="Names by which the HTTP API without keys may be requested, besides those of loopback, separated by "
         "commas: `api.example`, `*.example`. With keys every name is served.",
     )
+    connections_per_address: int = Field(
+        default=512,
+        ge=1,
+        le=65536,
+        description="Connections that one client address may have with the HTTP API; more are cut at once. A proxy in front "
+        "of it is one address.",
+    )
     secret_key: SecretStr | None = Field(
         default=None,
         description="Keys that encrypt browser sessions: 32 bytes in base64 each, separated by commas. The first one "

@@ -20,7 +20,7 @@ SECTIONS = {
     "Browser": (*(name for name in CplaneSettings.model_fields if name.startswith("browser_")), "trace"),
     "What pages may reach": tuple(name for name in CplaneSettings.model_fields if name.startswith("egress")),
     "Limits per host": ("per_host_concurrency", "per_host_rate", "respect_retry_after"),
-    "HTTP API and secrets": ("api_keys", "allowed_hosts", "secret_key", "max_body_bytes"),
+    "HTTP API and secrets": ("api_keys", "allowed_hosts", "connections_per_address", "secret_key", "max_body_bytes"),
     "Logs": ("log_format", "log_level"),
 }
 

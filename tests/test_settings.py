@@ -97,6 +97,7 @@ def test_an_empty_variable_counts_as_unset_and_an_unknown_one_is_ignored(monkeyp
         ("BROWSER_PAGES", 1, 100),
         ("BROWSER_WAIT_S", 0.01, 3600),
         ("BROWSER_WARM", 0, 100),
+        ("CONNECTIONS_PER_ADDRESS", 1, 65536),
         ("MAX_BODY_BYTES", 1024, 1024**3),
         ("MAX_RESULT_BYTES", 1024, 16 * 1024**2),
         ("ARTIFACT_MAX_MB", 1, 1024**2),

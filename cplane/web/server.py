@@ -5,14 +5,16 @@ import errno
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from ipaddress import ip_address
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
 
 from cplane.errors import InvalidSettings
 from cplane.settings import CplaneSettings
-from cplane.web.uvicorn import Protocol
+from cplane.web.protocol import ConnectionCount, Protocol
 
 SHUTDOWN_GRACE_S = 10.0
 """How long responses in flight may take once the server stops; waits for jobs end immediately."""
@@ -121,7 +123,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=_protocol(app),
                 ws="none",
                 lifespan="off",  # open_server runs it
                 log_config=None,
@@ -159,6 +161,15 @@ def is_open(app: Starlette) -> bool:
     """Return whether an app is our API, and needs no key."""
     settings: CplaneSettings | None = getattr(app.state, "settings", None)
     return settings is not None and not settings.api_keys
+
+
+def _protocol(app: Starlette) -> type[asyncio.Protocol]:
+    """Return what makes the protocol of a connection, for one server."""
+    settings: CplaneSettings | None = getattr(app.state, "settings", None)
+    if settings is None:
+        return Protocol
+    made = partial(Protocol, count=ConnectionCount(settings.connections_per_address))
+    return cast("type[asyncio.Protocol]", made)  # uvicorn only calls it
 
 
 async def bind(host: str, port: int, *, loopback_only: bool = False) -> socket.socket:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with one `send` system call for each response and one idle timer for each connection.
+"""One `send` system call for each response of uvicorn, and one idle timer for each connection.
 
 A fast path that depends on uvicorn's internals (`HttpToolsProtocol`):
 
@@ -6,15 +6,13 @@ A fast path that depends on uvicorn's internals (`HttpToolsProtocol`):
   rounds). The coalesced write saves 20 %, the idle timer 4 %.
 - Tests: `tests/web/test_uvicorn.py`.
 - It can go when uvicorn writes the head and the body of a response in one call and keeps its keep-alive timer between
-  requests. Then `cplane/web/server.py` passes `http="httptools"` instead of `Protocol`, and nothing else changes.
+  requests. Then `cplane/web/protocol.py` has its limits alone, and nothing else changes.
 """
 
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any, Self, cast
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from typing import Any, Self
 
 FLUSH_THRESHOLD_BYTES = 65_536
 """Buffered data is sent immediately when it exceeds this size."""
@@ -95,16 +93,3 @@ class IdleTimer:
             self._close()
         elif self._closes_at < math.inf:
             self._timer = self._loop.call_at(self._closes_at, self._fire)
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol on a `CoalescingTransport`, with an `IdleTimer` as its loop."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.loop = cast("asyncio.AbstractEventLoop", IdleTimer(self.loop))
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wrap the transport of a new connection."""
-        coalescing: Any = CoalescingTransport(cast("asyncio.Transport", transport), asyncio.get_running_loop())
-        super().connection_made(coalescing)
