@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cplane.logs import LogRateLimiter
+from cplane.web.paths import own_path
 from cplane.web.problems import INTERNAL_ERROR, UNAUTHORIZED, RequestProblem, problem_response
 
 OPEN_PATHS = ("/", "/livez", "/readyz", "/docs")
@@ -74,7 +75,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if it is authorized, or its path is open."""
-        if scope["type"] != "http" or _is_open(scope["path"]):
+        if scope["type"] != "http" or _is_open(own_path(scope)):
             await self._app(scope, receive, send)
             return
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")

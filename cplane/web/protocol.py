@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cplane.web.uvicorn import CoalescingTransport, IdleTimer
 
@@ -148,8 +148,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, response: bytes) -> None:
         self._refusal = response
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        if response and (cycle is None or cycle.response_complete):
+        if response and getattr(self.cycle, "response_complete", True):  # there is no cycle before the first request
             self.transport.write(response)
         self.transport.close()
 

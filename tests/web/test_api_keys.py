@@ -82,6 +82,24 @@ async def test_health_and_documentation_need_no_key(client: httpx2.AsyncClient, 
             assert (await client.get(path)).status_code == 200
 
 
+async def test_the_same_paths_are_open_behind_a_prefix(plane: ControlPlane, subtests: pytest.Subtests) -> None:
+    settings = plane.settings.model_copy(update={"api_keys": (SecretStr("a-key"),)})
+    app = create_app(settings, plane=plane)
+    transport = httpx2.ASGITransport(app, root_path="/cplane")  # as uvicorn --root-path does, and a mount
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        for path, status in {
+            "/cplane/livez": 200,
+            "/cplane/readyz": 200,
+            "/cplane/docs": 200,
+            "/cplane/api/v1/jobs": 401,
+            "/cplane/openapi.json": 401,
+            "/cplane/cplane/livez": 401,
+            "/cplaneX/livez": 401,
+        }.items():
+            with subtests.test(path=path):
+                assert (await client.get(path)).status_code == status
+
+
 async def test_the_openapi_document_says_which_operations_need_a_key(client: httpx2.AsyncClient) -> None:
     spec = (await client.get("/openapi.json", headers={"authorization": "Bearer first-key"})).json()
     assert spec["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
