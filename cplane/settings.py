@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -25,6 +26,8 @@ HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f
 """A name, all names below a domain, or an address (of IPv6 without brackets)."""
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -413,8 +416,13 @@ class StackSource(PydanticBaseSettingsSource):
 
 
 def running_stack(folder: Path) -> dict[str, str]:
-    """Return what the `cplane dev` running in `folder` or a parent wrote there; empty if none runs."""
+    """Return what the `cplane dev` running in `folder` or a parent wrote there; empty if none runs.
+
+    A file that others could have written is ignored: it says where jobs and their arguments are sent.
+    """
     for parent in (folder, *folder.parents):
+        if not all(is_ours(path) for path in ((parent / STACK_FILE).parent, parent / STACK_FILE)):
+            continue
         try:
             stack = cast("dict[str, Any]", json.loads((parent / STACK_FILE).read_text()))
             os.kill(int(stack["pid"]), 0)
@@ -422,6 +430,15 @@ def running_stack(folder: Path) -> dict[str, str]:
             continue
         return {name: str(value) for name, value in stack.items() if value is not None}
     return {}
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file or folder is there, belongs to this user, and nobody else can write to it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & WRITABLE_BY_OTHERS
 
 
 def load_settings(**overrides: Any) -> CplaneSettings:

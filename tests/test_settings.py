@@ -255,6 +255,8 @@ def write_stack_file(folder: Path, **fields: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     addresses = {"pid": os.getpid(), "database_url": DATABASE, "redis_url": REDIS, "artifacts_url": "file:///kept"}
     file.write_text(json.dumps({**addresses, "api_url": None, **fields}))
+    for path in (file, file.parent):
+        path.chmod(0o700)
 
 
 def test_addresses_come_from_a_running_stack_in_this_folder_or_a_parent(
@@ -282,6 +284,28 @@ def test_the_nearest_running_stack_is_used_and_stopped_ones_are_ignored(
     assert load_settings().artifacts_url == "file:///below"
     write_stack_file(below, artifacts_url="file:///below", pid=dead_pid)
     assert load_settings().artifacts_url == "file:///above"
+
+
+@pytest.mark.parametrize(("path", "mode"), [("stack.json", 0o660), ("stack.json", 0o602), (".", 0o770), (".", 0o707)])
+def test_a_stack_file_that_others_can_write_is_ignored(empty_folder: Path, path: str, mode: int) -> None:
+    write_stack_file(empty_folder)
+    assert running_stack(empty_folder)
+    (empty_folder / ".cplane" / path).chmod(mode)
+    assert running_stack(empty_folder) == {}
+
+
+def test_a_stack_file_of_another_user_is_ignored(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stack_file(empty_folder)
+    user = os.geteuid()
+    monkeypatch.setattr("cplane.settings.os.geteuid", lambda: user + 1)
+    assert running_stack(empty_folder) == {}
+
+
+def test_a_stack_file_that_is_a_link_is_ignored(empty_folder: Path) -> None:
+    write_stack_file(empty_folder)
+    file = empty_folder / ".cplane" / "stack.json"
+    file.symlink_to(file.rename(empty_folder / "elsewhere.json"))
+    assert running_stack(empty_folder) == {}
 
 
 def test_explicit_values_override_a_running_stack_one_by_one(

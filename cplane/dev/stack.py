@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -89,6 +90,8 @@ class DevStack:
             "imports": ",".join(imports) or None,
         }
         unfinished = self._announcement.with_suffix(".new")
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)  # programs trust the file only if nobody else can write to it
         unfinished.write_text(json.dumps(addresses, indent=2) + "\n")
         unfinished.replace(self._announcement)
 
@@ -121,6 +124,7 @@ class DevStack:
 
     def _prepare(self) -> None:
         (self._folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(stat.S_IMODE(self._folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
         (self._folder / ".gitignore").write_text("*\n")
 
     def _embedded(self, sockets: Path, lock: FolderLock) -> tuple[EmbeddedPostgres, EmbeddedRedis]:

@@ -24,6 +24,7 @@ from cplane.dev.redis import EmbeddedRedis
 from cplane.dev.sockets import SocketFolder
 from cplane.errors import ServerStartError
 from cplane.redis.connection import connect
+from cplane.settings import is_ours
 
 DEADLINE_S = 10.0
 
@@ -128,6 +129,8 @@ async def test_the_announcement_exists_while_the_stack_runs(used: Path) -> None:
             "api_url": None,
             "imports": None,
         }
+        assert is_ours(used / ".cplane")
+        assert is_ours(used / ".cplane/stack.json")
         stack.announce("http://127.0.0.1:8000", ["app", "more.jobs"])
         assert announcement(used)["api_url"] == "http://127.0.0.1:8000"
         assert announcement(used)["imports"] == "app,more.jobs"
