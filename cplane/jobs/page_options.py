@@ -159,6 +159,12 @@ class PageOptions(Strict):
         untraced = self.trace in {None, "off"} or self.mode == "shared"
         return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", *(["trace"] * untraced)})
 
+    @property
+    def has_credentials(self) -> bool:
+        """Whether the page has credentials of a proxy or of a server, which must not outlive the job that gave them."""
+        proxy = self.proxy
+        return self.authenticate is not None or (proxy is not None and bool(proxy.username or proxy.password))
+
     @classmethod
     def read(cls, given: Mapping[str, object]) -> Self:
         """Read page options from a mapping, as in `@job(browser=…)`.

@@ -51,7 +51,14 @@ class SharedContexts:
         self._opening: dict[ContextKey, asyncio.Lock] = {}
 
     async def acquire(self, options: PageOptions, deadline: float, scope: str) -> PageLease:
-        """Acquire a page of the context that this scope and these options share; errors as of `PageOpener.open`."""
+        """Acquire a page of the context that this scope and these options share; errors as of `PageOpener.open`.
+
+        A context with credentials is not shared: it is closed, with its egress gate, when its page is returned.
+        """
+        if options.has_credentials:
+            root = await self._opener.open(options, deadline, shared=True)
+            alone = SharedContext(self._opener.browser_of(root), root, options, self._tasks)
+            return await alone.acquire(partial(self._return, alone), self._slots.yield_slot)
         key = (scope, options.key)
         async with self._opening.setdefault(key, asyncio.Lock()):
             context = self._contexts.get(key)

@@ -12,7 +12,7 @@ REQUEST_WINDOW = 16
 """The last 16 requests decide which options have warm pages."""
 
 MIN_REQUESTS = 2
-"""How often options must be among them. Options that come once, such as somebody's credentials, get no warm page."""
+"""How often options must be among them. Options that come once get no warm page."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +62,9 @@ class WarmPages:
             self.record_request(options)
 
     def record_request(self, options: PageOptions) -> None:
-        """Record that a page with these options was requested."""
+        """Record that a page with these options was requested. Those with credentials get no warm page."""
+        if options.has_credentials:
+            return
         key = options.key
         self._requests.append(key)
         self._options[key] = options
