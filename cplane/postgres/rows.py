@@ -12,7 +12,7 @@ from cplane.errors import IdempotencyConflict, KeyInUse
 from cplane.jobs.context import Progress
 from cplane.jobs.states import AttemptState, Cause, Priority, State
 from cplane.postgres.models import AttemptRecord, JobRecord
-from cplane.runtime.error_text import Error as Error
+from cplane.runtime.error_text import Error
 from cplane.runtime.text import storable
 
 NULL = b"null"

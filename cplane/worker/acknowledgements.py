@@ -9,14 +9,13 @@ import structlog
 from cplane.errors import ResultTooLarge
 from cplane.jobs.result_size import too_large
 from cplane.jobs.states import AttemptState, State
-from cplane.postgres.rows import Error
 from cplane.redis.envelope import ErrorText, KeptResult, encode
 from cplane.redis.events import BareEvent
 from cplane.redis.keys import redis_name
 from cplane.redis.messages import Ack, Disposition
+from cplane.runtime.error_text import Error, describe
 from cplane.runtime.text import storable
 from cplane.worker.attempt import Attempt
-from cplane.worker.error_text import describe
 from cplane.worker.outcome import Outcome
 
 MAX_REASON_CHARS = 500

@@ -16,8 +16,8 @@ from cplane.jobs.definition import Resources
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.retry import MAX_BACKOFF_S
 from cplane.jobs.states import AttemptState, State
-from cplane.postgres.rows import Error
 from cplane.redis.envelope import Envelope
+from cplane.runtime.error_text import Error
 from cplane.worker.attempt import Attempt
 from cplane.worker.outcome import Outcome
 from cplane.worker.runnable import Retention

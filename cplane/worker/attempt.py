@@ -15,12 +15,12 @@ from cplane.errors import BrowserGone, CplaneError, JobTimeout, TooManyRequests
 from cplane.jobs.context import Progress
 from cplane.jobs.definition import Resources
 from cplane.jobs.states import AttemptState, Cause, State
-from cplane.postgres.rows import Error, Fence, Finish, Started
+from cplane.postgres.rows import Fence, Finish, Started
 from cplane.postgres.transaction import JobTransaction
 from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.messages import Lease
-from cplane.runtime.error_text import read_error
+from cplane.runtime.error_text import Error, read_error
 from cplane.sessions.store import SessionHold
 from cplane.worker.outcome import Outcome, cooldown_s, decide, of_job
 from cplane.worker.runnable import Runnable

@@ -7,8 +7,7 @@ import msgspec
 
 from cplane.errors import MAX_COOL_DOWN_S, InfrastructureError, JobTimeout, PageCrashed, SessionBusy, TooManyRequests
 from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause, State
-from cplane.postgres.rows import Error
-from cplane.runtime.error_text import describe
+from cplane.runtime.error_text import Error, describe
 
 if TYPE_CHECKING:
     from cplane.worker.runnable import Runnable

@@ -15,8 +15,8 @@ from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.retry import retry_in_s
 from cplane.jobs.states import MAX_CRASHES, AttemptState, State
-from cplane.postgres.rows import Error
 from cplane.redis.envelope import Envelope, encode_envelope
+from cplane.runtime.error_text import Error
 from cplane.runtime.offload import RemoteError
 from cplane.worker.outcome import Outcome
 from cplane.worker.process_job import JsonResult, run_in_process
@@ -173,10 +173,9 @@ class DecoratedJob:
 
     def succeeded(self, result: object) -> Outcome:
         """Return the outcome, with the result as JSON."""
-        if isinstance(result, JsonResult):
-            result_json = result.json
-        else:
-            result_json = self.job.encode_result(result, self._max_result_bytes)
+        result_json = (
+            result.json if isinstance(result, JsonResult) else self.job.encode_result(result, self._max_result_bytes)
+        )
         if result_json == b"null":
             return NOTHING_RETURNED
         return Outcome(state=State.SUCCEEDED, attempt_state=AttemptState.SUCCEEDED, result_json=result_json)

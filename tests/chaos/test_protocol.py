@@ -28,12 +28,13 @@ from pydantic import SecretStr
 from cplane.errors import InvalidTransition
 from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
-from cplane.postgres.rows import Error, Finish, NewRecord, Renew, Started
+from cplane.postgres.rows import Finish, NewRecord, Renew, Started
 from cplane.postgres.store import Store
 from cplane.redis.connection import connect
 from cplane.redis.events import Events
 from cplane.redis.messages import Ack, Disposition, EnqueueRequest, Lease
 from cplane.redis.queue import Queue
+from cplane.runtime.error_text import Error
 from cplane.runtime.ids import new_id
 from cplane.worker.reconciler import Reconciler
 

@@ -27,8 +27,9 @@ from cplane.demo.visits import Visit
 from cplane.errors import CplaneError, JobFailed
 from cplane.jobs.context import Progress
 from cplane.jobs.states import AttemptState
-from cplane.postgres.rows import Error, Finish
+from cplane.postgres.rows import Finish
 from cplane.redis.dead_letters import DEAD_LETTERS
+from cplane.runtime.error_text import Error
 from cplane.runtime.visible import visible
 
 HOSTILE = (

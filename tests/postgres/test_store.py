@@ -25,8 +25,9 @@ from cplane.jobs.states import MAX_CRASHES, TRANSITIONS, AttemptState, Cause, St
 from cplane.postgres import statements
 from cplane.postgres.database import STATEMENT_SETTINGS, Database
 from cplane.postgres.models import JobRecord
-from cplane.postgres.rows import Error, Fence, Finish, NewRecord, RecordFilter, Renew, Started, Submitted
+from cplane.postgres.rows import Fence, Finish, NewRecord, RecordFilter, Renew, Started, Submitted
 from cplane.postgres.store import Store
+from cplane.runtime.error_text import Error
 from cplane.runtime.ids import new_id
 
 LEASE_S = 30.0

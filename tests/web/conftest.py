@@ -13,8 +13,9 @@ from pydantic_core import to_json
 from cplane import Context, ControlPlane, CplaneSettings, State, job
 from cplane.jobs.states import AttemptState
 from cplane.keyring import new_key
-from cplane.postgres.rows import Error, Finish, Started
+from cplane.postgres.rows import Finish, Started
 from cplane.redis.events import Event
+from cplane.runtime.error_text import Error
 from cplane.web import create_app, open_server
 
 JOBS = "/api/v1/jobs"

@@ -585,8 +585,8 @@ async def notes(plane: ControlPlane) -> list[str]:
 
 
 def test_a_cplane_error_is_described_without_cplane_frames(settings: CplaneSettings) -> None:
+    from cplane.runtime.error_text import describe
     from cplane.worker.browser_pool import WorkerPages
-    from cplane.worker.outcome import describe
 
     with pytest.raises(BrowserError) as caught:
         WorkerPages(settings).pool()
