@@ -43,6 +43,5 @@ def _frames(stack: str) -> list[re.Match[str]]:
 
 
 def _runs_a_job(frames: list[re.Match[str]]) -> bool:
-    """Whether a thread of an executor is not idle."""
-    names = [frame["name"] for frame in frames]
-    return "_worker" in names[1:]
+    """Whether a thread runs a job: `cplane/worker/threads.py` calls it there."""
+    return any(frame["name"] == "_outcome" and frame["file"].endswith("threads.py") for frame in frames)

@@ -1,14 +1,15 @@
 """The line at which a worker process hangs, from a traceback that needs neither its loop nor its lock."""
 
+import asyncio
 import faulthandler
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from cplane.keeper.traces import where_blocked
+from cplane.worker.threads import JobThreads
 
 
 @pytest.fixture
@@ -32,19 +33,20 @@ def test_the_innermost_line_of_the_main_thread(traces: int) -> None:
     assert where_blocked(traces).startswith("test_traces.py:")
 
 
-def test_the_line_of_a_job_in_a_thread(traces: int) -> None:
+async def test_the_line_of_a_job_in_a_thread(traces: int) -> None:
     inside, go = threading.Event(), threading.Event()
 
     def a_job_in_a_thread() -> None:
         inside.set()
         go.wait()
 
-    with ThreadPoolExecutor(2) as executor:
-        waiting = executor.submit(a_job_in_a_thread)
-        inside.wait()
-        dump(traces)
-        go.set()
-        waiting.result()
+    threads = JobThreads({"default": 2}, stuck_after_s=60)
+    running = threads.run(a_job_in_a_thread, queue="default")
+    await asyncio.to_thread(inside.wait)
+    dump(traces)
+    go.set()
+    await running
+    threads.close()
     assert where_blocked(traces, in_thread=True).endswith("in a_job_in_a_thread")
 
 
