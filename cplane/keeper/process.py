@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -45,6 +45,9 @@ class WorkerProcess:
     def __init__(self, command: Sequence[str], limits: Limits) -> None:
         self._command = command
         self._limits = limits
+        self._process: asyncio.subprocess.Process | None = None
+        self._hello: Hello | None = None
+        self._aboard: list[Entry] = []
         self._stopping = False
         self._kill_at = float("inf")
         self._killed_for = ""
@@ -57,9 +60,11 @@ class WorkerProcess:
         """Set when it claims no more and its replacement may start."""
         self.served = False
         """Whether it has ever claimed jobs."""
+        self.clean = False
+        """Whether it ended in good order."""
 
     async def run(self) -> Death:
-        """Start it, watch it until it ends, and requeue what was aboard."""
+        """Start it, and watch it until it ends. `rescue` must follow."""
         async with AsyncExitStack() as stack:
             self._memory = SharedMemory.create()
             stack.callback(self._memory.close)
@@ -67,7 +72,6 @@ class WorkerProcess:
             self._traces = os.memfd_create("cplane-traces") if hasattr(os, "memfd_create") else os.open(os.devnull, 2)
             stack.callback(os.close, self._traces)
             ours, theirs = socket.socketpair()
-            self._hello: Hello | None = None
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
             stack.callback(self._writer.close)
             fds = (self._memory.fd, self._traces, theirs.fileno())
@@ -81,7 +85,9 @@ class WorkerProcess:
                 )
             finally:
                 theirs.close()
-            code = await self._watch()
+            if self._stopping:
+                self._process.terminate()
+            code = await self._watch(self._process)
             death = Death(
                 code,
                 self._manifest.step,
@@ -93,19 +99,19 @@ class WorkerProcess:
             self._kill_group()
             self.served = self._hello is not None
             self.clean = self._manifest.status is Status.CLOSED
-            if not self.clean and self._hello is not None:
-                await self._rescue(self._hello, death)
+            self._aboard = [] if self.clean else self._manifest.entries()
             return death
 
     @property
     def pid(self) -> int:
         """The id of the process."""
-        return self._process.pid
+        return 0 if self._process is None else self._process.pid
 
     def stop(self, signum: signal.Signals) -> None:
         """Pass on the signal to stop. A process that has not ended after its drain is killed."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signum)
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signum)
         drain_s = self._hello.drain_s if self._hello is not None else 0.0
         self._kill_at = min(self._kill_at, time.monotonic() + (2.0 if self._stopping else drain_s + STOP_GRACE_S))
         self._stopping = True
@@ -119,23 +125,26 @@ class WorkerProcess:
         self._writer.write(b"retire\n")
         self.retired.set()
 
-    async def _watch(self) -> int:
-        """Look at it until it has ended. Returns its exit code."""
+    async def _watch(self, process: asyncio.subprocess.Process) -> int:
+        """Look at it until it has ended. Returns its exit code. Nothing that is found in its memory ends the keeper."""
         hello = asyncio.create_task(self._read_hello(), name="read a worker's hello")
-        exited = asyncio.create_task(self._process.wait(), name="wait for a worker process")
+        exited = asyncio.create_task(process.wait(), name="wait for a worker process")
         try:
             while not exited.done():
                 await asyncio.wait([exited], timeout=CHECK_INTERVAL_S)
-                if not exited.done():
+                if exited.done():
+                    break
+                try:
                     await self._check()
+                except Exception as error:
+                    log("worker_not_checked", level="error", pid=self.pid, reason=repr(error))
             return exited.result()
         finally:
             hello.cancel()
             exited.cancel()
 
     async def _read_hello(self) -> None:
-        line = await self._reader.readline()
-        if line:
+        if line := await self._reader.readline():
             self._hello = msgspec.json.decode(line, type=Hello)
 
     async def _check(self) -> None:
@@ -206,8 +215,9 @@ class WorkerProcess:
         if not self._blamed and self._blocked_since:
             self._blamed = self._suspect(self._manifest.entries())
         log("worker_killed", level="error", pid=self.pid, reason=why)
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     def _check_limits(self) -> None:
         if self._retiring or self._stopping:
@@ -219,24 +229,33 @@ class WorkerProcess:
 
     def _kill_group(self) -> None:
         """Kill what it started and left behind."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _rescue(self, hello: Hello, death: Death) -> None:
+    async def rescue(self, death: Death) -> None:
+        """Requeue what was aboard of the process, however it ended. What cannot be done now comes back when its lease ends."""
+        if self.clean or self._hello is None:
+            return
+        log("worker_died", level="error", pid=self.pid, process=death.described)
+        for _ in range(RESCUE_RETRIES):
+            try:
+                await self._requeue(self._hello, death)
+            except InfrastructureError as error:
+                log("attempts_not_requeued", reason=str(error), hint="their leases end by themselves")
+            except Exception as error:
+                log("attempts_not_requeued", level="error", reason=repr(error), hint="their leases end by themselves")
+                return
+            else:
+                return
+            await asyncio.sleep(1.0)
+
+    async def _requeue(self, hello: Hello, death: Death) -> None:
         from cplane.keeper.rescue import open_rescue  # noqa: PLC0415  imported when it is needed first
 
-        entries = self._manifest.entries()
-        log("worker_died", level="error", pid=self.pid, process=death.described)
         async with open_rescue(hello.servers) as rescue:
-            for _ in range(RESCUE_RETRIES):
-                try:
-                    await rescue.requeue(entries, death)
-                    await rescue.release_unboarded(hello, entries, dead=True)
-                except InfrastructureError as error:
-                    log("attempts_not_requeued", reason=str(error), hint="their leases end by themselves")
-                else:
-                    return
-                await asyncio.sleep(1.0)
+            await rescue.requeue(self._aboard, death)
+            await rescue.release_unboarded(hello, self._aboard, dead=True)
 
 
 def _resident_mb(pid: int) -> int:
@@ -246,8 +265,3 @@ def _resident_mb(pid: int) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-
-def environment_without_keeper(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what the keeper passes to a worker."""
-    return {name: value for name, value in environment.items() if name != VARIABLE}

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cplane.keeper.channel import Limits
 from cplane.keeper.log import log
@@ -59,7 +60,7 @@ class Supervisor:
         while not self._stopping.is_set():
             process = WorkerProcess(self._command, self._limits)
             replaced = asyncio.create_task(self._replace(group, process), name="replace a worker that retires")
-            again = await self._run_one(process)
+            again = await self._run_one(group, process)
             if process.retired.is_set():
                 await replaced
                 return
@@ -70,9 +71,9 @@ class Supervisor:
             backoff_s = INITIAL_BACKOFF_S if lived_s >= SHORT_LIFE_S else min(backoff_s * 2, MAX_BACKOFF_S)
             if lived_s < SHORT_LIFE_S:
                 log("worker_restart_delayed", retry_in_s=backoff_s, lived_s=round(lived_s, 1))
-                await asyncio.wait(
-                    [asyncio.ensure_future(self._stopping.wait())], timeout=backoff_s
-                )  # fmt: skip
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(backoff_s):
+                        await self._stopping.wait()
 
     async def _replace(self, group: asyncio.TaskGroup, process: WorkerProcess) -> None:
         """Start another process as soon as this one claims no more."""
@@ -80,13 +81,14 @@ class Supervisor:
         if not self._stopping.is_set():
             group.create_task(self._keep_one(group), name="keep a worker")
 
-    async def _run_one(self, process: WorkerProcess) -> bool:
-        """Run one process. Returns whether another takes its place."""
+    async def _run_one(self, group: asyncio.TaskGroup, process: WorkerProcess) -> bool:
+        """Run one process, and begin to clean up after it. Returns whether another takes its place."""
         self._running.add(process)
         try:
             death = await process.run()
         finally:
             self._running.discard(process)
+        group.create_task(process.rescue(death), name="requeue what was aboard")
         self._ever_served = self._ever_served or process.served
         code = death.code if death.code >= 0 else 128 - death.code
         if self._stopping.is_set():
