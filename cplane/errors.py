@@ -7,6 +7,7 @@
     │   ├── JobTimeout           the job ran longer than its timeout
     │   ├── EgressBlocked        a page requested a host that the egress rules forbid
     │   ├── HostUnreachable      a page's host has no address, or does not respond
+    │   ├── PageTooLarge         a page used more memory than it may, or opened too many windows
     │   ├── ResultNotSerializable
     │   ├── ResultTooLarge
     │   ├── ProcessDied          the process of a job ended under it
@@ -103,6 +104,10 @@ class EgressBlocked(JobError):
 
 class HostUnreachable(JobError):
     """The host of a page has no address, or does not respond; the message names it. A later retry may succeed."""
+
+
+class PageTooLarge(JobError):
+    """A page used more memory than it may, or opened too many windows; the message says which. It is not retried."""
 
 
 class ResultNotSerializable(JobError):

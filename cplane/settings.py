@@ -157,6 +157,12 @@ class CplaneSettings(BaseSettings):
     browser_max_memory_mb: int = Field(
         default=2048, ge=64, description="Memory of a browser's processes, in MiB, above which it is replaced."
     )
+    browser_page_memory_mb: int = Field(
+        default=1024,
+        ge=64,
+        description="Memory of one page, in MiB, above which it is killed and its job fails with `PageTooLarge`. "
+        "For a Chromium that the worker launches.",
+    )
     browser_cdp_url: SecretStr | None = Field(
         default=None,
         description="Chromium that runs elsewhere, by its DevTools address: `http://host:9222` or "

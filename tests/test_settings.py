@@ -48,6 +48,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
         BROWSER_MAX_PAGES="9",
         BROWSER_MAX_AGE_S="60",
         BROWSER_MAX_MEMORY_MB="512",
+        BROWSER_PAGE_MEMORY_MB="256",
         BROWSER_ENGINE="chromium",
         BROWSER_ARGS="--mute-audio '--disable-features=A,B'",
         BROWSER_CDP_URL="http://user:hunter2@127.0.0.1:9222",
@@ -71,6 +72,7 @@ def test_every_variable_is_converted_to_its_type(monkeypatch: pytest.MonkeyPatch
     assert (settings.browser_pages, settings.browser_sandbox, settings.browser_wait_s) == (7, False, 0.5)
     assert (settings.browser_count, settings.browser_warm, settings.browser_engine) == (2, 0, "chromium")
     assert (settings.browser_max_pages, settings.browser_max_age_s, settings.browser_max_memory_mb) == (9, 60, 512)
+    assert settings.browser_page_memory_mb == 256
     assert settings.browser_args == ("--mute-audio", "--disable-features=A,B")
     assert settings.trace == "off"
     assert (settings.egress, settings.egress_allow) == ("public", ("loopback", "*.example.com:8443"))

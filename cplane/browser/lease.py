@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -14,7 +14,15 @@ from playwright.async_api import BrowserContext, Page
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.egress import Gate
-from cplane.errors import BrowserError, BrowserGone, EgressBlocked, HostUnreachable, PageCrashed, PoolTimeout
+from cplane.errors import (
+    BrowserGone,
+    CplaneError,
+    EgressBlocked,
+    HostUnreachable,
+    PageCrashed,
+    PageTooLarge,
+    PoolTimeout,
+)
 
 SOCKS_FAILURES = (
     "ERR_SOCKS_CONNECTION_FAILED",
@@ -30,6 +38,11 @@ TRACING_STARTED = "Tracing has been already started"
 TRACED_HINT = (
     "hint: cplane records a trace of this page already; for a trace of the job's own, set browser={'trace': 'off'}"
 )
+MAX_OPEN_POPUPS = 10
+"""Windows that a page can have open; further ones are closed."""
+MAX_POPUPS = 50
+"""Windows that a page can open; one that opens more is lost."""
+POPUP_CLOSE_TIMEOUT_S = 5.0
 STORAGE_TIMEOUT_S = 10.0
 TRACE_START_TIMEOUT_S = 5.0
 LOSS_WAIT_S = 2.0
@@ -55,6 +68,7 @@ class PageLease:
         gate: the context's egress gate; None: it has none.
         yield_slot: releases the slot of a page that stays open; returns whether it did.
         shared: whether several jobs use the context.
+        explain_crash: returns why the page has crashed, if cplane is the reason; else None.
     """
 
     def __init__(
@@ -68,6 +82,7 @@ class PageLease:
         gate: Gate | None = None,
         yield_slot: "Callable[[PageLease], bool] | None" = None,
         shared: bool = False,
+        explain_crash: "Callable[[PageLease], CplaneError | None]" = lambda _: None,
     ) -> None:
         self.context = context
         self.page = page
@@ -86,7 +101,9 @@ class PageLease:
         self._shared = shared
         self._yield_slot = yield_slot
         self.popups: list[Page] = []
-        """Pages that the page opened in a shared context. In a context of its own, they close with the context."""
+        """Windows that the page opened. In a context of its own, they close with the context."""
+        self._closing_popups: set[asyncio.Task[None]] = set()
+        self._explain_crash = explain_crash
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Gets the exception `PageCrashed` or `BrowserGone` when the page is lost; never a result."""
         self._check_browser = check_browser
@@ -96,9 +113,8 @@ class PageLease:
         self._cancels_before = 0
         self._interrupted = False
         self._watch(page)
-        if shared:
-            page.on("popup", self._on_popup)
-        else:
+        page.on("popup", self._on_popup)
+        if not shared:  # the job may open pages itself
             context.on("page", self._watch)
 
     @property
@@ -121,7 +137,7 @@ class PageLease:
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    def lose(self, error: BrowserError) -> None:
+    def lose(self, error: CplaneError) -> None:
         """Mark the page as lost; those that watch `broken` receive the error."""
         if not self.broken.done() and not self.released:
             self.broken.set_exception(error)
@@ -256,14 +272,29 @@ class PageLease:
     def _on_popup(self, popup: Page) -> None:
         self.popups.append(popup)
         popup.on("popup", self._on_popup)
-        self._watch(popup)
+        if self._shared:
+            self._watch(popup)
+        if len(self.popups) > MAX_POPUPS:
+            hint = "they are closed with the job; a page that has to open more can be split into several jobs"
+            self.lose(PageTooLarge(f"the page {self.page.url[:200]} opened more than {MAX_POPUPS} windows", hint=hint))
+        elif sum(not opened.is_closed() for opened in self.popups) > MAX_OPEN_POPUPS:
+            closing = asyncio.get_running_loop().create_task(_close_popup(popup), name="close popup")
+            self._closing_popups.add(closing)
+            closing.add_done_callback(self._closing_popups.discard)
 
     def _watch(self, page: Page) -> None:
         page.on("crash", self._on_crash)
 
     def _on_crash(self, page: Page) -> None:
         hint = "the page may need more memory than there is"
-        self.lose(PageCrashed(f"the renderer of {page.url[:200]} died", hint=hint))
+        crashed = PageCrashed(f"the renderer of {page.url[:200]} died", hint=hint)
+        self.lose(self._explain_crash(self) or crashed)
+
+
+async def _close_popup(popup: Page) -> None:
+    with suppress(PlaywrightError, TimeoutError):
+        async with asyncio.timeout(POPUP_CLOSE_TIMEOUT_S):
+            await popup.close()
 
 
 def _loss_wait_s(error: BaseException) -> float:

@@ -106,6 +106,7 @@ def _pool(settings: CplaneSettings, egress: EgressProxy | None) -> BrowserPool:
             pages=settings.browser_max_pages,
             age_s=settings.browser_max_age_s,
             memory_bytes=settings.browser_max_memory_mb << 20,
+            page_memory_bytes=settings.browser_page_memory_mb << 20,
         ),
         egress=egress,
         trace=settings.trace,

@@ -15,11 +15,13 @@ from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.engine.launch import BrowserSource, Launched, first_line, running_pids
 from cplane.browser.engine.ledger import ProcessRegistry
+from cplane.browser.engine.memory import MemoryGuard
 from cplane.browser.engine.process import family, resident_bytes
 from cplane.browser.lease import PageLease
 from cplane.egress import Gate
-from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PoolTimeout
+from cplane.errors import BrowserError, BrowserGone, InvalidArguments, PageTooLarge, PoolTimeout
 from cplane.jobs.page_options import PageOptions
+from cplane.runtime.cancellation import cancel_all
 
 OPEN_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
@@ -43,6 +45,8 @@ class Limits:
     """Seconds since it was launched."""
     memory_bytes: int = 2 * 1024**3
     """Memory of all its processes that they do not share; checked every 5 s, on Linux only."""
+    page_memory_bytes: int = 1024**3
+    """Memory of the renderer of one page; a page with more is killed. For a local Chromium on Linux only."""
 
 
 Prepare = Callable[[BrowserContext], Any]
@@ -81,7 +85,11 @@ class Instance:
         self._check_wanted = asyncio.Event()
         """A call failed as if the browser had died: the next heartbeat is due now."""
         self.browser.on("disconnected", self._disconnected)
-        self._watching = loop.create_task(self._watch(), name="watch browser")
+        self._memory: MemoryGuard | None = None
+        self._tasks = [loop.create_task(self._watch(), name="watch browser")]
+        if self.process is not None and self._session is not None:
+            self._memory = MemoryGuard(self._session, limits.page_memory_bytes)
+            self._tasks.append(loop.create_task(self._memory.watch(self._has_jobs), name="watch page memory"))
 
     @classmethod
     async def start(
@@ -154,6 +162,7 @@ class Instance:
             gate=gate,
             yield_slot=yield_slot,
             shared=shared,
+            explain_crash=self._explain_crash,
         )
         self._open.add(lease)
         self._opened += 1
@@ -202,6 +211,12 @@ class Instance:
         """Open a DevTools session with a page, below Playwright; None if the browser is not Chromium."""
         return None if self._session is None else await page.context.new_cdp_session(page)
 
+    def _has_jobs(self) -> bool:
+        return any(lease.holds_slot for lease in self._open)
+
+    def _explain_crash(self, lease: PageLease) -> PageTooLarge | None:
+        return None if self._memory is None else self._memory.explain(lease)
+
     def check_now(self) -> None:
         """Check now whether the browser is alive, because a call failed as if it had died."""
         self._check_wanted.set()
@@ -227,8 +242,7 @@ class Instance:
     async def close(self) -> None:
         """End the browser and its driver; what does not end within 5 s is killed. May be called again."""
         self._lose("it was closed")
-        self._watching.cancel()
-        await asyncio.wait((self._watching,))
+        await cancel_all(self._tasks)
         with contextlib.suppress(TimeoutError, PlaywrightError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.browser.close()
