@@ -5,14 +5,20 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Awaitable, Callable
 from configparser import ConfigParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import asyncpg
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from pydantic import SecretStr
 
+from cplane.postgres.migrations import upgrade
 from cplane.settings import CplaneSettings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +201,79 @@ def test_every_secret_comes_from_the_environment(compose: dict[str, Any]) -> Non
         assert "privileged" not in service
 
 
-def test_the_seccomp_profile_allows_the_sandbox_of_chromium() -> None:
+def test_the_role_of_the_database_is_no_superuser(compose: dict[str, Any]) -> None:
+    postgres, environment = compose["services"]["postgres"], compose["x-cplane"]["environment"]
+    assert "POSTGRES_USER" not in postgres["environment"], "the image makes it a superuser"
+    assert "ADMIN" in postgres["environment"]["POSTGRES_PASSWORD"]
+    assert "./postgres-init.sh:/docker-entrypoint-initdb.d/10-cplane.sh:ro" in postgres["volumes"]
+    assert "://app:${POSTGRES_PASSWORD" in environment["CPLANE_DATABASE_URL"]
+    assert "ADMIN" not in str(environment)
+
+
+async def test_the_role_that_the_script_creates_can_upgrade_and_no_more(database_url: str) -> None:
+    script = (DEPLOY / "postgres-init.sh").read_text()
+    statements = re.findall(r"<<'SQL'\n(.*)^SQL$", script, re.DOTALL | re.MULTILINE)[0]
+    name = f"role_{uuid4().hex}"
+    statements = re.sub(r"\b(app|cplane)\b", name, statements).replace(":'password'", "'p'")
+    connect = cast("Callable[[str], Awaitable[Any]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]  untyped
+    admin = await connect(database_url)
+    try:
+        for statement in filter(None, map(str.strip, statements.split(";"))):
+            await admin.execute(statement)
+        parts = urlsplit(database_url)
+        own = parts._replace(netloc=f"{name}:p@{parts.netloc.rpartition('@')[2]}", path=f"/{name}").geturl()
+        await upgrade(SecretStr(own))
+        role = await connect(own)
+        try:
+            assert (
+                await role.fetchval(
+                    "SELECT rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname = user"
+                )
+                is False
+            )
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await role.fetchval("SELECT pg_read_file('/etc/passwd')")
+        finally:
+            await role.close()
+    finally:
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.execute(f"DROP ROLE IF EXISTS {name}")
+        await admin.close()
+
+
+def test_the_seccomp_profile_is_an_allow_list_with_the_sandbox_of_chromium() -> None:
     profile = json.loads((DEPLOY / "chromium.seccomp.json").read_text())
-    denied = {name for rule in profile["syscalls"] for name in rule["names"]}
-    assert {rule["action"] for rule in profile["syscalls"]} == {"SCMP_ACT_ERRNO"}
-    assert not denied & {"clone", "clone3", "unshare", "setns", "chroot", "capset", "seccomp", "prctl"}
-    assert {"mount", "ptrace", "bpf", "init_module", "kexec_load", "keyctl", "io_uring_setup"} <= denied
+    assert (profile["defaultAction"], profile["defaultErrnoRet"]) == ("SCMP_ACT_ERRNO", 1)
+    rules = profile["syscalls"]
+    allowed = {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
+    assert {"clone", "unshare", "chroot", "capset", "seccomp", "prctl", "execve", "mmap", "memfd_create"} <= allowed
+    for group in (
+        {"mount", "umount2", "pivot_root", "move_mount", "open_tree", "fsopen", "setns", "sethostname"},
+        {"ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "perf_event_open"},
+        {"bpf", "init_module", "finit_module", "kexec_load", "reboot", "swapon", "acct", "syslog", "iopl"},
+        {"keyctl", "add_key", "request_key", "io_uring_setup", "userfaultfd", "open_by_handle_at"},
+    ):
+        assert not allowed & group
+    names = [
+        name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" and "args" not in rule for name in rule["names"]
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_the_seccomp_profile_allows_the_namespaces_of_the_sandbox_only() -> None:
+    rules = json.loads((DEPLOY / "chromium.seccomp.json").read_text())["syscalls"]
+    (namespaces,) = [rule for rule in rules if "unshare" in rule["names"]]
+    assert namespaces["names"] == ["clone", "unshare"]
+    ((flags,),) = [namespaces["args"]]
+    assert (flags["index"], flags["op"], flags["valueTwo"]) == (0, "SCMP_CMP_MASKED_EQ", 0)
+    user, pid, network = 0x10000000, 0x20000000, 0x40000000
+    mounts, cgroups, names, ipc = 0x20000, 0x2000000, 0x4000000, 0x8000000
+    assert flags["value"] == mounts | cgroups | names | ipc
+    assert not flags["value"] & (user | pid | network)
+    (clone3,) = [rule for rule in rules if "clone3" in rule["names"]]
+    assert (clone3["action"], clone3["errnoRet"]) == ("SCMP_ACT_ERRNO", 38), "the C library falls back to clone"
+    sockets = {rule["args"][0]["value"] for rule in rules if rule["names"] == ["socket"]}
+    assert sockets == {1, 2, 10, 16}
 
 
 # systemd
