@@ -1,20 +1,24 @@
 """`markdown`: the text of a page as Markdown."""
 
-import asyncio
 from typing import Annotated, Unpack
 
-from bs4 import BeautifulSoup
-from markdownify import MarkdownConverter
 from playwright.async_api import Page
 from pydantic import Field
 
 from cplane import Artifact, Context, job
+from cplane.runtime.html_to_markdown import to_markdown
+from cplane.runtime.offload import run_blocking
 from cplane.tasks.content import DOCUMENT, MaxBytes, keep_text, read_html
-from cplane.tasks.visit import RETRY, VisitResult, page_deadline, visit
+from cplane.tasks.visit import RETRY, TooComplex, VisitResult, page_deadline, visit
 from cplane.tasks.visit_options import VisitOptions, check_visit, page_options
 
 MAX_BYTES = 4 * 1024 * 1024
-IGNORED_ELEMENTS = ("script", "style", "noscript", "template", "head", "iframe")
+CONVERSION_TIMEOUT_S = 30.0
+"""What the conversion of any page may take. A hostile one of 150 kB would take an hour."""
+
+CONVERSION_S_PER_BYTE = 15 / 1024**2
+"""What it may take in addition: four times as long as ordinary pages take."""
+
 MAIN = """() => {
   const found = document.querySelector('main, [role=main]') ?? document.querySelector('article');
   if (found) return found.outerHTML;
@@ -47,14 +51,15 @@ async def markdown(
     async with page_deadline(options):
         visited = await visit(page, options)
         html = await read_html(page, max_bytes, MAIN if main_content else DOCUMENT)
-    text = (await asyncio.to_thread(to_markdown, html)).strip() + "\n"
+    text = await _convert(page.url, html)
     short, artifact = await keep_text(ctx, text, "page.md", "text/markdown")
     return Markdown(**visited.model_dump(), markdown=short, artifact=artifact)
 
 
-def to_markdown(html: str) -> str:
-    """Convert HTML to Markdown. It is CPU-bound: call it in a thread, not on the event loop."""
-    soup = BeautifulSoup(html, "html.parser")
-    for element in soup(IGNORED_ELEMENTS):
-        element.decompose()
-    return MarkdownConverter(heading_style="ATX", bullets="-").convert_soup(soup)
+async def _convert(url: str, html: str) -> str:
+    timeout_s = CONVERSION_TIMEOUT_S + len(html) * CONVERSION_S_PER_BYTE
+    try:
+        converted = await run_blocking(to_markdown, html, timeout_s=timeout_s)
+    except TimeoutError:
+        raise TooComplex(f"{url} could not be converted within {timeout_s:.0f} s") from None
+    return converted.strip() + "\n"

@@ -95,6 +95,10 @@ class TooLarge(VisitFailed):
     """The page or file is larger than `max_bytes`, or the screenshot larger than the browser can draw."""
 
 
+class TooComplex(VisitFailed):
+    """The page could not be converted in time."""
+
+
 RETRY = RetryPolicy(retries=2, on=(Unreachable, HostUnreachable))
 """For all built-in jobs: an unreachable server may be reachable a moment later; a malformed selector stays
 malformed.

@@ -60,7 +60,7 @@ def _run(request: messages.Request, connection: Connection) -> Callable[[bool], 
             value = contextvars.Context().run(call)
     except BaseException as error:
         if isinstance(error, MemoryError) and request.memory_mb is not None:
-            error = _memory_error(error, request.memory_mb)
+            error = _memory_error(error, request)
         raised = _raised(error, request)
         return lambda last: messages.Raised(**raised, last=last)
     return lambda last: messages.Returned(value, last)
@@ -148,10 +148,9 @@ def _allocated_bytes() -> int:
         return 0
 
 
-def _memory_error(error: MemoryError, memory_mb: int) -> MemoryLimitExceeded:
-    exceeded = MemoryLimitExceeded(
-        f"its process needed more than {memory_mb} MiB of memory", hint="raise it with @job(memory_mb=…)"
-    )
+def _memory_error(error: MemoryError, request: messages.Request) -> MemoryLimitExceeded:
+    hint = "raise it with @job(memory_mb=…)" if isinstance(request, messages.RunJob) else None
+    exceeded = MemoryLimitExceeded(f"its process needed more than {request.memory_mb} MiB of memory", hint=hint)
     exceeded.__cause__ = error
     return exceeded
 

@@ -67,6 +67,9 @@ ABORT_INTERVAL_S = 0.5
 BROWSER_CLOSE_S = 30.0
 """What the browser gets to close; every step of that has its own deadline."""
 
+CONVERSIONS = ("cplane.runtime.html_to_markdown",)
+"""Modules of cplane's own functions that run in processes."""
+
 log = structlog.get_logger("cplane")
 
 
@@ -264,7 +267,8 @@ class Worker(ArqWorker):
 
     def _process_pool(self) -> ProcessPool:
         """Processes that have imported the jobs; ready before the first job if a queue has jobs that run in them."""
-        modules = dict.fromkeys(self.settings.imports)
+        needs_browser = any(map(self.jobs.needs_pages, self.queues))
+        modules = dict.fromkeys((*self.settings.imports, *(CONVERSIONS if needs_browser else ())))
         jobs = [job for job in self.jobs.jobs.values() if job.options.runs_in == "process"]
         modules.update(dict.fromkeys(job.fn.__module__ for job in jobs if job.fn.__module__ != "__main__"))
         eager = self.given_signals and any(job.options.queue in self.queues for job in jobs)
