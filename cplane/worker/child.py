@@ -7,7 +7,7 @@ tells how each ended. They talk over a stream socket, in lines:
     start           with a socket, for the new process; the reply is `started PID`, or `failed REASON`
     kill PID        kill this process and its whole group; no reply
     ended PID STATUS    sent when a process has ended, with its status as `os.waitpid` returns it
-    ready           sent when the jobs are imported; or `failed REASON`, and the server ends
+    ready THREADS   sent when the jobs are imported, with the number of its threads; or `failed REASON`, and the server ends
 """
 
 import ctypes
@@ -57,7 +57,7 @@ class ForkServer:
 
     def run(self) -> None:
         """Serve until the worker closes its end, or dies. In a forked child, this returns when the child has ended, too."""
-        self._send("ready")
+        self._send(f"ready {_thread_count()}")
         while True:
             readable, _, _ = select.select([self._control.fileno(), self._signals], [], [])
             if self._signals in readable:
@@ -167,6 +167,13 @@ def _prepare_child(server: int) -> None:
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(min(1000, int(score.read_text()) + OOM_SCORE_ADD)))
+
+
+def _thread_count() -> int:
+    """Return how many threads this process has, those of C libraries included; 1 where the system hides it."""
+    with suppress(OSError):
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208  a path would be made for each
+    return 1
 
 
 def _die_with(parent: int) -> None:

@@ -130,9 +130,8 @@ def _memory_limit(memory_mb: int | None) -> Generator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _allocated_bytes() + memory_mb * MIB
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
+    limits = [_allocated_bytes() + memory_mb * MIB, soft, hard]
+    limit = min(bound for bound in limits if bound != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield

@@ -161,6 +161,9 @@ class ForkServer:
     def _note(self, line: str) -> None:
         verb, _, rest = line.partition(" ")
         if verb == "ready":
+            if int(rest) > 1:
+                hint = "a module starts threads when it is imported; they and their locks are lost in processes"
+                log.warning("fork_server_has_threads", threads=int(rest), hint=hint)
             self._ready.set_result(None)
         elif verb == "started":
             self._starting.popleft().set_result(int(rest))

@@ -188,6 +188,17 @@ async def test_a_pool_that_closes_while_its_server_starts_leaves_no_process() ->
     assert [pid for pid in children_of(os.getpid()) if state_of(pid) != "Z"] == []
 
 
+async def test_a_module_that_starts_threads_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "starts_threads.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with structlog.testing.capture_logs() as lines:
+        async with ProcessPool(["starts_threads"]) as pool:
+            await pool.start()
+    assert [line["threads"] for line in lines if line["event"] == "fork_server_has_threads"] == [2]
+
+
 async def test_modules_that_cannot_be_imported_are_an_infrastructure_error() -> None:
     async with ProcessPool(["no_such_module"]) as pool:
         with pytest.raises(InfrastructureError, match=r"cannot import the jobs: InvalidSettings.*'no_such_module'"):
