@@ -170,8 +170,7 @@ async def _make_world(session: CDPSession) -> int:
 
 
 async def _send(session: CDPSession, method: str, **params: object) -> dict[str, Any]:
-    reply = await session.send(method, params)  # pyright: ignore[reportUnknownMemberType]
-    return cast("dict[str, Any]", reply)
+    return cast("dict[str, Any]", await session.send(method, params))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _message(details: dict[str, Any]) -> str:

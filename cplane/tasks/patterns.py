@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-import re2
+import re2 as untyped_re2
+
+re2: Any = untyped_re2  # google-re2 has no type stubs
 
 MAX_PATTERN_LENGTH = 500
 """Characters of a pattern."""
@@ -34,7 +36,7 @@ HINTS = {
 
 
 class _Regexp(Protocol):
-    """What is used of a pattern that google-re2, which has no type stubs, has compiled."""
+    """What is used of a pattern that google-re2 has compiled."""
 
     programsize: int
 

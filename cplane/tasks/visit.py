@@ -128,8 +128,9 @@ async def page_deadline(options: VisitOptions) -> AsyncGenerator[None]:
         wanted = options["wait_for_selector"]
         waits_ms += 30_000 if isinstance(wanted, str) else wanted.get("timeout", 30_000)
     seconds = waits_ms / 1000 + RESPONSE_S
+    deadline = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as deadline:
+        async with deadline:
             yield
     except TimeoutError as error:
         if not deadline.expired():

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from playwright.async_api import Page
 
 from cplane import Context
 from cplane.browser import BrowserPool
@@ -13,7 +14,7 @@ from cplane.tasks.visit import PageUnresponsive, VisitFailed
 
 SPINNING = "<title>Spinning</title><script>onload = () => setTimeout(() => { for (;;); })</script>"
 SPUN_BY_STEP = "<title>Idle</title><button onclick='setTimeout(() => { for (;;); })'>Spin</button>"
-Run = Callable[..., Awaitable[object]]
+Run = Callable[[Page], Awaitable[object]]
 
 
 @pytest.fixture
@@ -26,18 +27,17 @@ async def test_a_page_that_spins_after_it_loaded_is_ended(
     short_deadline: None, pool: BrowserPool, ctx: Context
 ) -> None:
     runs: list[Run] = [
-        lambda page, **given: content(page, ctx, **given),
-        lambda page, **given: screenshot(page, ctx, full_page=True, **given),
-        lambda page, **given: pdf(page, ctx, **given),
-        links,
+        lambda page: content(page, ctx, html=SPINNING),
+        lambda page: screenshot(page, ctx, html=SPINNING, full_page=True),
+        lambda page: pdf(page, ctx, html=SPINNING),
+        lambda page: links(page, html=SPINNING),
     ]
     for run in runs:
         async with pool.page() as page:
             with pytest.raises(
-                PageUnresponsive,
-                match=r"^the html stopped responding: the job did not get what it needs within 2 s$",
+                PageUnresponsive, match=r"^the html stopped responding: the job did not get what it needs within 2 s$"
             ):
-                await run(page, html=SPINNING)
+                await run(page)
     async with pool.page() as page:
         assert (await content(page, ctx, html="<title>Next</title>")).title == "Next"
 
