@@ -41,10 +41,12 @@ class ForkServer:
 
     Args:
         control: the socket to the worker.
+        worker: the worker's process id.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, worker: int) -> None:
         self._control = control
+        self._worker = worker
         self._children: set[int] = set()
         self._sockets: deque[int] = deque()
         self._unread = b""
@@ -56,7 +58,7 @@ class ForkServer:
         self._wakeup = wakeup
 
     def run(self) -> None:
-        """Serve until the worker closes its end, or dies. In a forked child, this returns when the child has ended, too."""
+        """Serve until the worker closes its end, or dies; then kill what still runs."""
         self._send(f"ready {_thread_count()}")
         while True:
             readable, _, _ = select.select([self._control.fileno(), self._signals], [], [])
@@ -64,6 +66,8 @@ class ForkServer:
                 with suppress(BlockingIOError):
                     os.read(self._signals, 4096)
                 self._reap()
+            if os.getppid() != self._worker:  # a child that it forked may hold the connection open
+                break
             if self._control.fileno() in readable and not self._serve():
                 break
         for pid in self._children:
@@ -143,7 +147,8 @@ def main(control: socket.socket, imports: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGTERM, _ignore)  # the worker decides when its processes end: it drains first
     signal.signal(signal.SIGINT, _ignore)
-    _die_with(os.getppid())
+    worker = os.getppid()
+    _die_with(worker, signal.SIGTERM)
     detach_forked_children()
     try:
         import_module("cplane.worker.child_calls")  # for the children
@@ -153,12 +158,12 @@ def main(control: socket.socket, imports: Sequence[str]) -> None:
         raise
     gc.collect()
     gc.freeze()  # collecting in a child would copy the pages that it shares with the server
-    ForkServer(control).run()
+    ForkServer(control, worker).run()
 
 
 def _prepare_child(server: int) -> None:
     os.setsid()  # a group of its own, to be killed with all that it starts
-    _die_with(server)
+    _die_with(server, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, _ignore)  # as in the server: a stop of the unit signals every process of it
@@ -176,10 +181,10 @@ def _thread_count() -> int:
     return 1
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies. Elsewhere than on Linux, the end of the connection must do."""
+def _die_with(parent: int, death_signal: signal.Signals) -> None:
+    """Have the kernel signal this process when its parent dies. Elsewhere than on Linux, the end of the connection must do."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(death_signal))
         if os.getppid() != parent:
             os._exit(1)
 

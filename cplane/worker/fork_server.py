@@ -68,6 +68,7 @@ class ForkServer:
         self._processes: dict[int, ForkedProcess] = {}
         self._starting: deque[asyncio.Future[int]] = deque()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_ready = False
         self._reading = asyncio.create_task(self._read(), name="read from the fork server")
 
     @classmethod
@@ -131,9 +132,15 @@ class ForkServer:
 
     async def close(self) -> None:
         """End the server and all of its processes."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)  # it kills them with their groups
+        try:
+            async with asyncio.timeout(KILLED_WITHIN_S if self._is_ready else 0):
+                await self._process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         await asyncio.wait([self._reading])
 
     async def _start(self, connection: socket.socket) -> int:
@@ -164,6 +171,7 @@ class ForkServer:
             if int(rest) > 1:
                 hint = "a module starts threads when it is imported; they and their locks are lost in processes"
                 log.warning("fork_server_has_threads", threads=int(rest), hint=hint)
+            self._is_ready = True
             self._ready.set_result(None)
         elif verb == "started":
             self._starting.popleft().set_result(int(rest))

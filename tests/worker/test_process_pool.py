@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ async def test_a_module_that_starts_threads_is_reported(tmp_path: Path, monkeypa
     (tmp_path / "starts_threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with structlog.testing.capture_logs() as lines:
         async with ProcessPool(["starts_threads"]) as pool:
             await pool.start()

@@ -266,8 +266,7 @@ async def test_the_processes_of_a_killed_worker_die_with_it(
         pid, program = await until_written(tmp_path / "pids")
         server = parent_of(pid)
         worker.process.kill()
-        await until_gone([pid, server])
-        os.kill(program, signal.SIGKILL)
+        await until_gone([pid, program, server])
 
 
 async def test_ctrl_c_lets_a_browser_job_finish_with_its_page(
