@@ -1,13 +1,11 @@
 """Configuration from CPLANE_* variables, with the addresses of a running `cplane dev` in this folder as the fallback."""
 
-import json
 import os
 import re
 import shlex
-import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -18,16 +16,12 @@ from cplane.errors import InvalidSettings
 from cplane.jobs.names import QUEUE_NAME
 from cplane.jobs.per_host import PerHost
 from cplane.keyring import read_keys
-
-STACK_FILE = Path(".cplane") / "stack.json"
-"""Where `cplane dev` writes its addresses, relative to the folder it runs in."""
+from cplane.runtime.stack_file import running_stack
 
 HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 """A name, all names below a domain, or an address (of IPv6 without brackets)."""
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -419,32 +413,6 @@ class StackSource(PydanticBaseSettingsSource):
         return {
             name: stack[name] for name in ("database_url", "redis_url", "artifacts_url", "imports") if stack.get(name)
         }
-
-
-def running_stack(folder: Path) -> dict[str, str]:
-    """Return what the `cplane dev` running in `folder` or a parent wrote there; empty if none runs.
-
-    A file that others could have written is ignored: it says where jobs and their arguments are sent.
-    """
-    for parent in (folder, *folder.parents):
-        if not all(is_ours(path) for path in ((parent / STACK_FILE).parent, parent / STACK_FILE)):
-            continue
-        try:
-            stack = cast("dict[str, Any]", json.loads((parent / STACK_FILE).read_text()))
-            os.kill(int(stack["pid"]), 0)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            continue
-        return {name: str(value) for name, value in stack.items() if value is not None}
-    return {}
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether a file or folder is there, belongs to this user, and nobody else can write to it."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & WRITABLE_BY_OTHERS
 
 
 def load_settings(**overrides: Any) -> CplaneSettings:

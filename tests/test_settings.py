@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from cplane.errors import InvalidSettings
-from cplane.settings import CplaneSettings, load_settings, running_stack
+from cplane.runtime.stack_file import running_stack
+from cplane.settings import CplaneSettings, load_settings
 
 DATABASE = "postgresql://user:hunter2@127.0.0.1/db"
 REDIS = "redis://:hunter2@127.0.0.1:6379/0"

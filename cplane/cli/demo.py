@@ -100,7 +100,8 @@ async def _ensure_browser(shown: "Console") -> None:
 async def _target(shown: "Console", port: int) -> AsyncGenerator[Target]:
     """Return the API of the `cplane dev` that runs in this folder, else start everything."""
     from cplane.cli.local import LocalPlane
-    from cplane.settings import load_settings, running_stack
+    from cplane.runtime.stack_file import running_stack
+    from cplane.settings import load_settings
 
     running = running_stack(Path.cwd()).get("api_url")
     if running is not None:

@@ -40,9 +40,8 @@ class DriverConnection:
         """
         try:
             if self._connection is None:
-                self._connection = await asyncpg.connect(
-                    **self._arguments, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S
-                )
+                connect: Any = asyncpg.connect  # pyright: ignore[reportUnknownMemberType]  asyncpg ships no types
+                self._connection = await connect(**self._arguments, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S)
             rows: list[Any] = await self._connection.fetch(statement.sql, *statement.arguments(values))
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             self._drop()

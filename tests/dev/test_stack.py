@@ -24,7 +24,7 @@ from cplane.dev.redis import EmbeddedRedis
 from cplane.dev.sockets import SocketFolder
 from cplane.errors import ServerStartError
 from cplane.redis.connection import connect
-from cplane.settings import is_ours
+from cplane.runtime.stack_file import is_ours
 
 DEADLINE_S = 10.0
 

@@ -90,10 +90,10 @@ async def test_a_job_fails_that_caused_three_crashes(plane: ControlPlane, rescue
     guilty = UUID(entries[0].lease.id)
     for crash in range(1, MAX_CRASHES + 1):
         await rescue.requeue(entries, CRASH)
-        record = await plane.store.get(guilty)
-        assert record.crashes == crash
+        assert (await plane.store.get(guilty)).crashes == crash
         if crash < MAX_CRASHES:
             entries = await again(plane, entries)
+    record = await plane.store.get(guilty)
     assert (record.state, record.finished_at is not None) == (State.FAILED, True)
     assert [lease.id for lease in await claimed(plane)] == [entries[1].lease.id], "only the innocent one is there"
 
@@ -125,6 +125,7 @@ async def test_an_unknown_cause_costs_an_interruption_and_ends_at_the_limit(
         assert (first.crashes, second.crashes) == (0, 0)
         if first.state is State.QUEUED:
             entries = await again(plane, entries)
+    first, second = await records(plane, entries)
     assert (first.state, second.state) == (State.FAILED, State.FAILED)
 
 
