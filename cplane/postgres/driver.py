@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import asyncpg
 
@@ -40,8 +40,9 @@ class DriverConnection:
         """
         try:
             if self._connection is None:
-                connect: Any = asyncpg.connect  # pyright: ignore[reportUnknownMemberType]  asyncpg ships no types
-                self._connection = await connect(**self._arguments, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S)
+                self._connection = await cast("Any", asyncpg).connect(
+                    **self._arguments, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S
+                )
             rows: list[Any] = await self._connection.fetch(statement.sql, *statement.arguments(values))
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             self._drop()

@@ -274,7 +274,8 @@ async def test_a_process_is_replaced_after_a_number_of_jobs_and_none_is_interrup
     async with keeper(settings, "--max-jobs", "5") as running:
         handles, transient = await with_innocents(tmp_path)
         first = running.workers
-        await say_pid.submit_many(list[dict[str, Any]]([{}] * 5))
+        calls: list[dict[str, Any]] = [{}] * 5
+        await say_pid.submit_many(calls)
         await running.until_logged("worker_retires")
         await running.until_logged("worker_started", times=2)
         assert await (await say_pid.submit()).result(DEADLINE_S) not in first
