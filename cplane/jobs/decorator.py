@@ -149,12 +149,7 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         assert await add(1, y=5) == 6  # still the function that it was
         ```
     """
-    if unknown := options.keys() - set(OPTIONS):
-        raise InvalidJob(
-            f"@job has no option {', '.join(sorted(unknown))}", hint=f"known options: {', '.join(OPTIONS)}"
-        )
-    if fn is not None and not callable(fn):
-        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="options are keywords: @job(queue=…)")
+    _refuse_misuse(fn, options)
     caller = sys._getframe(1).f_locals  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  annotations of a function defined in a function may name its locals
     if fn is not None:
         return make_job(fn, caller, options)
@@ -163,6 +158,15 @@ def job(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         return make_job(fn, caller, options)
 
     return decorate
+
+
+def _refuse_misuse(fn: Callable[..., Any] | None, options: Mapping[str, Any]) -> None:
+    if unknown := options.keys() - set(OPTIONS):
+        raise InvalidJob(
+            f"@job has no option {', '.join(sorted(unknown))}", hint=f"known options: {', '.join(OPTIONS)}"
+        )
+    if fn is not None and not callable(fn):
+        raise InvalidJob(f"@job decorates a function, not {fn!r}", hint="options are keywords: @job(queue=…)")
 
 
 def make_job(fn: Callable[..., Any], names: Mapping[str, object], options: Mapping[str, Any]) -> AnyJob:
