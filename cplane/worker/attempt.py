@@ -116,6 +116,9 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     stopped: Stop | None = None
     task: "asyncio.Task[None] | None" = None
     timers: list[asyncio.TimerHandle] = []
+    blocked_before_s: float = 0.0
+    """For how long the event loop had been blocked when its deadline was set."""
+    has_been_extended: bool = False
     progress: ProgressReport | None = None
     page_lease: PageLease | None = None
     keeps_trace: bool = False
@@ -210,7 +213,20 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     def arm(self) -> None:
         """Start the deadline. A job that has ended needs none, and waiting for a page is not run time."""
         if self.phase is RUNNING and not self.timers:
-            self.timers.append(asyncio.get_running_loop().call_later(self.job.timeout_s, self.stop, Stop.TIMEOUT))
+            self.blocked_before_s = self.runner.watchdog.blocked_s
+            self._set_deadline(self.job.timeout_s)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.timers.append(asyncio.get_running_loop().call_later(seconds, self._time_out))
+
+    def _time_out(self) -> None:
+        """Stop it at its deadline. Time in which the event loop was blocked is given back once, up to the timeout itself."""
+        blocked_s = self.runner.watchdog.blocked_s - self.blocked_before_s
+        if self.has_been_extended or blocked_s <= 0:
+            self.stop(Stop.TIMEOUT)
+        else:
+            self.has_been_extended = True
+            self._set_deadline(min(blocked_s, self.job.timeout_s))
 
     def begin(self) -> None:
         """Begin to run: the process that it waited for runs its code. The deadline starts."""

@@ -13,6 +13,7 @@ from cplane.worker.leases import LeaseKeeper
 from cplane.worker.outcome import Outcome
 from cplane.worker.recorder import Recorder
 from cplane.worker.resources import JobResources
+from cplane.worker.watchdog import Watchdog
 
 
 class Runner:
@@ -25,6 +26,7 @@ class Runner:
         lease_keeper: keeps the leases of the attempts until their outcomes are recorded.
         hooks: arq's hooks around each attempt.
         events: publishes progress.
+        watchdog: knows for how long the event loop was blocked.
         kept: the keeper, which is told what runs; None: there is none.
     """
 
@@ -37,10 +39,12 @@ class Runner:
         lease_keeper: LeaseKeeper,
         hooks: Hooks,
         events: "Batch[Event, None]",
+        watchdog: Watchdog,
         kept: Kept | None = None,
     ) -> None:
         self.resources = resources
         self.evidence = evidence
+        self.watchdog = watchdog
         self._recorder = recorder
         self._lease_keeper = lease_keeper
         self._hooks = hooks

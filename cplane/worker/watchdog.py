@@ -15,6 +15,9 @@ BLOCKED_S = 1.0
 
 CHECK_INTERVAL_S = 0.5
 
+LATE_S = 0.25
+"""A beat that is late by less is not counted: a busy loop is not a blocked one."""
+
 FRAMES = 5
 """Innermost lines of the blocking code that are shown."""
 
@@ -22,12 +25,13 @@ log = structlog.get_logger("cplane")
 
 
 class Watchdog:
-    """Watches the running loop of the thread that enters it, and logs which task blocks it, and where."""
+    """Watches the running loop of the thread that enters it, counts for how long it was blocked, and logs by what, and where."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_id = 0
         self._beat_at = 0.0
+        self._blocked_s = 0.0
         self._beating: asyncio.TimerHandle | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch the event loop", daemon=True)
@@ -45,7 +49,17 @@ class Watchdog:
         if self._beating is not None:
             self._beating.cancel()
 
+    @property
+    def blocked_s(self) -> float:
+        """For how long the loop has been blocked until now, in seconds. To be read in the loop."""
+        return self._blocked_s + self._late_s()
+
+    def _late_s(self) -> float:
+        late_s = time.monotonic() - self._beat_at - CHECK_INTERVAL_S if self._beat_at else 0.0
+        return late_s if late_s > LATE_S else 0.0
+
     def _beat(self) -> None:
+        self._blocked_s += self._late_s()
         self._beat_at = time.monotonic()
         if self._loop is not None:
             self._beating = self._loop.call_later(CHECK_INTERVAL_S, self._beat)

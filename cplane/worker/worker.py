@@ -156,7 +156,7 @@ class Worker(ArqWorker):
             await self._check_eviction()
             await self._open_pipeline(stack)
             self._claimers = {queue: self._claimer(queue, concurrency) for queue, concurrency in self.queues.items()}
-            stack.enter_context(Watchdog())
+            stack.enter_context(self._watchdog)
             if self.given_signals:
                 stack.enter_context(Signals(self, is_kept=self._kept is not None))
             await self.hooks.on_startup()
@@ -195,6 +195,7 @@ class Worker(ArqWorker):
         offload.set(processes.call)
         self._catalog = Catalog(self.jobs, self.arq_functions, self._threads, processes, settings.max_result_bytes)
         self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
+        self._watchdog = Watchdog()
         self._completions = Completions(self._lease_keeper, self, self.hooks)
         recorder = await stack.enter_async_context(
             Recorder(
@@ -215,6 +216,7 @@ class Worker(ArqWorker):
             lease_keeper=self._lease_keeper,
             hooks=self.hooks,
             events=events,
+            watchdog=self._watchdog,
             kept=self._kept,
         )
         self._starter = Starter(

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -50,6 +51,26 @@ async def attempt_add(x: int) -> int:
 @job(record=False)
 async def attempt_transient_add(x: int) -> int:
     return x + 1
+
+
+waiting = asyncio.Event()
+
+
+@job(timeout=2)
+async def attempt_waits() -> str:
+    waiting.set()
+    await asyncio.sleep(1.5)
+    return "in time"
+
+
+@job(timeout=2)
+async def attempt_never_ends() -> None:
+    await asyncio.sleep(3600)
+
+
+@job
+async def attempt_blocks_the_loop() -> None:
+    time.sleep(2.5)  # noqa: ASYNC251  that is the point
 
 
 @job(timeout=0.05)
@@ -194,6 +215,18 @@ async def test_a_job_that_ignores_its_timeout_is_abandoned_and_recorded_as_faile
         await uncancellable.finished.wait()
         await assert_worker_runs_jobs(plane)
         assert await handle.state() is State.FAILED, "its late return value is ignored"
+
+
+async def test_time_in_which_the_loop_was_blocked_is_not_the_run_time_of_others(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    async with running(settings):
+        innocent, endless = await attempt_waits.submit(), await attempt_never_ends.submit()
+        await waiting.wait()
+        await (await attempt_blocks_the_loop.submit()).result(DEADLINE_S)
+        assert await innocent.result(DEADLINE_S) == "in time"
+        with pytest.raises(JobFailed, match=r"JobTimeout: .* ran longer than 2 s"):
+            await endless.result(DEADLINE_S)
 
 
 async def test_a_job_that_ignores_a_cancel_is_abandoned_and_recorded_as_cancelled(
