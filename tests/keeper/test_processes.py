@@ -155,8 +155,9 @@ async def test_nobody_pays_a_crash_for_a_kill_in_company(
 ) -> None:
     async with keeper(settings) as running:
         handles, transient = await with_innocents(tmp_path)
-        await kill_itself.submit()
+        harmful = await kill_itself.submit()
         await running.until_logged("attempts_requeued")
+        await harmful.cancel()
         await all_well(tmp_path, handles, transient)
     for handle in handles:
         assert (await plane.store.get(UUID(str(handle.id)))).crashes == 0
