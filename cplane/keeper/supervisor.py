@@ -92,7 +92,9 @@ class Supervisor:
         self._ever_served = self._ever_served or process.served
         code = death.code if death.code >= 0 else 128 - death.code
         if self._stopping.is_set():
-            if process.served and not (process.clean and death.code < 0):  # a signal may hit it after its end
+            if (
+                process.clean and death.code > 0
+            ):  # what was killed is cleaned up after, and a signal may hit it after its end
                 self._code = self._code or code
             return False
         if process.clean and code == 0:

@@ -2,7 +2,12 @@
 
 import os
 import signal
+import threading
 from functools import cache
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_masks = threading.local()
 
 
 @cache
@@ -11,9 +16,18 @@ def detach_forked_children() -> None:
 
     A child inherits the handlers of the event loop and the pipe that they write to. Without this, a signal to the child
     (`multiprocessing.Pool` terminates its processes with SIGTERM) arrives in the parent, and the child survives it
-    (python/cpython#94454). Children that call exec are not concerned.
+    (python/cpython#94454). Both signals are blocked while the process forks: one that comes before the handlers are
+    reset would do the same. Children that call exec are not concerned.
     """
-    os.register_at_fork(after_in_child=_reset)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset)
+
+
+def _block() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
 def _reset() -> None:
@@ -21,3 +35,4 @@ def _reset() -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _unblock()

@@ -1,6 +1,7 @@
 """Regular expressions that callers send. RE2 matches them, in time linear in the URL; `re` might never return."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
@@ -35,6 +36,10 @@ HINTS = {
 """What to change, by a part of RE2's message."""
 
 
+HUGE_REPETITION = re.compile(r"\{\d{5,}(?:,\d*)?\}|\{\d*,\d{5,}\}")
+"""A repetition by a number of five digits or more: far beyond what RE2 takes. Linear in the length of a pattern."""
+
+
 class _Regexp(Protocol):
     """What is used of a pattern that google-re2 has compiled."""
 
@@ -54,6 +59,8 @@ class UrlPattern:
     """
 
     def __init__(self, pattern: str) -> None:
+        if HUGE_REPETITION.search(pattern):  # RE2 would read it as plain text
+            raise _refusal(b"invalid repetition size")
         options = re2.Options()
         options.max_mem = MAX_MEMORY_BYTES
         options.log_errors = False  # it would print them to stderr

@@ -66,7 +66,7 @@ def test_an_error_has_its_type_its_message_and_the_traceback_of_the_jobs_own_cod
     assert described.traceback.startswith("Traceback (most recent call last):\n")
     assert described.traceback.endswith("KeyError: 'gone'\n")
     assert describe(EgressBlocked("no", hint="allow it")).message == "no (allow it)"
-    assert describe(Silent()).type == "tests.worker.test_error_text.Silent"
+    assert describe(Silent()).type == "tests.runtime.test_error_text.Silent"
 
 
 @pytest.mark.parametrize("text", [os.fsdecode(b"cannot read caf\xe9"), "a\0b", "\ud83d" * 100_000])

@@ -46,7 +46,7 @@ OFFENDERS = {
     "regex": (blocking.blocks_in_a_regex.submit, (), "JobTimeout", "'blocks_in_a_regex' ran longer than 2 s"),
     "sys.exit": (blocking.blocks_and_leaves.submit, ("sys.exit",), "RuntimeError", "the job raised SystemExit(3)"),
     "interrupt": (blocking.blocks_and_leaves.submit, ("interrupt",), "RuntimeError", "the job raised KeyboardInterr"),
-    "result": (blocking.blocks_and_returns.submit, (300,), "ResultTooLarge", "314,572,802 bytes, more than 67,108,864"),
+    "result": (blocking.blocks_and_returns.submit, (300,), "ResultTooLarge", "314,572,802 bytes, more than 1,048,576"),
     "error": (
         blocking.blocks_and_raises_what_cannot_be_pickled.submit,
         (),
