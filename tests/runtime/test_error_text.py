@@ -19,7 +19,7 @@ from cplane.runtime.error_text import (
     read_error,
 )
 
-LIMIT_S = 1.0
+LIMIT_S = 3.0
 
 
 def raised(make: Callable[[], BaseException]) -> BaseException:
