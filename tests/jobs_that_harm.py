@@ -40,12 +40,6 @@ async def sleep_on_the_loop(seconds: float) -> str:
 
 
 @job(timeout=1, retries=0)
-async def spin() -> None:
-    while True:
-        pass
-
-
-@job(timeout=1, retries=0)
 async def spin_in_a_task() -> None:
     async def endless() -> None:
         while True:
@@ -63,12 +57,6 @@ def match_for_ever() -> bool:
 async def exit_now() -> None:
     await asyncio.sleep(0.05)
     os._exit(3)
-
-
-@job
-async def crash() -> None:
-    await asyncio.sleep(0.05)
-    ctypes.string_at(0)
 
 
 @job

@@ -18,7 +18,6 @@ from cplane.errors import JobFailed
 from cplane.jobs.definition import AnyJob
 from cplane.jobs.states import AttemptState
 from tests.jobs_that_harm import (
-    crash,
     crash_in_a_thread,
     exit_now,
     innocent,
@@ -27,7 +26,6 @@ from tests.jobs_that_harm import (
     match_for_ever,
     say_pid,
     sleep_on_the_loop,
-    spin,
     spin_in_a_task,
 )
 from tests.programs import environment
@@ -129,7 +127,6 @@ async def attempts_of(plane: ControlPlane, handle: Handle[Any]) -> list[AttemptS
     ("job", "message"),
     [
         (exit_now, "its worker process exited with code 3, while 'exit_now' was running"),
-        (crash, "its worker process was killed by SIGSEGV, while 'crash' was running"),
         (crash_in_a_thread, "its worker process was killed by SIGSEGV, while 'crash_in_a_thread' was running"),
     ],
 )
@@ -192,7 +189,7 @@ async def test_a_blocked_loop_loses_no_lease_however_long(
 ) -> None:
     async with keeper(settings) as first, keeper(settings) as second:
         handles, transient = await with_innocents(tmp_path)
-        slow = await sleep_on_the_loop.submit(seconds=3 * float(LEASE_S))
+        slow = await sleep_on_the_loop.submit(seconds=2 * float(LEASE_S))
         assert await slow.result(DEADLINE_S) == "awake"
         assert await all_well(tmp_path, handles, transient) == [1] * INNOCENTS
         blocked = [line for running in (first, second) for line in running.lines if "worker_blocked" in line]
@@ -205,7 +202,6 @@ async def test_a_blocked_loop_loses_no_lease_however_long(
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (spin, "'spin' held the event loop for"),
         (spin_in_a_task, "'spin_in_a_task' held the event loop for"),
         (match_for_ever, "'match_for_ever' held the interpreter for"),
     ],
