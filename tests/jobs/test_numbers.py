@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from cplane.jobs.numbers import MAX_INT, MAX_PROBLEMS, MIN_INT, infinite_number, wide_number
 
@@ -29,6 +30,7 @@ def test_every_other_value_can_be_kept(value: Any) -> None:
 
 
 def test_an_error_names_some_of_many() -> None:
-    error = wide_number("j", [MAX_INT + 1] * 1000)
+    many: list[JsonValue] = [MAX_INT + 1] * 1000
+    error = wide_number("j", many)
     assert error is not None
     assert len(error.problems) == MAX_PROBLEMS
