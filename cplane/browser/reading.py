@@ -55,7 +55,7 @@ class TextRefused(Exception):
 async def read_text(page: Page, script: str, argument: object = None, *, max_bytes: int) -> str:
     """Run a script in a page and return the text that it returns, in chunks that do not block the event loop.
 
-    In Chromium the script runs in a world of its own: it sees the document, but not what the page's scripts have made
+    In Chromium the script runs in an isolated world: it sees the document, but not what the page's scripts have made
     of `JSON`, `Array` or `document`. In other browsers it runs in the world of the page.
 
     Args:

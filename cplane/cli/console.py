@@ -35,7 +35,7 @@ def notes() -> "Console":
 
 
 def styled(template: str, *values: object) -> "Text":
-    """Return text with markup of ours and values from elsewhere, which are printed as they are.
+    """Return text with our markup, and with values from elsewhere that are printed literally.
 
     Args:
         template: text with markup, and `{}` for each value: `[green]saved[/] {}`.

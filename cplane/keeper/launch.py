@@ -16,7 +16,7 @@ def is_kept() -> bool:
 def become_keeper(*, processes: int = 1, max_jobs: int = 0, max_memory_mb: int = 0) -> None:
     """Replace this process by a keeper that runs this program as its worker processes; it does not return.
 
-    The process keeps its id, so whoever supervises it sees one process. The program starts anew: call this first.
+    The process keeps its id, so its service manager sees one process. The program starts anew: call this first.
 
     Args:
         processes: how many worker processes to run.

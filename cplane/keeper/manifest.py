@@ -25,7 +25,7 @@ BUFFER_BYTES = 8 * 2**20
 """Of each buffer. Only what is used of it takes memory: 27,000 jobs per second write 2 MB between two snapshots."""
 
 MAX_PAYLOAD_BYTES = 1000
-"""A longer payload is left out of an entry: whoever releases a lease does not need it."""
+"""A longer payload is left out of an entry: releasing a lease does not need it."""
 
 MAX_LOST = 256
 """Attempts whose lost leases the keeper can name."""

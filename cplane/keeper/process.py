@@ -193,7 +193,7 @@ class WorkerProcess:
         self._manifest.note_renewal(sent, max((entry.seq for entry in entries), default=0), lost)
 
     def _kill_if_stuck(self, entries: Sequence[Entry], now: float) -> None:
-        """Kill it when whoever blocks it has had its own timeout."""
+        """Kill it when the attempt that blocks it is past its own timeout."""
         blamed = self._suspect(entries)
         timeouts = [entry.timeout_s for entry in entries if not blamed or entry.seq == blamed]
         timeout_s = max(timeouts, default=0.0)

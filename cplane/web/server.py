@@ -194,7 +194,7 @@ async def bind(host: str, port: int, *, loopback_only: bool = False) -> socket.s
         ) from None
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     if loopback_only and not ip_address(str(address[0]).partition("%")[0]).is_loopback:
-        hint = "set CPLANE_API_KEYS, or say --insecure if something in front of it checks who asks"
+        hint = "set CPLANE_API_KEYS, or say --insecure if a proxy in front of it authenticates clients"
         raise InvalidSettings(f"'{host}' can be reached by other machines, and the API has no keys", hint=hint)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

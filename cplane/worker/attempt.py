@@ -220,7 +220,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
         self.timers.append(asyncio.get_running_loop().call_later(seconds, self._time_out))
 
     def _time_out(self) -> None:
-        """Stop it at its deadline. Time in which the event loop was blocked is given back once, up to the timeout itself."""
+        """Stop it at its deadline. Time in which the event loop was blocked extends the deadline once, at most by the timeout itself."""
         blocked_s = self.runner.watchdog.blocked_s - self.blocked_before_s
         if self.has_been_extended or blocked_s <= 0:
             self.stop(Stop.TIMEOUT)

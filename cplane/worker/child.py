@@ -162,7 +162,7 @@ def main(control: socket.socket, imports: Sequence[str]) -> None:
 
 
 def _prepare_child(server: int) -> None:
-    os.setsid()  # a group of its own, to be killed with all that it starts
+    os.setsid()  # a new process group, to be killed with all that it starts
     _die_with(server, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

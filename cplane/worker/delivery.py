@@ -13,7 +13,7 @@ INITIAL_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
 
 LARGE_BYTES = 64 * 1024
-"""An outcome of this size goes through a lane of its own: the others do not wait while a server takes it in."""
+"""An outcome of this size is sent in a separate batch: the others do not wait while a server receives it."""
 
 PORTION_BYTES = 4 * 1024 * 1024
 """What one call carries at most, a larger outcome aside, which is alone."""

@@ -18,7 +18,7 @@ from cplane.worker.attempt import Attempt
 from cplane.worker.steps import TaskFactory
 
 BEAT_INTERVAL_S = 0.5
-"""How often the keeper is told that the event loop turns: a third of what it takes for a blocked one."""
+"""How often the heartbeat is written: a third of what it takes for a blocked one."""
 
 BLOCKED_S = 1.0
 """After this time without a beat a traceback of all threads is written, once."""

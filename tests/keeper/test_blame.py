@@ -33,7 +33,7 @@ def test_nobody_is_guilty_if_several_ran(code: int) -> None:
     assert verdicts([ASYNC, OTHER], Death(code, step=0)) == ["unknown", "unknown"]
 
 
-def test_a_kill_from_outside_is_nobodys_fault_whoever_ran() -> None:
+def test_a_kill_from_outside_blames_nobody() -> None:
     assert verdicts([ASYNC, OTHER], Death(KILL, step=1)) == ["unknown", "unknown"]
 
 

@@ -251,7 +251,7 @@ async def test_a_result_that_is_too_large_is_not_retried(settings: CplaneSetting
 async def test_results_up_to_a_limit_that_was_raised_are_recorded_beside_quick_jobs(
     settings: CplaneSettings, plane: ControlPlane
 ) -> None:
-    """A large result goes through a lane of its own: it takes seconds, and the others do not wait for it."""
+    """A large result is sent in a separate batch: it takes seconds, and the others do not wait for it."""
     large = wide(settings, max_result_bytes=16 * MB)
     async with running(large):
         handles = await beside(recorder_quick, recorder_returns.submit_many([{"size": 8 * MB}] * 2))

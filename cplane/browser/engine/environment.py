@@ -56,14 +56,16 @@ _playwrights: Callable[[], dict[str, str]] | None = getattr(transport, HOOK, Non
 def restrict_next_driver(more: Iterable[str]) -> None:
     """Give drivers that are started in this context the environment of a browser.
 
-    Playwright starts the driver with a copy of ours. Drivers that others start in this process keep that.
+    Playwright starts the driver with a copy of the worker's environment. Drivers that other code starts keep it.
 
     Args:
         more: names of further variables.
     """
     _allowed.set(frozenset(more))
     if _playwrights is None:
-        log.warning("driver_not_restricted", hint="this version of Playwright gives its driver all variables of ours")
+        log.warning(
+            "driver_not_restricted", hint="this version of Playwright gives its driver all variables of the worker"
+        )
         return
     setattr(transport, HOOK, _driver_environment)
 
