@@ -9,6 +9,7 @@ from typing import Any
 from cplane.plane.control_plane import ControlPlane
 from cplane.settings import CplaneSettings
 from cplane.worker import Worker
+from cplane.worker.quarantine import Quarantines
 
 DEADLINE_S = 40.0
 
@@ -51,6 +52,11 @@ async def running(
         ready.cancel()
         worker.stop()
         await task
+
+
+def no_quarantines() -> Quarantines:
+    """Return what a reconciler needs of a worker that serves no queue."""
+    return Quarantines((), None, asyncio.Event())
 
 
 def raw(plane: ControlPlane) -> Any:

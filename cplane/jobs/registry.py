@@ -9,6 +9,7 @@ from typing import Any
 
 from cplane.errors import InvalidJob, InvalidSettings, UnknownJob
 from cplane.jobs.definition import AnyJob
+from cplane.jobs.names import without_quarantine
 from cplane.jobs.signature import location
 
 BUILT_INS = "cplane.tasks"
@@ -40,7 +41,8 @@ class Registry:
         self.jobs[job.name] = job
 
     def needs_pages(self, queue: str) -> bool:
-        """Return whether any job of this queue needs a page."""
+        """Return whether any job of this queue, or of the queue of this quarantine, needs a page."""
+        queue = without_quarantine(queue)
         return any(job.needs_page and job.options.queue == queue for job in self.jobs.values())
 
     def get(self, name: str) -> AnyJob:

@@ -56,7 +56,11 @@ class AttemptState(StrEnum):
 
 
 MAX_CRASHES = 3
-"""Number of crashed workers after which a job is poison and fails."""
+"""Number of workers that a job crashed, or that crashed while it ran alone, after which it is poison and fails."""
+
+ALONE_AFTER = 2
+"""Number of crashed workers that a job was aboard of after which it runs alone, in quarantine: only then is a crash surely
+its own."""
 
 MAX_INTERRUPTIONS = 20
 """Infrastructure failures that a job survives; the limit keeps a broken machine from retrying indefinitely."""

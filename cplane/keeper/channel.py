@@ -7,6 +7,9 @@ from cplane.keeper.servers import Servers
 VARIABLE = "CPLANE_KEEPER_FDS"
 """The environment variable that gives a worker its file descriptors: the manifest, the traces, and the channel."""
 
+ALONE_VARIABLE = "CPLANE_KEEPER_ALONE"
+"""The environment variable that names the queue whose quarantine a worker serves, one job at a time, until it is empty."""
+
 
 class Hello(msgspec.Struct, frozen=True):
     """What a worker tells its keeper when it begins to serve, as one line of JSON."""

@@ -69,6 +69,8 @@ class Field(IntEnum):
     """The highest sequence number in it."""
     LOST = 10
     """How many attempts of it had lost their leases; their numbers are from LOST_AT on."""
+    QUARANTINED = 11
+    """Which of the worker's queues have jobs that wait to run alone: bit N for the Nth queue of its hello."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -141,6 +143,15 @@ class Manifest:
         """Write how far the process is."""
         self.header[Field.STATUS] = status
 
+    def note_quarantined(self, index: int) -> None:
+        """Tell the keeper that jobs of a queue wait to run alone.
+
+        Args:
+            index: which of the queues in the hello. Those after the 64th are left to other workers.
+        """
+        if index < 64:
+            self.header[Field.QUARANTINED] |= 1 << index
+
     def append(self, entries: Sequence[Entry]) -> bool:
         """Write entries behind the others. Returns False if there was no room: `snapshot` makes some."""
         buffer = self.header[Field.BUFFER]
@@ -209,6 +220,11 @@ class ManifestReader:
     def finished(self) -> int:
         """Jobs that have ended in it."""
         return self._header[Field.FINISHED]
+
+    def take_quarantined(self) -> int:
+        """Return which of its queues have jobs that wait to run alone, as bits, and clear them."""
+        bits, self._header[Field.QUARANTINED] = self._header[Field.QUARANTINED], 0
+        return bits
 
     def entries(self) -> list[Entry]:
         """Return what is aboard, in the order in which it started. Attempts that have just ended may be among them."""

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 
 from cplane.errors import InfrastructureError
 from cplane.keeper.blame import Death, suspect
-from cplane.keeper.channel import VARIABLE, Hello, Limits
+from cplane.keeper.channel import ALONE_VARIABLE, VARIABLE, Hello, Limits
 from cplane.keeper.log import log
 from cplane.keeper.manifest import Entry, ManifestReader, SharedMemory, Status
 from cplane.keeper.traces import where_blocked
@@ -40,11 +40,22 @@ class WorkerProcess:
     Args:
         command: the program and its arguments.
         limits: when it is replaced.
+        on_quarantined: is called with the name of a queue of which jobs wait to run alone.
+        alone: the queue whose quarantine it serves, until nothing in it is due; None: it serves its own queues.
     """
 
-    def __init__(self, command: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        limits: Limits,
+        on_quarantined: Callable[[str], None],
+        *,
+        alone: str | None = None,
+    ) -> None:
         self._command = command
         self._limits = limits
+        self._on_quarantined = on_quarantined
+        self._variables = {} if alone is None else {ALONE_VARIABLE: alone}
         self._process: asyncio.subprocess.Process | None = None
         self._hello: Hello | None = None
         self._aboard: list[Entry] = []
@@ -79,7 +90,7 @@ class WorkerProcess:
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
-                    env={**os.environ, VARIABLE: ",".join(map(str, fds))},
+                    env={**os.environ, **self._variables, VARIABLE: ",".join(map(str, fds))},
                     pass_fds=fds,
                     start_new_session=True,
                 )
@@ -157,6 +168,7 @@ class WorkerProcess:
         if now - self._manifest.beat < late_s:
             self._blocked_since = 0.0
             self._check_limits()
+            self._check_quarantines(self._hello)
             return
         entries = self._manifest.entries()
         if not self._blocked_since:
@@ -227,6 +239,12 @@ class WorkerProcess:
         elif self._limits.memory_mb and (used := _resident_mb(self.pid)) > self._limits.memory_mb:
             self.retire(f"it uses {used} MiB of memory, more than {self._limits.memory_mb}")
 
+    def _check_quarantines(self, hello: Hello) -> None:
+        bits = self._manifest.take_quarantined()
+        for index, queue in enumerate(hello.queues):
+            if bits >> index & 1:
+                self._on_quarantined(queue)
+
     def _kill_group(self) -> None:
         """Kill what it started and left behind."""
         if self._process is not None:
@@ -256,6 +274,8 @@ class WorkerProcess:
         async with open_rescue(hello.servers) as rescue:
             await rescue.requeue(self._aboard, death)
             await rescue.release_unboarded(hello, self._aboard, dead=True)
+            for queue in await rescue.quarantined(hello.queues):
+                self._on_quarantined(queue)
 
 
 def _resident_mb(pid: int) -> int:

@@ -5,12 +5,13 @@ What it needs for that is imported by the one who opens it: the keeper stays sma
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from redis.asyncio import Redis
 
-from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, State
+from cplane.jobs.names import quarantine_of, without_quarantine
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES, State
 from cplane.keeper.blame import Death, Verdict, explain, judge
 from cplane.keeper.channel import Hello
 from cplane.keeper.log import log
@@ -19,12 +20,20 @@ from cplane.keeper.servers import Servers
 from cplane.postgres.driver import DriverConnection
 from cplane.postgres.statements import RENEW, RESCUE, STARTED_BY
 from cplane.redis.connection import connect
-from cplane.redis.envelope import Envelope, decode_envelope, encode_envelope
+from cplane.redis.envelope import Envelope, decode_envelope, next_envelope
 from cplane.redis.events import Event, Events
 from cplane.redis.messages import Ack, Disposition, Renewal
 from cplane.redis.queue import Queue
 
 GUILTY = frozenset({Verdict.CRASH, Verdict.TIMED_OUT, Verdict.GAVE_UP})
+
+
+class Rescued(NamedTuple):
+    """What became of a record whose worker died."""
+
+    state: State
+    queue: str
+    """Where it waits: the queue of its job, or its quarantine."""
 
 
 class Rescue:
@@ -72,11 +81,11 @@ class Rescue:
             return 0
         verdicts = judge(aboard, death)
         guilty = next((entry.job for entry in aboard if verdicts[entry.seq] in GUILTY), "")
-        states = await self._record([e for e in aboard if e.recorded], verdicts, death, guilty)
-        acks = [_ack_of_record(entry, states) for entry in aboard if entry.recorded]
+        rescued = await self._record([e for e in aboard if e.recorded], verdicts, death, guilty)
+        acks = [_ack_of_record(entry, rescued) for entry in aboard if entry.recorded]
         acks += [await self._ack_of_transient(entry, verdicts[entry.seq]) for entry in aboard if not entry.recorded]
         await self._queue.ack(acks)
-        await self._events.publish([Event(id_, state, attempt) for (id_, attempt), state in states.items()])
+        await self._events.publish([Event(id_, found.state, attempt) for (id_, attempt), found in rescued.items()])
         log(
             "attempts_requeued",
             count=len(aboard),
@@ -85,6 +94,11 @@ class Rescue:
             attempts=[f"{entry.job} {entry.lease.id}" for entry in aboard[:10]],
         )
         return len(aboard)
+
+    async def quarantined(self, queues: Iterable[str]) -> list[str]:
+        """Return the queues of which jobs are due that must run alone."""
+        due = [queue for queue in queues if (await self._queue.stats(quarantine_of(queue))).ready]
+        return [without_quarantine(queue) for queue in due]
 
     async def release_unboarded(self, hello: Hello, entries: Sequence[Entry], *, dead: bool) -> int:
         """Requeue what a worker leased but has not begun to run: its code has done nothing, so it pays nothing.
@@ -125,14 +139,13 @@ class Rescue:
             "error_types": ["WorkerLost"] * len(rows),
             "error_messages": ["its worker process ended before its code began"] * len(rows),
             "max_crashes": MAX_CRASHES,
-            "max_interruptions": MAX_INTERRUPTIONS,
         }
         await self._postgres.fetch(RESCUE, values)
 
     async def _record(
         self, entries: Sequence[Entry], verdicts: dict[int, Verdict], death: Death, guilty: str
-    ) -> dict[tuple[UUID, int], State]:
-        """Record the end of attempts in Postgres. Returns the states of their records."""
+    ) -> dict[tuple[UUID, int], Rescued]:
+        """Record the end of attempts in Postgres. Returns what became of their records."""
         if not entries:
             return {}
         errors = [explain(entry, verdicts[entry.seq], death, guilty) for entry in entries]
@@ -142,18 +155,21 @@ class Rescue:
             "error_types": [type_ for type_, _ in errors],
             "error_messages": [message for _, message in errors],
             "max_crashes": MAX_CRASHES,
-            "max_interruptions": MAX_INTERRUPTIONS,
         }
-        return {(row[0], row[1]): State(row[2]) for row in await self._postgres.fetch(RESCUE, values)}
+        rows = await self._postgres.fetch(RESCUE, values)
+        return {(row[0], row[1]): Rescued(State(row[2]), row[3]) for row in rows}
 
     async def _ack_of_transient(self, entry: Entry, verdict: Verdict) -> Ack:
-        """A crash is counted by its try, an interruption in the envelope; else the try is not counted."""
-        if verdict is Verdict.CRASH:
-            return Ack(entry.lease, Disposition.RETRY)
-        envelope = await self._envelope(entry) if verdict is Verdict.UNKNOWN else None
+        """A crash is counted by its try, and in the envelope who caused it; else the try is not counted."""
+        envelope = await self._envelope(entry) if verdict in {Verdict.CRASH, Verdict.UNKNOWN} else None
         if envelope is None:
-            return Ack.release(entry.lease)
-        return Ack(entry.lease, Disposition.RETRY, 0, _interrupted(envelope))
+            return Ack(entry.lease, Disposition.RETRY) if verdict is Verdict.CRASH else Ack.release(entry.lease)
+        if verdict is Verdict.CRASH:
+            payload = next_envelope(envelope, crashes=envelope.crashes + 1)
+        else:
+            payload = next_envelope(envelope, suspicions=envelope.suspicions + 1)
+        crashes = entry.lease.tries - envelope.failures - envelope.interruptions
+        return Ack(entry.lease, Disposition.QUARANTINE if crashes >= ALONE_AFTER else Disposition.RETRY, text=payload)
 
     async def _envelope(self, entry: Entry) -> Envelope | None:
         payload = entry.lease.payload or (await self._queue.read_job(entry.lease.id)).payload
@@ -183,19 +199,11 @@ def _renewals(entries: Sequence[Entry], lease_s: float) -> dict[str, Any]:
     return {**_fences(entries), "dones": [], "totals": [], "notes": [], "lease_s": lease_s}
 
 
-def _ack_of_record(entry: Entry, states: dict[tuple[UUID, int], State]) -> Ack:
-    state = states.get((UUID(entry.lease.id), entry.attempt))
-    return Ack(entry.lease, Disposition.RETRY if state is State.QUEUED or state is None else Disposition.DONE)
-
-
-def _interrupted(envelope: Envelope) -> bytes:
-    return encode_envelope(
-        envelope.f,
-        envelope.a,
-        envelope.k,
-        failures=envelope.failures,
-        interruptions=envelope.interruptions + 1,
-        queue=envelope.queue,
-        priority=envelope.priority,
-        limit_keys=envelope.limit_keys,
-    )
+def _ack_of_record(entry: Entry, rescued: dict[tuple[UUID, int], Rescued]) -> Ack:
+    found = rescued.get((UUID(entry.lease.id), entry.attempt))
+    if found is None:
+        return Ack(entry.lease, Disposition.RETRY)
+    if found.state is not State.QUEUED:
+        return Ack(entry.lease, Disposition.DONE)
+    is_alone = found.queue == quarantine_of(found.queue)
+    return Ack(entry.lease, Disposition.QUARANTINE if is_alone else Disposition.RETRY)

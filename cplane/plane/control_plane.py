@@ -14,6 +14,7 @@ from cplane.artifacts import ArtifactStore, open_artifacts
 from cplane.errors import CplaneError, InfrastructureError
 from cplane.jobs import submission as current_plane
 from cplane.jobs.handle import Handle
+from cplane.jobs.names import quarantine_of
 from cplane.jobs.options import Options
 from cplane.jobs.registry import Registry, load_jobs
 from cplane.jobs.states import State
@@ -319,10 +320,18 @@ class ControlPlane:
     # queues
 
     async def queues(self) -> list[QueueStats]:
-        """Return the state of each queue: those of the settings, of the jobs known here, and those with queued records."""
+        """Return the state of each queue: those of the settings, of the jobs known here, and those with queued records.
+
+        A queue is followed by its quarantine, where jobs wait to run alone, if there are any.
+        """
         names = {job.options.queue for job in self.catalog.jobs.values()}
         names.update(self.settings.queues, await self.store.queues())
-        return [await self.queue.stats(name) for name in sorted(names)]
+        return [stats for name in sorted(names) for stats in await self._stats(name)]
+
+    async def _stats(self, queue: str) -> list[QueueStats]:
+        """Return the state of a queue, and of its quarantine if anything is in it."""
+        stats, alone = await self.queue.stats(queue), await self.queue.stats(quarantine_of(queue))
+        return [stats, alone] if alone.ready or alone.scheduled or alone.running else [stats]
 
     async def limiter_stats(self, limit: int = 100) -> list[LimiterStats]:
         """Return the state of hosts and sessions that jobs wait for, that cool down or have no free slot; latest waited for first."""

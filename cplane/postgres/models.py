@@ -97,6 +97,7 @@ class JobRecord(Base, table=True):
     attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     crashes: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
+    suspicions: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
     interruptions: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     cancel_requested: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     worker: str | None = Field(default=None, sa_column=Column(Text))

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from cplane.jobs.names import QUARANTINE_SUFFIX
+from cplane.jobs.states import ALONE_AFTER
+
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
 
@@ -42,6 +45,11 @@ class Statement:
         """Return the values in the order of the numbered parameters of `sql`."""
         return [values[name] for name in self.names]
 
+
+WAITS_IN = f"""
+    CASE WHEN crashes + suspicions >= {ALONE_AFTER} THEN queue || '{QUARANTINE_SUFFIX}' ELSE queue END AS queue
+""".strip()
+"""The queue in Redis of a record: that of its job, or its quarantine."""
 
 DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint AS due_in_ms"
 
@@ -99,7 +107,8 @@ CANCEL = Statement("""
 """)
 
 _NEW_BUDGETS = """
-    SET state = 'queued', cause = 'replay', failures = 0, crashes = 0, interruptions = 0, cancel_requested = false,
+    SET state = 'queued', cause = 'replay', failures = 0, crashes = 0, suspicions = 0, interruptions = 0,
+        cancel_requested = false,
         run_at = clock_timestamp(), finished_at = NULL, result = NULL, error_type = NULL, error_message = NULL, error_traceback = NULL,
         progress_done = NULL, progress_total = NULL, progress_note = NULL
 """
@@ -176,7 +185,8 @@ START = Statement(f"""
         lease_until = clock_timestamp() + CAST(:lease_s AS float8) * interval '1 second',
         progress_done = NULL, progress_total = NULL, progress_note = NULL
     WHERE id = ANY(CAST(:ids AS uuid[]))
-          AND CASE WHEN state = 'queued' THEN NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds' END
+          AND CASE WHEN state = 'queued' THEN NOT cancel_requested AND run_at <= clock_timestamp() + interval '100 milliseconds'
+                                              AND (crashes + suspicions < {ALONE_AFTER} OR :alone) END
     RETURNING {_STARTED}
 """)
 
@@ -280,27 +290,31 @@ FINISH = Statement("""
     WHERE actual IS DISTINCT FROM wanted
 """)
 
-SCHEDULE_ROWS = Statement("""
-    SELECT id, state, job, queue, priority, limit_keys,
+SCHEDULE_ROWS = Statement(f"""
+    SELECT id, state, job, {WAITS_IN}, priority, limit_keys,
            ceil(extract(epoch FROM CASE WHEN state = 'running' THEN lease_until ELSE run_at END - clock_timestamp()) * 1000)::bigint AS due_in_ms
     FROM cplane.jobs WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 
+# Whoever was aboard of a dead worker is suspected. A job that ran alone (`alone` is 1) is to blame.
 REAP = Statement(f"""
     WITH dead AS (
-        SELECT id, worker, cause, started_at FROM cplane.jobs WHERE state = 'running' AND lease_until < clock_timestamp()
+        SELECT id, worker, cause, started_at, (crashes + suspicions >= {ALONE_AFTER})::int AS alone
+        FROM cplane.jobs WHERE state = 'running' AND lease_until < clock_timestamp()
         ORDER BY lease_until LIMIT :limit FOR UPDATE SKIP LOCKED
     ),
     reaped AS (
         UPDATE cplane.jobs
-        SET crashes = crashes + 1, cause = 'lost', lease_until = NULL, run_at = clock_timestamp(),
-            state = CASE WHEN cancel_requested THEN 'cancelled' WHEN crashes + 1 >= CAST(:max_crashes AS int) THEN 'failed' ELSE 'queued' END,
+        SET crashes = crashes + alone, suspicions = suspicions + 1 - alone, cause = 'lost', lease_until = NULL, run_at = clock_timestamp(),
+            state = CASE WHEN cancel_requested THEN 'cancelled' WHEN crashes + alone >= CAST(:max_crashes AS int) THEN 'failed' ELSE 'queued' END,
             error_type = 'WorkerLost',
-            error_message = 'its worker ' || jobs.worker || ' died or lost its lease (' || crashes + 1 || ' of ' || CAST(:max_crashes AS int) || ')',
+            error_message = 'its worker ' || jobs.worker || ' died or lost its lease' || CASE
+                WHEN alone = 1 THEN ' while it ran alone (' || crashes + 1 || ' of ' || CAST(:max_crashes AS int) || ')'
+                WHEN crashes + suspicions + 1 >= {ALONE_AFTER} THEN '; it runs alone from now on' ELSE '' END,
             error_traceback = '',
-            finished_at = CASE WHEN cancel_requested OR crashes + 1 >= CAST(:max_crashes AS int) THEN clock_timestamp() END
+            finished_at = CASE WHEN cancel_requested OR crashes + alone >= CAST(:max_crashes AS int) THEN clock_timestamp() END
         FROM dead WHERE jobs.id = dead.id
-        RETURNING jobs.id, state, job, queue, priority, limit_keys, attempt, error_message, run_at, dead.worker,
+        RETURNING jobs.id, state, job, {WAITS_IN}, priority, limit_keys, attempt, error_message, run_at, dead.worker,
             dead.cause AS old_cause, dead.started_at
     ),
     recorded AS (
@@ -312,9 +326,9 @@ REAP = Statement(f"""
 
 # A worker died, or was killed, with these attempts aboard. The verdict on each says what it costs. `crash`: it caused that,
 # or was alone. `timed_out`, `gave_up`: the worker was killed because it held the loop past its timeout, and it has retries
-# left, or none. `innocent`: another caused it. `unknown`: nobody knows who, and all pay an interruption. `released`: the
-# worker was to stop anyway, or its code had not begun.
-RESCUE = Statement("""
+# left, or none. `innocent`: another caused it. `unknown`: nobody knows who, and all are suspected. `released`: the worker
+# was to stop anyway, or its code had not begun.
+RESCUE = Statement(f"""
     WITH aboard AS (
         SELECT fence.verdict, fence.error_type, fence.error_message, held.*
         FROM (
@@ -330,32 +344,30 @@ RESCUE = Statement("""
     ),
     rescued AS (
         UPDATE cplane.jobs
-        SET crashes = crashes + (verdict = 'crash')::int, interruptions = interruptions + (verdict = 'unknown')::int,
+        SET crashes = crashes + (verdict = 'crash')::int, suspicions = suspicions + (verdict = 'unknown')::int,
             failures = failures + (verdict IN ('timed_out', 'gave_up'))::int,
-            cause = CASE verdict WHEN 'crash' THEN 'lost' WHEN 'released' THEN 'release' WHEN 'timed_out' THEN 'retry'
+            cause = CASE verdict WHEN 'crash' THEN 'lost' WHEN 'unknown' THEN 'lost' WHEN 'released' THEN 'release' WHEN 'timed_out' THEN 'retry'
                                  ELSE 'infrastructure' END,
             state = CASE WHEN cancel_requested THEN 'cancelled' WHEN verdict = 'gave_up' THEN 'failed'
                          WHEN verdict = 'crash' AND crashes + 1 >= CAST(:max_crashes AS int) THEN 'failed'
-                         WHEN verdict = 'unknown' AND interruptions + 1 >= CAST(:max_interruptions AS int) THEN 'failed'
                          ELSE 'queued' END,
             error_type = aboard.error_type, error_message = aboard.error_message, error_traceback = '',
             run_at = clock_timestamp(), lease_until = NULL,
             finished_at = CASE WHEN cancel_requested OR verdict = 'gave_up' OR verdict = 'crash' AND crashes + 1 >= CAST(:max_crashes AS int)
-                                    OR verdict = 'unknown' AND interruptions + 1 >= CAST(:max_interruptions AS int)
                                THEN clock_timestamp() END
         FROM aboard WHERE jobs.id = aboard.id
-        RETURNING jobs.id, jobs.state, jobs.attempt, aboard.worker, aboard.cause AS old_cause, aboard.started_at,
+        RETURNING jobs.id, jobs.state, {WAITS_IN}, jobs.attempt, aboard.worker, aboard.cause AS old_cause, aboard.started_at,
             aboard.verdict, aboard.error_type, aboard.error_message
     ),
     recorded AS (
         INSERT INTO cplane.attempts (job_id, attempt, worker, cause, state, started_at, finished_at, error_type, error_message)
         SELECT id, attempt, worker, old_cause,
-               CASE verdict WHEN 'crash' THEN 'lost' WHEN 'released' THEN 'released' WHEN 'timed_out' THEN 'timed_out'
+               CASE verdict WHEN 'crash' THEN 'lost' WHEN 'unknown' THEN 'lost' WHEN 'released' THEN 'released' WHEN 'timed_out' THEN 'timed_out'
                             WHEN 'gave_up' THEN 'timed_out' ELSE 'interrupted' END,
                started_at, clock_timestamp(), error_type, error_message
         FROM rescued
     )
-    SELECT id, attempt, state FROM rescued
+    SELECT id, attempt, state, queue FROM rescued
 """)
 
 # What a dead worker had started, but not yet begun to run.
@@ -367,14 +379,14 @@ STARTED_BY = Statement("""
 OVERDUE = Statement(f"""
     SELECT head.* FROM (VALUES ('high'), ('normal'), ('low')) AS lane (priority)
     CROSS JOIN LATERAL (
-        SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
+        SELECT id, state, job, {WAITS_IN}, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
         WHERE state = 'queued' AND queue = :queue AND jobs.priority = lane.priority AND run_at < clock_timestamp() - interval '1 second'
         ORDER BY run_at LIMIT :limit
     ) AS head
 """)
 
 QUEUED = Statement(f"""
-    SELECT id, state, job, queue, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
+    SELECT id, state, job, {WAITS_IN}, priority, limit_keys, {DUE_IN_MS} FROM cplane.jobs
     WHERE state = 'queued' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
 """)
 

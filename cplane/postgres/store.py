@@ -221,7 +221,9 @@ class Store:
 
     # for workers
 
-    async def start(self, worker: str, ids: Sequence[UUID], token: str, lease_s: float) -> list[Started]:
+    async def start(
+        self, worker: str, ids: Sequence[UUID], token: str, lease_s: float, *, alone: bool = False
+    ) -> list[Started]:
         """Start records that one claim leased: queued → running, attempt + 1.
 
         Args:
@@ -229,12 +231,13 @@ class Store:
             ids: the leased records.
             token: the lease token of the claim.
             lease_s: length of the lease, seconds.
+            alone: whether they were leased from a quarantine; else records that must run alone are not started.
 
         Returns:
             The attempts. A record that is missing must not be run. Repeating the call with the same token returns the
             same attempts, so a lost COMMIT reply is harmless.
         """
-        values = {"worker": worker, "ids": list(ids), "token": token, "lease_s": lease_s}
+        values = {"worker": worker, "ids": list(ids), "token": token, "lease_s": lease_s, "alone": alone}
         rows = await self._database.fetch(statements.START, values)
         if len(rows) < len(ids):
             rows = await self._database.fetch(statements.STARTED, values)
@@ -318,7 +321,8 @@ class Store:
     async def reap(self, limit: int) -> list[ScheduleRow]:
         """End up to `limit` expired leases, the oldest first.
 
-        The records are queued again, cancelled if a cancel is wanted, or failed after MAX_CRASHES crashes.
+        The records are queued again, cancelled if a cancel is wanted, or failed after MAX_CRASHES crashes. A record counts
+        a crash if it ran alone, and else a suspicion: nobody knows which of the jobs aboard ended the worker.
         """
         return [
             read_schedule_row(row)

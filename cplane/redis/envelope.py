@@ -54,6 +54,10 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """Failures of a transient job so far, out of its retry budget."""
     interruptions: int = 0
     """Interruptions of a transient job so far, out of its budget."""
+    crashes: int = 0
+    """Crashes of workers that a transient job has caused so far, as far as that is known."""
+    suspicions: int = 0
+    """Crashes of workers that a transient job was aboard of so far, and that cost it nothing: it was not alone."""
     queue: str | None = None
     """The queue of a transient job, if it is not the default of its job."""
     priority: str | None = None
@@ -107,6 +111,16 @@ def encode_envelope(
         TypeError: msgpack cannot encode an argument.
     """
     return _encoder.encode(Envelope(None, function, args, cast("dict[str, Any]", kwargs or {}), now_ms(), **extra))
+
+
+def next_envelope(last: Envelope, **changes: int) -> bytes:
+    """Return the payload of a job that runs again.
+
+    Args:
+        last: the envelope of the attempt that has ended.
+        changes: the fields in which the next one differs.
+    """
+    return _encoder.encode(msgspec.structs.replace(last, t=None, et=now_ms(), **changes))
 
 
 def record_envelope(function: str, limit_keys: tuple[str, ...] = ()) -> bytes:

@@ -165,6 +165,7 @@ class Disposition(IntEnum):
     RELEASE = 2
     DEAD_LETTER = 3
     POSTPONE = 4
+    QUARANTINE = 5
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):

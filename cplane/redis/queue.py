@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from itertools import count
 from operator import attrgetter
 from typing import Any, TypeVar, cast
@@ -9,6 +10,7 @@ from typing import Any, TypeVar, cast
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from cplane.jobs.names import quarantine_of
 from cplane.redis.connection import MAX_BLOCK_S, SOCKET_TIMEOUT_S, Script, translated
 from cplane.redis.dead_letters import DEAD_LETTERS
 from cplane.redis.keys import ARQ_LEASE, ARQ_RESULT_PREFIX, EPOCH, LANE_INDEX, LANES, lane_keys, lane_order, wake_key
@@ -176,7 +178,7 @@ class Queue:
                     LANE_INDEX[ack.lease.priority], packed_id(ack.lease.id), ack.lease.token, ack.lease.try_ended,
                     ack.disposition, ack.time_ms, packed_bytes(ack.text), ack.keep_lease_ms, " ".join(ack.lease.limit_keys),
                 )  # fmt: skip
-            return await self._run("ack", [*lane_keys(queue), wake_key(queue), DEAD_LETTERS], pack(batch))
+            return await self._run("ack", _ack_keys(queue), pack(batch))
 
         async with translated("acknowledging leases"):
             return [_ACK_RESULTS[code] for code in await _each_queue(acks, _queue_of_ack, send)]
@@ -317,6 +319,12 @@ class Queue:
 
     async def _run(self, script: str, keys: Sequence[str], *args: bytes | str | int) -> list[int]:
         return cast("list[int]", await self._scripts[script](keys, *args))
+
+
+@lru_cache(maxsize=1024)
+def _ack_keys(queue: str) -> list[str]:
+    quarantine = quarantine_of(queue)
+    return [*lane_keys(queue), wake_key(queue), DEAD_LETTERS, *lane_keys(quarantine), wake_key(quarantine)]
 
 
 def _nudge_key(prefix: str, queue: str) -> str:

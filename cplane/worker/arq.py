@@ -14,7 +14,9 @@ from arq.cron import CronJob
 
 from cplane.errors import CplaneError
 from cplane.jobs.definition import Job
+from cplane.jobs.names import quarantine_of
 from cplane.jobs.registry import Registry, load_jobs
+from cplane.keeper.channel import ALONE_VARIABLE
 from cplane.redis.envelope import deserialize, serialize
 from cplane.redis.keys import queue_of
 from cplane.settings import CplaneSettings, load_settings
@@ -66,6 +68,7 @@ class ArqWorker(arq.worker.Worker):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in OWN_ARGUMENTS}
         self._read_settings(settings, queue_name or default_queue_name, max_jobs)
+        given["burst"] = burst or self.is_alone
         _ensure_loop()
         plain = [function for function in functions if not isinstance(function, Job)]
         arguments: dict[str, Any] = {
@@ -99,7 +102,10 @@ class ArqWorker(arq.worker.Worker):
             self.jobs: Registry = load_jobs(self.settings.imports)
         except CplaneError as error:
             raise _refusal(error) from None
-        self.queues = _queues(self.settings, queue_name, max_jobs)
+        alone = os.environ.pop(ALONE_VARIABLE, None)
+        self.is_alone = alone is not None
+        """Whether its keeper started it for the jobs of a quarantine."""
+        self.queues = _queues(self.settings, queue_name, max_jobs) if alone is None else {quarantine_of(alone): 1}
 
     def _read_functions(self, keep_forever: bool) -> dict[str, ArqFunction]:
         """Return arq's functions and cron jobs by name, with arq's defaults for what they do not say."""

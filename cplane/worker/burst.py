@@ -1,4 +1,7 @@
-"""Burst mode (arq's `burst`): the worker stops when nothing is queued and nothing runs."""
+"""Burst mode (arq's `burst`): the worker stops when nothing is queued and nothing runs.
+
+The process of a quarantine stops as soon as nothing is due: what is due later is seen by the workers beside it.
+"""
 
 import asyncio
 from collections.abc import Iterable
@@ -19,6 +22,8 @@ class Burst:
     lease_keeper: LeaseKeeper
     completions: Completions
     stopping: asyncio.Event
+    ignores_later: bool = False
+    """Whether it stops although jobs are queued, if none of them is due."""
 
     async def stop_if_done(self) -> None:
         """Stop the worker if no queue holds anything and no attempt is left.
@@ -28,6 +33,9 @@ class Burst:
         """
         if not self.enabled or self.completions.hooks_running or len(self.lease_keeper):
             return
-        depths = [await self.queue.depth(queue) for queue in self.queues]
-        if not any(depths):
+        if self.ignores_later:
+            left = [(await self.queue.stats(queue)).ready for queue in self.queues]
+        else:
+            left = [await self.queue.depth(queue) for queue in self.queues]
+        if not any(left):
             self.stopping.set()

@@ -38,6 +38,7 @@ class Kept:
         self._manifest = Manifest(SharedMemory(memory))
         self._socket = socket.socket(fileno=channel)
         self._header = self._manifest.header
+        self._queues: Sequence[str] = ()
         self._aboard: Callable[[], Iterable[Attempt]] = tuple
         self._finished: Callable[[], int] = int
         self._beating: asyncio.TimerHandle | None = None
@@ -60,6 +61,7 @@ class Kept:
             aboard: returns the attempts that this worker holds leases of.
             finished: returns how many have ended.
         """
+        self._queues = hello.queues
         self._aboard = aboard
         self._finished = finished
         self._interval_s = min(BEAT_INTERVAL_S, hello.servers.lease_s / 10)
@@ -84,6 +86,11 @@ class Kept:
             await asyncio.Event().wait()
         finally:
             writer.close()
+
+    def report_quarantined(self, queue: str) -> None:
+        """Tell the keeper that jobs of a queue wait to run alone: it starts a process for them."""
+        if queue in self._queues:
+            self._manifest.note_quarantined(self._queues.index(queue))
 
     def board(self, attempts: Sequence[Attempt]) -> None:
         """Write down attempts before their code runs."""

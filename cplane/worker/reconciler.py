@@ -5,12 +5,14 @@ from uuid import UUID
 
 import structlog
 
+from cplane.jobs.names import quarantine_of
 from cplane.jobs.states import State
 from cplane.postgres.rows import ScheduleRow
 from cplane.postgres.store import Store
 from cplane.redis.events import Event, Events
 from cplane.redis.messages import EnqueueRequest, EnqueueResult, Id
 from cplane.redis.queue import Queue
+from cplane.worker.quarantine import Quarantines
 
 RECONCILE_INTERVAL_S = 5.0
 OVERDUE_LIMIT = 200
@@ -32,7 +34,17 @@ log = structlog.get_logger("cplane")
 class Reconciler:
     """One pass reaps the leases of dead workers and schedules what Redis does not hold."""
 
-    def __init__(self, worker: str, store: Store, queue: Queue, events: Events, queues: Iterable[str]) -> None:
+    def __init__(
+        self,
+        worker: str,
+        store: Store,
+        queue: Queue,
+        events: Events,
+        queues: Iterable[str],
+        *,
+        quarantines: Quarantines,
+    ) -> None:
+        self._quarantines = quarantines
         self._worker = worker
         self._store = store
         self._queue = queue
@@ -51,9 +63,18 @@ class Reconciler:
         for queue in self._queues:
             await self.restore(await self._queue.sweep(queue))
             await self._schedule_lost(await self._store.overdue(queue, OVERDUE_LIMIT))
+        for queue in self._quarantines.queues:
+            await self._check_quarantine(queue)
         page = await self._store.queued(self._walked, PAGE_SIZE)
         await self._schedule_lost(page)
         self._walked = page[-1].id if len(page) == PAGE_SIZE else None
+
+    async def _check_quarantine(self, queue: str) -> None:
+        quarantine = quarantine_of(queue)
+        if await self._queue.depth(quarantine):
+            await self.restore(await self._queue.sweep(quarantine))
+            if (await self._queue.stats(quarantine)).ready:
+                self._quarantines.report(queue)
 
     async def restore(self, missing: Sequence[Id]) -> None:
         """Schedule again the ids whose payload Redis lost, if their record is still queued."""

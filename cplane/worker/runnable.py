@@ -15,7 +15,7 @@ from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import PerHost
 from cplane.jobs.retry import retry_in_s
 from cplane.jobs.states import MAX_CRASHES, AttemptState, State
-from cplane.redis.envelope import Envelope, encode_envelope
+from cplane.redis.envelope import Envelope, next_envelope
 from cplane.runtime.error_text import Error
 from cplane.runtime.offload import RemoteError
 from cplane.worker.outcome import Outcome
@@ -233,7 +233,8 @@ class TransientJob(DecoratedJob):
 
     def spent(self, attempt: "Attempt") -> Outcome | None:
         """Return the failure of a job whose workers died MAX_CRASHES times."""
-        crashes = attempt.lease.tries - 1 - attempt.failures - attempt.interruptions
+        envelope = cast("Envelope", attempt.envelope)
+        crashes = attempt.lease.tries - 1 - attempt.failures - attempt.interruptions - envelope.suspicions
         if crashes < MAX_CRASHES:
             return None
         error = Error("WorkerLost", f"its workers died or lost their leases ({crashes} of {MAX_CRASHES})")
@@ -242,15 +243,10 @@ class TransientJob(DecoratedJob):
     def next_payload(self, envelope: Envelope | None, outcome: Outcome) -> bytes:
         """Return the envelope with what the attempt has spent of the budgets."""
         last = cast("Envelope", envelope)
-        return encode_envelope(
-            last.f,
-            last.a,
-            last.k,
+        return next_envelope(
+            last,
             failures=last.failures + outcome.failures,
             interruptions=last.interruptions + outcome.interruptions,
-            queue=last.queue,
-            priority=last.priority,
-            limit_keys=last.limit_keys,
         )
 
     def retention(self, state: State) -> Retention:

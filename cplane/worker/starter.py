@@ -8,6 +8,7 @@ from uuid import UUID
 import structlog
 
 from cplane.errors import DatabaseUnavailable, SchemaMismatch
+from cplane.jobs.names import quarantine_of
 from cplane.jobs.states import AttemptState, Cause, State
 from cplane.postgres.rows import Finish, Started
 from cplane.postgres.store import Store
@@ -102,11 +103,12 @@ class Starter:
     async def _start(self, leases: Mapping[UUID, Lease]) -> list[Started]:
         """Start in Postgres. After a lost reply it is asked again with the same token, until the leases are half over."""
         until = time.monotonic() + self._lease_s / 2
-        token = next(iter(leases.values())).token  # all came with one claim
+        lease = next(iter(leases.values()))  # all came with one claim
+        alone = lease.queue == quarantine_of(lease.queue)
         backoff_s = INITIAL_BACKOFF_S
         while True:
             try:
-                return await self._store.start(self._worker, list(leases), token, self._lease_s)
+                return await self._store.start(self._worker, list(leases), lease.token, self._lease_s, alone=alone)
             except (DatabaseUnavailable, SchemaMismatch):
                 if time.monotonic() + backoff_s > until or self._stopping.is_set():
                     await self._release(leases.values())
@@ -137,13 +139,18 @@ class Starter:
         )
 
     async def _acks_of_unstarted(self, leases: Mapping[UUID, Lease]) -> list[Ack]:
-        """How the ids of records leave Redis that could not be started: final ones for good, the others until they are due."""
+        """How the ids of records leave Redis that could not be started.
+
+        Final ones leave it for good, those that must run alone go to the quarantine, and the others wait until they are due.
+        """
         rows = await self._store.schedule_rows(list(leases))
         acks: list[Ack] = []
         for record_id, lease in leases.items():
             row = rows.get(record_id)
             if row is None or row.state.final:
                 acks.append(Ack(lease, Disposition.DONE))
+            elif row.state is State.QUEUED and row.queue != lease.queue and row.queue == quarantine_of(row.queue):
+                acks.append(Ack(lease, Disposition.QUARANTINE))
             else:  # not due yet, or running elsewhere: a second after its lease has ended the reconciler has seen it
                 wait_ms = row.due_in_ms + (1000 if row.state is State.RUNNING else 1)
                 acks.append(Ack(lease, Disposition.RETRY, wait_ms))

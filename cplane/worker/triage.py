@@ -9,10 +9,11 @@ import msgspec
 import structlog
 
 from cplane.errors import QueueUnavailable, UnknownJob
+from cplane.jobs.names import quarantine_of
 from cplane.jobs.per_host import PerHost, host_among, limit_keys_of, session_among
-from cplane.jobs.states import AttemptState, State
+from cplane.jobs.states import ALONE_AFTER, AttemptState, State
 from cplane.redis.dead_letters import DeadLetterStream
-from cplane.redis.envelope import Envelope, decode_envelope, now_ms
+from cplane.redis.envelope import Envelope, decode_envelope, next_envelope, now_ms
 from cplane.redis.limiter import GRANTED, Limiter, LimitRequest
 from cplane.redis.messages import Ack, Claim, Disposition, Id, Lease
 from cplane.redis.queue import Queue
@@ -21,7 +22,7 @@ from cplane.worker.catalog import Catalog
 from cplane.worker.leases import LeaseKeeper
 from cplane.worker.outcome import Outcome
 from cplane.worker.reconciler import Reconciler
-from cplane.worker.runnable import Runnable
+from cplane.worker.runnable import Runnable, TransientJob
 from cplane.worker.runner import Runner
 from cplane.worker.slots import Reservation
 from cplane.worker.starter import Starter
@@ -153,7 +154,10 @@ class Triage:
             log.error("dead_letter", id=lease.id[:100], reason=str(error))
             into.refused.append(Ack(lease, Disposition.DEAD_LETTER, text=str(error).encode()))
             return
-        if (request := self._limit_request(envelope, lease, job)) is not None:
+        if (payload := _payload_of_suspect(envelope, lease, job)) is not None:
+            uncounted = msgspec.structs.replace(lease, tries=0)  # this try has not begun
+            into.refused.append(Ack(uncounted, Disposition.QUARANTINE, text=payload))
+        elif (request := self._limit_request(envelope, lease, job)) is not None:
             into.requests.append(request)
         elif record_id is not None:
             into.records[record_id] = lease
@@ -218,6 +222,18 @@ class Triage:
     async def _add_dead_letters(self, malformed: Sequence[tuple[Id, str, bytes]]) -> None:
         log.error("dead_letters", reason="keys of a foreign type", ids=[lost.id[:100] for lost, *_ in malformed[:10]])
         await self._dead_letters.add(malformed)
+
+
+def _payload_of_suspect(envelope: Envelope, lease: Lease, job: Runnable) -> bytes | None:
+    """Return the next payload of a transient job that must run alone and does not; None: it may run.
+
+    The tries that Redis counted and that did not end otherwise are crashes of workers. Those that the job did not cause, as
+    far as that is known, are forgiven: it was not alone.
+    """
+    if lease.tries <= ALONE_AFTER or lease.queue == quarantine_of(lease.queue) or not isinstance(job, TransientJob):
+        return None
+    crashes = lease.tries - 1 - envelope.failures - envelope.interruptions
+    return next_envelope(envelope, suspicions=crashes - envelope.crashes) if crashes >= ALONE_AFTER else None
 
 
 def _check_text(id_: str) -> None:

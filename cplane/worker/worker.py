@@ -18,6 +18,7 @@ from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
 from cplane.errors import CplaneError, DatabaseUnavailable, InfrastructureError, QueueUnavailable, SchemaMismatch
+from cplane.jobs.names import quarantine_of, without_quarantine
 from cplane.keeper.channel import Hello
 from cplane.keeper.launch import become_keeper, is_kept
 from cplane.keeper.servers import Servers
@@ -47,6 +48,7 @@ from cplane.worker.kept import Kept
 from cplane.worker.leases import LeaseKeeper
 from cplane.worker.poller import Poller
 from cplane.worker.process_pool import ProcessPool
+from cplane.worker.quarantine import Quarantines
 from cplane.worker.reconciler import RECONCILE_INTERVAL_S, Reconciler
 from cplane.worker.recorder import Recorder
 from cplane.worker.resources import JobResources
@@ -229,8 +231,17 @@ class Worker(ArqWorker):
             lease_s=settings.lease_s,
             stopping=self.stop_requested,
         )
-        self._reconciler = Reconciler(self.name, store, queue, plane.events, self.queues)
-        self._burst = Burst(self.burst, queue, self.queues, self._lease_keeper, self._completions, self.stop_requested)
+        self._quarantines = Quarantines(self.queues, self._kept, self.stop_requested)
+        self._reconciler = Reconciler(self.name, store, queue, plane.events, self.queues, quarantines=self._quarantines)
+        self._burst = Burst(
+            self.burst,
+            queue,
+            [*self.queues, *map(quarantine_of, self._quarantines.own)],
+            self._lease_keeper,
+            self._completions,
+            self.stop_requested,
+            ignores_later=self.is_alone,
+        )
         self._budget = JobBudget(self.max_burst_jobs if self.burst and self.max_burst_jobs >= 0 else None)
 
     def _claimer(self, queue: str, concurrency: int) -> Claimer:
@@ -272,8 +283,9 @@ class Worker(ArqWorker):
         needs_browser = any(map(self.jobs.needs_pages, self.queues))
         modules = dict.fromkeys((*self.settings.imports, *(CONVERSIONS if needs_browser else ())))
         jobs = [job for job in self.jobs.jobs.values() if job.options.runs_in == "process"]
+        served = {without_quarantine(queue) for queue in self.queues}
         modules.update(dict.fromkeys(job.fn.__module__ for job in jobs if job.fn.__module__ != "__main__"))
-        eager = self.given_signals and any(job.options.queue in self.queues for job in jobs)
+        eager = self.given_signals and any(job.options.queue in served for job in jobs)
         return ProcessPool(list(modules), eager=eager)
 
     def _close_threads(self) -> None:
@@ -303,6 +315,13 @@ class Worker(ArqWorker):
         browser = [asyncio.create_task(self.pages.keep(), name="keep browser")] if needs_browser else []
         claimers = [
             asyncio.create_task(claimer.run(), name=f"claim from {queue}") for queue, claimer in self._claimers.items()
+        ]
+        claimers += [
+            asyncio.create_task(
+                self._quarantines.serve(queue, self._claimer(quarantine_of(queue), 1).run),
+                name=f"claim from the quarantine of {queue}",
+            )
+            for queue in self._quarantines.own
         ]
         if self._kept is not None:
             self._kept.serve(self._hello(), lambda: self._lease_keeper, self._count_finished)

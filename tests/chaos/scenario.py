@@ -323,7 +323,8 @@ class Scenario:
 
     async def _records(self) -> list[Record]:
         rows = await self.arena.query("""
-            SELECT id::text, args->>'tag' AS tag, job, state, attempt, failures, crashes, interruptions, error_type, error_message,
+            SELECT id::text, args->>'tag' AS tag, job, state, attempt, failures, crashes + suspicions AS crashes, interruptions,
+                   error_type, error_message,
                    CASE WHEN jsonb_typeof(result) = 'object' THEN (result->>'attempt')::int END AS result_attempt
             FROM cplane.jobs""")
         return [Record(**row) for row in rows]

@@ -15,6 +15,7 @@ from cplane.worker.reconciler import OVERDUE_LIMIT, Reconciler
 from tests.chaos.arena import until
 from tests.chaos.nursery import ROOT
 from tests.chaos.scenario import Scenario
+from tests.workers import no_quarantines
 
 
 @asynccontextmanager
@@ -65,7 +66,9 @@ async def test_a_job_behind_many_unknown_ones_is_scheduled_again(run: Scenario) 
     ]
     ours = NewRecord(id=new_id(), job="chaos_ok", queue="default", args_json=b"{}", delay_s=-30.0)
     await run.plane.store.submit([*others, ours])
-    reconciler = Reconciler("w", run.plane.store, run.plane.queue, run.plane.events, ["default"])
+    reconciler = Reconciler(
+        "w", run.plane.store, run.plane.queue, run.plane.events, ["default"], quarantines=no_quarantines()
+    )
     for _ in range(3):
         await reconciler.run()
     assert str(ours.id) in await run.arena.scheduled()

@@ -26,21 +26,25 @@ from hypothesis.stateful import (
 from pydantic import SecretStr
 
 from cplane.errors import InvalidTransition
-from cplane.jobs.states import MAX_CRASHES, AttemptState, Cause, Priority, State
+from cplane.jobs.names import quarantine_of
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES, AttemptState, Cause, Priority, State
 from cplane.postgres.database import Database
 from cplane.postgres.rows import Finish, NewRecord, Renew, Started
 from cplane.postgres.store import Store
 from cplane.redis.connection import connect
 from cplane.redis.events import Events
+from cplane.redis.keys import redis_name
 from cplane.redis.messages import Ack, Disposition, EnqueueRequest, Lease
 from cplane.redis.queue import Queue
 from cplane.runtime.error_text import Error
 from cplane.runtime.ids import new_id
 from cplane.worker.reconciler import Reconciler
+from tests.workers import no_quarantines
 
 LEASE_S = 600.0
 DELAY_S = 3600.0
 QUEUE = "default"
+QUARANTINE = quarantine_of(QUEUE)
 
 T = TypeVar("T")
 
@@ -62,6 +66,7 @@ class Model:
     attempt: int = 0
     failures: int = 0
     crashes: int = 0
+    suspicions: int = 0
     interruptions: int = 0
     cancel: bool = False
     token: str | None = None
@@ -69,7 +74,12 @@ class Model:
     lease_expired: bool = False
 
     def row(self) -> tuple[object, ...]:
-        return self.state.value, self.attempt, self.failures, self.crashes, self.interruptions, self.cancel
+        budgets = self.failures, self.crashes, self.suspicions, self.interruptions
+        return self.state.value, self.attempt, *budgets, self.cancel
+
+    @property
+    def alone(self) -> bool:
+        return self.crashes + self.suspicions >= ALONE_AFTER
 
     def finished(self, name: str) -> "Model":
         state, attempt_state, _ = OUTCOMES[name]
@@ -83,8 +93,9 @@ class Model:
         )
 
     def reaped(self) -> "Model":
-        state = State.FAILED if self.crashes + 1 >= MAX_CRASHES else State.QUEUED
-        return replace(self, crashes=self.crashes + 1, state=State.CANCELLED if self.cancel else state)
+        crashes, suspicions = self.crashes + self.alone, self.suspicions + (not self.alone)
+        state = State.FAILED if crashes >= MAX_CRASHES else State.QUEUED
+        return replace(self, crashes=crashes, suspicions=suspicions, state=State.CANCELLED if self.cancel else state)
 
 
 @dataclass
@@ -101,7 +112,9 @@ class Servers:
 
     def __post_init__(self) -> None:
         self.store, self.queue = Store(self.database), Queue(self.redis)
-        self.reconciler = Reconciler("w", self.store, self.queue, Events(self.redis), [QUEUE])
+        self.reconciler = Reconciler(
+            "w", self.store, self.queue, Events(self.redis), [QUEUE], quarantines=no_quarantines()
+        )
 
     def do(self, work: Awaitable[T]) -> T:
         async def awaited() -> T:
@@ -190,11 +203,14 @@ class Protocol(RuleBasedStateMachine):
         self.claim(capacity)
 
     def claim(self, capacity: int) -> list[Lease]:
-        leases = self.servers.do(self.servers.queue.claim(QUEUE, capacity, LEASE_S)).leases
+        leases = self.claim_from(QUEUE, capacity) or self.claim_from(QUARANTINE, capacity)
         assert len({lease.id for lease in leases}) == len(leases) <= capacity
         assert not any(self.models[UUID(lease.id)].deferred for lease in leases)
         self.leases += leases
         return leases
+
+    def claim_from(self, queue: str, capacity: int) -> list[Lease]:
+        return self.servers.do(self.servers.queue.claim(queue, capacity, LEASE_S)).leases
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -205,7 +221,12 @@ class Protocol(RuleBasedStateMachine):
     def start_record(self, lease: Lease) -> None:
         record = UUID(lease.id)
         model = self.models[record]
-        results = self.servers.do(self.servers.store.start("w", [record], lease.token, LEASE_S))
+        alone = lease.queue == QUARANTINE
+        results = self.servers.do(self.servers.store.start("w", [record], lease.token, LEASE_S, alone=alone))
+        if model.state is State.QUEUED and model.alone and not alone:
+            assert results == []
+            self.servers.do(self.servers.queue.ack([Ack(lease, Disposition.QUARANTINE)]))
+            return
         if model.state is State.QUEUED and not model.deferred:
             model = replace(
                 model, state=State.RUNNING, attempt=model.attempt + 1, token=lease.token, lease_expired=False
@@ -311,17 +332,20 @@ class Protocol(RuleBasedStateMachine):
         self.reconcile()
         self.servers.sql(aged)  # for the jobs that this pass has reaped
         self.reconcile()
-        leases = self.servers.do(self.servers.queue.claim(QUEUE, 1000, LEASE_S)).leases
-        self.leases += leases
-        claimed = {UUID(lease.id) for lease in leases}
-        assert {record for record, model in self.models.items() if is_due(model)} <= claimed
-        for lease in leases:
-            self.start_record(lease)
+        due = {record for record, model in self.models.items() if is_due(model)}
+        claimed = set[UUID]()
+        for queue in (QUEUE, QUARANTINE):
+            leases = self.claim_from(queue, 1000)
+            self.leases += leases
+            claimed |= {UUID(lease.id) for lease in leases if not self.is_refused(lease)}
+            for lease in leases:
+                self.start_record(lease)
+        assert due <= claimed
 
     @invariant()
     def rows_match_the_model(self) -> None:
         rows = self.servers.sql(
-            "SELECT id, state, attempt, failures, crashes, interruptions, cancel_requested FROM cplane.jobs"
+            "SELECT id, state, attempt, failures, crashes, suspicions, interruptions, cancel_requested FROM cplane.jobs"
         )
         assert {row[0]: tuple(row[1:]) for row in rows} == {
             record: model.row() for record, model in self.models.items()
@@ -329,6 +353,10 @@ class Protocol(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.all_ready_jobs_can_be_claimed()
+
+    def is_refused(self, lease: Lease) -> bool:
+        """Whether the record must run alone, and the lease is not of the quarantine."""
+        return self.models[UUID(lease.id)].alone and lease.queue != QUARANTINE
 
     def owns(self, started: Started) -> bool:
         model = self.models[started.id]
@@ -344,7 +372,8 @@ class Protocol(RuleBasedStateMachine):
         """Expire the lease in Redis: delete it, and make the id due."""
         redis = self.servers.redis
         if self.servers.do(redis.delete(f"arq:in-progress:{record}")):
-            self.servers.do(redis.zadd("arq:queue", {str(record): 1}, xx=True))
+            for queue in (QUEUE, QUARANTINE):
+                self.servers.do(redis.zadd(redis_name(queue), {str(record): 1}, xx=True))
 
 
 def enqueue_request(record: UUID, delay_ms: int, *, late_ms: int = -1) -> EnqueueRequest:

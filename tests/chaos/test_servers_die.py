@@ -16,6 +16,7 @@ from tests.chaos.arena import Arena, until
 from tests.chaos.history import FaultKind
 from tests.chaos.nursery import Nursery
 from tests.chaos.scenario import FAULT_TAIL_S, Scenario, scenario
+from tests.workers import no_quarantines
 
 DOWNTIME_S = 1.5
 
@@ -90,7 +91,9 @@ async def test_one_pass_schedules_the_whole_backlog_again(
     run: Scenario, lose: Callable[[Scenario, Path], Awaitable[None]]
 ) -> None:
     """The backlog consists of jobs that are due in an hour."""
-    reconciler = Reconciler("w", run.plane.store, run.plane.queue, run.plane.events, ["default"])
+    reconciler = Reconciler(
+        "w", run.plane.store, run.plane.queue, run.plane.events, ["default"], quarantines=no_quarantines()
+    )
     await reconciler.run()
     saved = run.arena.save_redis()
     await run.submit_many([run.workload.call("chaos_ok", delay_s=3600.0) for _ in range(BACKLOG)])

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES
 from tests.chaos.history import FaultKind
 from tests.chaos.journal import TRANSIENT
 from tests.chaos.scenario import Scenario
@@ -88,10 +89,10 @@ async def test_rolling_deploys_with_long_jobs_use_no_budget(run: Scenario) -> No
     assert [job.state for job in history.transients] == ["succeeded"]
 
 
-async def test_a_poison_job_fails_after_it_ended_three_workers(run: Scenario) -> None:
+async def test_a_poison_job_runs_alone_after_it_ended_two_workers_and_fails_after_three_more(run: Scenario) -> None:
     await run.start_worker(CPLANE_QUEUES="default:1")
     poison = await run.submit(run.workload.call("chaos_poison"))
-    for _ in range(3):
+    for _ in range(ALONE_AFTER + MAX_CRASHES):
         victim = run.workers[-1]
         async with asyncio.timeout(30):
             await victim.ended()
@@ -99,4 +100,4 @@ async def test_a_poison_job_fails_after_it_ended_three_workers(run: Scenario) ->
     await run.submit_all([run.workload.call("chaos_ok") for _ in range(3)])
     history = await run.judge()
     (record,) = [record for record in history.records if record.id == str(poison)]
-    assert (record.state, record.error_type, record.crashes, record.attempt) == ("failed", "WorkerLost", 3, 3)
+    assert (record.state, record.error_type, record.crashes, record.attempt) == ("failed", "WorkerLost", 5, 5)

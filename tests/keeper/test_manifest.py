@@ -101,3 +101,11 @@ def test_the_worker_reads_what_the_keeper_renewed(manifest: Manifest, reader: Ma
     assert manifest.renewed() == (0.0, 0, frozenset())
     reader.note_renewal(12.5, 9, lost)
     assert manifest.renewed() == (12.5, 9, frozenset(lost[:MAX_LOST]))
+
+
+def test_the_keeper_learns_once_of_a_quarantine_in_which_a_job_is_due(
+    manifest: Manifest, reader: ManifestReader
+) -> None:
+    for index in (0, 2, 2, 64):
+        manifest.note_quarantined(index)
+    assert [reader.take_quarantined(), reader.take_quarantined()] == [0b101, 0]

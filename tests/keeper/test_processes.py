@@ -147,17 +147,24 @@ async def test_a_job_that_ends_its_process_is_billed_for_it_alone(
         assert (record.crashes, record.interruptions, record.failures) == (0, 0, 0)
 
 
-async def test_nobody_pays_a_crash_for_a_kill_in_company(
+async def test_jobs_that_were_aboard_two_kills_run_alone_and_only_the_guilty_pays(
     settings: CplaneSettings, plane: ControlPlane, tmp_path: Path
 ) -> None:
     async with keeper(settings) as running:
         handles, transient = await with_innocents(tmp_path)
         harmful = await kill_itself.submit()
-        await running.until_logged("attempts_requeued")
-        await harmful.cancel()
-        await all_well(tmp_path, handles, transient)
+        await running.until_logged("attempts_requeued", times=2)
+        assert await all_well(tmp_path, handles, transient) == [3] * INNOCENTS
+        async with asyncio.timeout(DEADLINE_S):
+            while not (guilty := await plane.store.get(UUID(str(harmful.id)))).crashes:
+                await asyncio.sleep(0.1)
+        await harmful.cancel()  # else it does so twice more
+    assert (guilty.suspicions, guilty.interruptions, guilty.failures) == (2, 0, 0)
+    assert guilty.error_message == "its worker process was killed by SIGKILL, while 'kill_itself' was running"
     for handle in handles:
-        assert (await plane.store.get(UUID(str(handle.id)))).crashes == 0
+        record = await plane.store.get(UUID(str(handle.id)))
+        assert (record.suspicions, record.crashes, record.interruptions) == (2, 0, 0)
+    assert any("quarantine_served" in line for line in running.lines)
 
 
 async def test_jobs_of_a_killed_process_run_again_within_two_seconds_on_another(

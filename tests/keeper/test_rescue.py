@@ -7,7 +7,8 @@ import pytest
 import pytest_asyncio
 
 from cplane import ControlPlane, CplaneSettings, State, job
-from cplane.jobs.states import MAX_CRASHES, MAX_INTERRUPTIONS, AttemptState, Cause
+from cplane.jobs.names import quarantine_of
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES, AttemptState, Cause
 from cplane.keeper.blame import Death
 from cplane.keeper.channel import Hello
 from cplane.keeper.manifest import Entry
@@ -19,6 +20,7 @@ from cplane.redis.envelope import decode_envelope
 from cplane.redis.messages import Lease
 
 LEASE_S = 30.0
+ALONE = quarantine_of("default")
 CRASH = Death(3, step=1)
 KILLED = Death(-9, step=0)
 
@@ -44,8 +46,8 @@ async def rescue(addresses: Servers) -> AsyncIterator[Rescue]:
         yield rescue
 
 
-async def claimed(plane: ControlPlane, capacity: int = 10) -> list[Lease]:
-    return (await plane.queue.claim("default", capacity, LEASE_S)).leases
+async def claimed(plane: ControlPlane, capacity: int = 10, *, queue: str = "default") -> list[Lease]:
+    return (await plane.queue.claim(queue, capacity, LEASE_S)).leases
 
 
 async def aboard(plane: ControlPlane, number: int, *, recorded: bool = True, **options: object) -> list[Entry]:
@@ -99,12 +101,18 @@ async def test_a_job_fails_that_caused_three_crashes(plane: ControlPlane, rescue
 
 
 async def again(plane: ControlPlane, entries: Sequence[Entry]) -> list[Entry]:
-    """Start the same attempts once more."""
-    leases = {lease.id: lease for lease in await claimed(plane)}
-    token = next(iter(leases.values())).token
-    started = {s.id: s for s in await plane.store.start("w", [UUID(id_) for id_ in leases], token, LEASE_S)}
+    """Start the same attempts once more, wherever they wait."""
+    leases: dict[str, Lease] = {}
+    numbers: dict[str, int] = {}
+    for queue in ("default", ALONE):
+        found = await claimed(plane, queue=queue)
+        leases |= {lease.id: lease for lease in found}
+        ids = [UUID(entry.lease.id) for entry in entries if entry.recorded and entry.lease.id in leases]
+        if found and ids:
+            started = await plane.store.start("w", ids, found[0].token, LEASE_S, alone=queue == ALONE)
+            numbers |= {str(each.id): each.attempt for each in started}
     return [
-        Entry(e.seq, leases[e.lease.id], started[UUID(e.lease.id)].attempt, *_rest(e)[2:])
+        Entry(e.seq, leases[e.lease.id], numbers.get(e.lease.id, 0), *_rest(e)[2:])
         for e in entries
     ]  # fmt: skip
 
@@ -115,18 +123,45 @@ def _rest(entry: Entry) -> tuple[Lease, int, bool, str, float, bool, int]:
     )  # fmt: skip
 
 
-async def test_an_unknown_cause_costs_an_interruption_and_ends_at_the_limit(
-    plane: ControlPlane, rescue: Rescue
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_after_two_crashes_whose_cause_is_unknown_jobs_run_alone(
+    plane: ControlPlane, rescue: Rescue, recorded: bool
 ) -> None:
+    entries = await aboard(plane, 2, recorded=recorded)
+    await rescue.requeue(entries, KILLED)
+    assert await rescue.quarantined(["default"]) == []
+    entries = await again(plane, entries)
+    await rescue.requeue(entries, KILLED)
+    assert await rescue.quarantined(["default"]) == ["default"]
+    assert await claimed(plane) == [], "they do not run in company"
+    assert {lease.id for lease in await claimed(plane, queue=ALONE)} == {entry.lease.id for entry in entries}
+
+
+async def test_only_crashes_while_alone_fail_a_job(plane: ControlPlane, rescue: Rescue) -> None:
     entries = await aboard(plane, 2)
-    for _ in range(MAX_INTERRUPTIONS):
+    for _ in range(ALONE_AFTER):
         await rescue.requeue(entries, KILLED)
-        first, second = await records(plane, entries)
-        assert (first.crashes, second.crashes) == (0, 0)
-        if first.state is State.QUEUED:
-            entries = await again(plane, entries)
-    first, second = await records(plane, entries)
-    assert (first.state, second.state) == (State.FAILED, State.FAILED)
+        entries = await again(plane, entries)
+    suspect = UUID(entries[0].lease.id)
+    for crash in range(1, MAX_CRASHES + 1):
+        await rescue.requeue(entries[:1], KILLED)
+        record = await plane.store.get(suspect)
+        assert (record.suspicions, record.crashes) == (ALONE_AFTER, crash)
+        if crash < MAX_CRASHES:
+            entries[:1] = await again(plane, entries[:1])
+    record = await plane.store.get(suspect)
+    assert (record.state, record.error_type) == (State.FAILED, "WorkerLost")
+    assert (await plane.store.get(UUID(entries[1].lease.id))).state is State.RUNNING
+
+
+async def test_the_crashes_of_a_transient_job_in_company_are_forgiven(plane: ControlPlane, rescue: Rescue) -> None:
+    entries = await aboard(plane, 2, recorded=False)
+    await rescue.requeue(entries, KILLED)
+    entries = await again(plane, entries)
+    await rescue.requeue(entries, CRASH)
+    (first,) = await claimed(plane, queue=ALONE)
+    envelope = decode_envelope(first.payload)
+    assert (first.tries, envelope.suspicions, envelope.crashes) == (3, 1, 1)
 
 
 async def test_who_held_the_loop_too_long_pays_a_retry_or_fails(plane: ControlPlane, rescue: Rescue) -> None:
@@ -169,11 +204,11 @@ async def test_transient_jobs_pay_with_their_tries(plane: ControlPlane, rescue: 
     assert [tries[entry.lease.id] for entry in entries] == [2, 1, 1]
 
 
-async def test_a_transient_job_notes_an_unknown_cause_as_an_interruption(plane: ControlPlane, rescue: Rescue) -> None:
+async def test_a_transient_job_notes_an_unknown_cause_as_a_suspicion(plane: ControlPlane, rescue: Rescue) -> None:
     entries = await aboard(plane, 2, recorded=False)
     await rescue.requeue([Entry(e.seq, _without_payload(e.lease), *_rest(e)[1:]) for e in entries], KILLED)
     for lease in await claimed(plane):
-        assert (lease.tries, decode_envelope(lease.payload).interruptions) == (2, 1)
+        assert (lease.tries, decode_envelope(lease.payload).suspicions) == (2, 1)
 
 
 def _without_payload(lease: Lease) -> Lease:

@@ -21,7 +21,8 @@ from sqlmodel import text
 
 from cplane.errors import ArtifactNotFound, IdempotencyConflict, InvalidTransition, RecordNotFound
 from cplane.jobs.context import Artifact, Progress
-from cplane.jobs.states import MAX_CRASHES, TRANSITIONS, AttemptState, Cause, State
+from cplane.jobs.names import quarantine_of
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES, TRANSITIONS, AttemptState, Cause, State
 from cplane.postgres import statements
 from cplane.postgres.database import STATEMENT_SETTINGS, Database
 from cplane.postgres.models import JobRecord
@@ -59,10 +60,10 @@ async def queued(store: Store, **options: Any) -> UUID:
 
 
 async def started(
-    store: Store, record_id: UUID | None = None, *, token: str = "t", lease_s: float = LEASE_S
+    store: Store, record_id: UUID | None = None, *, token: str = "t", lease_s: float = LEASE_S, alone: bool = False
 ) -> Started:
     record_id = record_id or await queued(store)
-    (attempt,) = await store.start("w", [record_id], token, lease_s)
+    (attempt,) = await store.start("w", [record_id], token, lease_s, alone=alone)
     return attempt
 
 
@@ -530,22 +531,41 @@ async def test_a_missing_record_raises_record_not_found(store: Store) -> None:
 # reconciler
 
 
-async def test_a_record_fails_after_its_third_crash(store: Store) -> None:
+async def test_a_record_runs_alone_after_two_dead_workers_and_fails_after_three_more(store: Store) -> None:
     record_id = await queued(store)
-    for crash in range(1, MAX_CRASHES + 1):
-        attempt = await started(store, record_id, token=str(crash), lease_s=OVER_S)
-        assert attempt.attempt == crash
+    for death in range(1, ALONE_AFTER + MAX_CRASHES + 1):
+        attempt = await started(store, record_id, token=str(death), lease_s=OVER_S, alone=death > ALONE_AFTER)
+        assert attempt.attempt == death
         (row,) = await store.reap(10)
-        last = crash == MAX_CRASHES
+        last = death == ALONE_AFTER + MAX_CRASHES
         assert (row.id, row.state) == (record_id, State.FAILED if last else State.QUEUED)
+        assert row.queue == ("q" if death < ALONE_AFTER else quarantine_of("q"))
         record = await store.get(record_id)
-        assert (record.crashes, record.cause, record.lease_until) == (crash, Cause.LOST, None)
-        assert record.error_message == f"its worker w died or lost its lease ({crash} of {MAX_CRASHES})"
+        crashes = max(0, death - ALONE_AFTER)
+        assert (record.suspicions, record.crashes) == (min(death, ALONE_AFTER), crashes)
+        assert (record.cause, record.lease_until, record.queue) == (Cause.LOST, None, "q")
+        how = {1: "", 2: "; it runs alone from now on"}.get(death, f" while it ran alone ({crashes} of {MAX_CRASHES})")
+        assert record.error_message == f"its worker w died or lost its lease{how}"
         assert (record.finished_at is not None) == last
         assert await store.finish([finish(attempt)]) == {}, "a worker that lost its lease no longer owns the record"
     assert {each.state for each in await store.attempts(record_id)} == {AttemptState.LOST}
-    assert [each.cause for each in await store.attempts(record_id)] == [Cause.SUBMIT, Cause.LOST, Cause.LOST]
+    assert [each.cause for each in await store.attempts(record_id)] == [Cause.SUBMIT, *[Cause.LOST] * 4]
     assert await store.reap(10) == []
+
+
+async def test_a_record_that_must_run_alone_is_not_started_in_company(store: Store) -> None:
+    record_id = await queued(store)
+    for death in range(ALONE_AFTER):
+        await started(store, record_id, token=str(death), lease_s=OVER_S)
+        await store.reap(10)
+    assert await store.start("w", [record_id], "in company", LEASE_S) == []
+    rows = [*(await store.schedule_rows([record_id])).values(), *await store.queued(None, 10)]
+    assert [row.queue for row in rows] == [quarantine_of("q")] * 2
+    (attempt,) = await store.start("w", [record_id], "alone", LEASE_S, alone=True)
+    await store.finish([finish(attempt, State.FAILED)])
+    assert (await store.replay(record_id)).queue == "q"
+    record = await store.get(record_id)
+    assert (record.suspicions, record.crashes) == (0, 0)
 
 
 async def test_reaping_honours_a_cancel_and_does_not_touch_live_leases(store: Store) -> None:
@@ -569,7 +589,7 @@ async def test_concurrent_reapers_reap_each_record_once(store: Store) -> None:
     results = await asyncio.gather(*(store.reap(5) for _ in range(4)))
     reaped = [row.id for result in results for row in result] + [each.id for each in await store.reap(50)]
     assert sorted(reaped) == sorted(dead)
-    assert {record.crashes for record in await store.get_many(list(dead))} == {1}
+    assert {record.suspicions for record in await store.get_many(list(dead))} == {1}
 
 
 async def test_overdue_returns_one_queue_longest_due_first(store: Store) -> None:
@@ -725,6 +745,7 @@ class Model:
     due: bool = True
     failures: int = 0
     crashes: int = 0
+    suspicions: int = 0
     moves: list[tuple[State, State]] = field(default_factory=list[tuple[State, State]])
 
     def move(self, state: State) -> None:
@@ -734,6 +755,10 @@ class Model:
 
     def owns(self, fence: Started) -> bool:
         return self.state is State.RUNNING and (self.attempt, self.token) == (fence.attempt, fence.token)
+
+    @property
+    def alone(self) -> bool:
+        return self.crashes + self.suspicions >= ALONE_AFTER
 
 
 class Game:
@@ -758,7 +783,7 @@ class Game:
 
     async def start(self) -> None:
         predicted: dict[UUID, int] = {}
-        alive = self.dice.random() < 0.6
+        alive, alone = self.dice.random() < 0.6, self.dice.random() < 0.5
         ids = self.some_records()
         known = [self.models[record_id].token for record_id in ids if self.models[record_id].token]
         repeated = bool(known) and self.dice.random() < 0.3
@@ -766,13 +791,13 @@ class Game:
         token = self.dice.choice(known) if repeated else f"token {self.tokens}"
         for record_id in ids:
             model = self.models[record_id]
-            if model.state is State.QUEUED and not model.cancel and model.due:
+            if model.state is State.QUEUED and not model.cancel and model.due and (alone or not model.alone):
                 model.move(State.RUNNING)
                 model.attempt, model.token, model.alive = model.attempt + 1, token, alive
                 predicted[record_id] = model.attempt
             elif model.state is State.RUNNING and model.token == token:
                 predicted[record_id] = model.attempt
-        results = await self.store.start("w", ids, token, LEASE_S if alive else OVER_S)
+        results = await self.store.start("w", ids, token, LEASE_S if alive else OVER_S, alone=alone)
         assert {result.id: result.attempt for result in results} == predicted
         self.fences += [result for result in results if result not in self.fences]
 
@@ -826,14 +851,15 @@ class Game:
                 await self.store.replay(record_id)
             return
         model.move(State.QUEUED)
-        model.cancel, model.due, model.failures, model.crashes = False, True, 0, 0
+        model.cancel, model.due, model.failures, model.crashes, model.suspicions = False, True, 0, 0, 0
         assert (await self.store.replay(record_id)).state is State.QUEUED
 
     async def reap(self) -> None:
         predicted: dict[UUID, State] = {}
         for record_id, model in self.models.items():
             if model.state is State.RUNNING and not model.alive:
-                model.crashes += 1
+                alone = model.alone
+                model.crashes, model.suspicions = model.crashes + alone, model.suspicions + (not alone)
                 poison = model.crashes >= MAX_CRASHES
                 model.move(State.CANCELLED if model.cancel else State.FAILED if poison else State.QUEUED)
                 model.due = True
@@ -845,7 +871,7 @@ class Game:
         for record in await self.store.get_many(list(self.models)):
             model = self.models[record.id]
             assert state_of(record) == (
-                model.state, model.attempt, model.cancel, model.failures, model.crashes,
+                model.state, model.attempt, model.cancel, model.failures, model.crashes, model.suspicions,
             ), f"after {move}, having moved {model.moves}"  # fmt: skip
             assert (record.finished_at is not None) == model.state.final
             assert (record.lease_until is not None) == (model.state is State.RUNNING)
@@ -859,8 +885,9 @@ class Game:
         return [replace(fence, token="forged") if self.dice.random() < 0.1 else fence for fence in chosen]
 
 
-def state_of(record: JobRecord) -> tuple[State, int, bool, int, int]:
-    return record.state, record.attempt, record.cancel_requested, record.failures, record.crashes
+def state_of(record: JobRecord) -> tuple[State, int, bool, int, int, int]:
+    budgets = record.failures, record.crashes, record.suspicions
+    return record.state, record.attempt, record.cancel_requested, *budgets
 
 
 async def test_random_sequences_of_state_changes_match_the_model(store: Store, database: Database) -> None:

@@ -8,7 +8,7 @@ from cplane import ControlPlane, CplaneSettings, job
 from cplane.jobs.states import Priority
 from cplane.redis.keys import EPOCH, redis_name
 from cplane.worker.reconciler import Reconciler
-from tests.workers import DEADLINE_S, raw, running
+from tests.workers import DEADLINE_S, no_quarantines, raw, running
 
 
 @job
@@ -24,7 +24,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reconciler(plane: ControlPlane, worker: str = "w") -> Reconciler:
-    return Reconciler(worker, plane.store, plane.queue, plane.events, ["default"])
+    return Reconciler(worker, plane.store, plane.queue, plane.events, ["default"], quarantines=no_quarantines())
 
 
 async def submit_75(plane: ControlPlane) -> None:

@@ -384,7 +384,7 @@ async def test_an_attempt_that_lost_its_lease_is_cancelled_and_the_job_runs_agai
         gate.open.set()
         assert await handle.result() == "through"
     record = await plane.record(handle.id)
-    assert (record.attempt, record.crashes) == (2, 1)
+    assert (record.attempt, record.crashes, record.suspicions) == (2, 0, 1)
     attempts = await attempts_of(plane, handle.id)
     assert [(attempt.cause, attempt.state) for attempt in attempts] == [
         (Cause.SUBMIT, AttemptState.LOST),

@@ -5,6 +5,10 @@
 -- KEYS[3] low: sorted set of the low lane
 -- KEYS[4] wake: wake list of the queue
 -- KEYS[5] dead_letters: stream of dead letters
+-- KEYS[6] quarantine_high: sorted set of the high lane of the queue's quarantine
+-- KEYS[7] quarantine_normal: sorted set of its normal lane
+-- KEYS[8] quarantine_low: sorted set of its low lane
+-- KEYS[9] quarantine_wake: wake list of the quarantine
 -- ARGV[1] batch: msgpack, one flat list of 9 values per lease
 --   1 lane: index of the lane in KEYS
 --   2 id: the leased id
@@ -23,6 +27,7 @@
 --   2 release: the id returns to the score `time_ms`, the one it had before the lease; the try is not counted
 --   3 dead_letter: the id leaves the queue; its payload goes to the stream of dead letters with `text` as the reason
 --   4 postpone: ready again `time_ms` from now, and the try is not counted
+--   5 quarantine: as retry, in the quarantine of the queue
 -- returns a list of codes, one per lease
 --   1 applied: the disposition was applied
 --   0 fenced: another lease of this id exists; nothing was changed
@@ -30,7 +35,7 @@
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local has_aborts = redis.call('EXISTS', 'arq:abort') == 1
-local results, wake, released = {}, false, {}
+local results, wake, quarantined, released = {}, false, false, {}
 local acks, FIELDS = cmsgpack.unpack(ARGV[1]), 9
 local deleted, removed = {}, { {}, {}, {} } -- keys to delete, and ids to remove from each lane: together, at the end
 
@@ -57,15 +62,21 @@ local function apply(lane, id, lease_key, try, disposition, time_ms, text, keep_
       'payload', payload)
     return remove(lane, id, lease_key, try, keep_lease_ms)
   end
-  wake = true
   deleted[#deleted + 1] = lease_key
-  if disposition == 1 then
+  local set = KEYS[lane]
+  if disposition == 5 then
+    redis.call('ZREM', set, id)
+    set, quarantined = ({ KEYS[6], KEYS[7], KEYS[8] })[lane], true
+  else
+    wake = true
+  end
+  if disposition == 1 or disposition == 5 then
     if text ~= '' then redis.call('SET', 'arq:job:' .. id, text, 'KEEPTTL') end
     if try > 0 then redis.call('SET', 'arq:retry:' .. id, try, 'PX', 88400000) end
-    redis.call('ZADD', KEYS[lane], string.format('%.0f', math.max(1, now_ms + time_ms)), id)
+    redis.call('ZADD', set, string.format('%.0f', math.max(1, now_ms + time_ms)), id)
   else
     if disposition == 4 then time_ms = now_ms + time_ms end
-    redis.call('ZADD', KEYS[lane], string.format('%.0f', math.max(1, time_ms)), id)
+    redis.call('ZADD', set, string.format('%.0f', math.max(1, time_ms)), id)
   end
 end
 
@@ -107,4 +118,5 @@ in_chunks('DEL', nil, deleted)
 for lane = 1, 3 do in_chunks('ZREM', KEYS[lane], removed[lane]) end
 for name in pairs(released) do make_waiters_ready(read_limit(name, now_ms), now_ms) end
 if wake and redis.call('LLEN', KEYS[4]) < 64 then redis.call('LPUSH', KEYS[4], '1') end
+if quarantined and redis.call('LLEN', KEYS[9]) < 64 then redis.call('LPUSH', KEYS[9], '1') end
 return results
