@@ -94,6 +94,7 @@ class JobRecord(Base, table=True):
     key: str | None = Field(default=None, sa_column=Column(Text))
     request_hash: bytes | None = None
     limit_keys: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text)))
+    timeout_s: float | None = Field(default=None, sa_column=Column(Double))
     attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     failures: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     crashes: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
