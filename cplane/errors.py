@@ -245,11 +245,17 @@ class Problem:
 
 
 class InvalidArguments(UsageError):
-    """Arguments that do not fit the job; `problems` has one entry for each field."""
+    """Arguments that do not fit the job; `problems` has one entry for each field.
 
-    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
+    `option` names the option of the submission that is wrong, if it is one of those instead.
+    """
+
+    def __init__(
+        self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None, option: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems)
+        self.option = option
 
 
 class UnknownJob(UsageError):

@@ -64,6 +64,8 @@ def record_view(
     facts.add_row(
         "queue", record.queue if record.priority == "normal" else f"{record.queue}, priority {record.priority}"
     )
+    if record.timeout_s is not None:
+        facts.add_row("timeout", f"{record.timeout_s:g} s")
     facts.add_row("created", clock(record.created_at))
     if record.state is State.QUEUED and record.run_at > datetime.now(UTC):
         facts.add_row("starts at", clock(record.run_at))

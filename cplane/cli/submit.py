@@ -42,6 +42,12 @@ def submit(
     delay: Annotated[
         float | None, typer.Option("--delay", "-d", metavar="SECONDS", help="Start it after this many seconds.")
     ] = None,
+    job_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--job-timeout", metavar="SECONDS", help="Maximum duration of each attempt; at most the job's own."
+        ),
+    ] = None,
     key: Annotated[
         str | None, typer.Option("--key", "-k", help="Idempotency key: the same key returns the same job.")
     ] = None,
@@ -76,7 +82,9 @@ def submit(
                     job.options.no_result_message, hint="add --no-wait to submit it without waiting"
                 )
             values = read_arguments(arguments or [], args_json, job.schema())
-            handle = await plane.create_job(name, values, key=key, delay=delay, queue=queue, priority=priority)
+            handle = await plane.create_job(
+                name, values, key=key, delay=delay, queue=queue, priority=priority, timeout=job_timeout
+            )
             if not wait:
                 print_json(record_json(await plane.job(handle.id))) if as_json else typer.echo(str(handle.id))
                 return

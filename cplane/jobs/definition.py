@@ -149,6 +149,7 @@ class Job(Generic[P, R, CallP, CallR]):
         key: str | None = None,
         queue: str | None = None,
         priority: str | None = None,
+        timeout: float | timedelta | None = None,
     ) -> "Call[P, R]":
         """Set options for one submission. They cannot collide with the job's arguments, which go to `submit`.
 
@@ -159,6 +160,8 @@ class Job(Generic[P, R, CallP, CallR]):
                 another call it raises `IdempotencyConflict`.
             queue: queue to use instead of the job's own.
             priority: "high", "normal" or "low", instead of the job's own.
+            timeout: maximum duration of each attempt of this submission, in seconds or as a timedelta: more than 0 and at
+                most the job's own timeout.
 
         Returns:
             The job with these options; it has `submit`, `delay` and `submit_many`.
@@ -183,7 +186,7 @@ class Job(Generic[P, R, CallP, CallR]):
                 assert await again.result(timeout=30) == "charged 17"
             ```
         """
-        return Call(self, delay=delay, at=at, key=key, queue=queue, priority=priority)
+        return Call(self, delay=delay, at=at, key=key, queue=queue, priority=priority, timeout=timeout)
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bytes:
         """Validate the arguments of a Python call.

@@ -41,6 +41,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     delay_s: float | None = None
     run_at: datetime | None = None
     key: str | None = None
+    timeout_s: float | None = None
+    """None: the timeout of the job."""
 
     def limit_keys(self, defaults: PerHost | None) -> tuple[str, ...]:
         """Return the limit keys of the job: its browser session and its host.
@@ -71,7 +73,7 @@ class Submitter(Protocol):
 class Call(Generic[P, R]):
     """A job with options for a submission: `job.using(delay=30).submit(…)`."""
 
-    __slots__ = ("_at", "_delay_s", "_job", "_key", "_priority", "_queue")
+    __slots__ = ("_at", "_delay_s", "_job", "_key", "_priority", "_queue", "_timeout_s")
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class Call(Generic[P, R]):
         key: str | None,
         queue: str | None,
         priority: str | None,
+        timeout: float | timedelta | None,
     ) -> None:
         if delay is not None and at is not None:
             raise InvalidArguments("delay and at exclude each other", hint="give only one of them")
@@ -108,6 +111,7 @@ class Call(Generic[P, R]):
         self._at = at
         self._key = key
         self._queue = queue or job.options.queue
+        self._timeout_s = None if timeout is None else _read_timeout(timeout, job)
         self._priority = job.options.priority if priority is None else read_priority(priority, InvalidArguments)
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
@@ -198,6 +202,7 @@ class Call(Generic[P, R]):
             delay_s=self._delay_s,
             run_at=self._at,
             key=self._key,
+            timeout_s=self._timeout_s,
         )
 
 
@@ -234,6 +239,18 @@ def _is_storable(at: datetime) -> bool:
     except OverflowError:
         return False
     return True
+
+
+def _read_timeout(timeout: object, job: "AnyJob") -> float:
+    """Return the timeout of a submission in seconds. Raises InvalidArguments unless the job's own allows it."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= job.timeout_s:
+        raise InvalidArguments(
+            f"the timeout of '{job.name}' must be more than 0 and at most {job.timeout_s:g} seconds, not {timeout!r}",
+            hint=f"leave it out, or give at most the job's own: {job.timeout_s:g}",
+            option="timeout",
+        )
+    return float(seconds)
 
 
 def _not_mappings(given: object) -> InvalidArguments:

@@ -149,9 +149,12 @@ class ControlPlane:
         at: datetime | None = None,
         queue: str | None = None,
         priority: str | None = None,
+        timeout: float | None = None,
     ) -> Handle[Any]:
         """Submit a job by name, with arguments that came as JSON, and return its handle. Arguments and errors are those of `accept`."""
-        accepted = await self.accept(name, args, key=key, delay=delay, at=at, queue=queue, priority=priority)
+        accepted = await self.accept(
+            name, args, key=key, delay=delay, at=at, queue=queue, priority=priority, timeout=timeout
+        )
         return self._submissions.handle(accepted.submission, accepted.submitted)
 
     async def accept(
@@ -164,6 +167,7 @@ class ControlPlane:
         at: datetime | None = None,
         queue: str | None = None,
         priority: str | None = None,
+        timeout: float | None = None,
     ) -> Accepted:
         """Submit a job by name, with arguments that came as JSON. Nothing is read again to return the record.
 
@@ -175,6 +179,7 @@ class ControlPlane:
             at: an aware datetime at which it may start.
             queue: another queue than the job's own.
             priority: "high", "normal" or "low", instead of the job's own.
+            timeout: maximum duration of each attempt, seconds; at most the job's own.
 
         Returns:
             The submission and its record; of a key that was used for the same call, the earlier record.
@@ -186,7 +191,7 @@ class ControlPlane:
             DatabaseUnavailable, QueueUnavailable: it is unknown whether the job was recorded.
         """
         job = self.catalog.get(name)
-        call = job.using(delay=delay, at=at, key=key, queue=queue, priority=priority)
+        call = job.using(delay=delay, at=at, key=key, queue=queue, priority=priority, timeout=timeout)
         args_json = await asyncio.to_thread(job.encode_json, args) if is_large(args) else job.encode_json(args)
         submission = call.submission(args_json)
         return Accepted(submission, await self._submissions.submit(submission))

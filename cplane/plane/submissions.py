@@ -192,6 +192,7 @@ class Submissions:
             key=submission.key,
             request_hash=_request_hash(submission) if submission.key is not None else None,
             limit_keys=submission.limit_keys(self._per_host),
+            timeout_s=submission.timeout_s,
         )
 
 
@@ -216,4 +217,6 @@ def _request_hash(submission: Submission) -> bytes:
     same: list[object] = [submission.job.name, args, submission.queue, submission.delay_s, at]
     if submission.priority is not Priority.NORMAL:
         same.append(submission.priority)
+    if submission.timeout_s is not None:
+        same.append(submission.timeout_s)
     return hashlib.sha256(msgspec.json.encode(same, order="sorted")).digest()

@@ -67,6 +67,8 @@ class TransientJob:
     progress_total: float | None = None
     progress_note: str | None = None
     key: str | None = None
+    timeout_s: float | None = None
+    """As it was submitted; None: the job's own, or the job has ended."""
     worker: str | None = None
 
 
@@ -123,9 +125,12 @@ class TransientJobs:
             )
             if value != own
         }
+        timeout = submission.timeout_s
         limit_keys, args = submission.limit_keys(self._per_host), msgspec.json.decode(submission.args_json)
         try:
-            payload = encode_envelope(submission.job.name, (), args, limit_keys=limit_keys, **overrides)
+            payload = encode_envelope(
+                submission.job.name, (), args, limit_keys=limit_keys, timeout=timeout, **overrides
+            )
         except OverflowError:
             raise wide_number(submission.job.name, args) or InvalidArguments("the arguments have no msgpack") from None
         return EnqueueRequest(submission.queue, str(id_), payload, delay_ms, submission.priority)
@@ -156,6 +161,7 @@ class TransientJobs:
             args=envelope.k,
             attempt=found.tries,
             failures=envelope.failures,
+            timeout_s=envelope.timeout,
             cancel_requested=found.abort_wanted,
             created_at=_time(envelope.et),
             run_at=_time(max(envelope.et, due_ms or 0)),

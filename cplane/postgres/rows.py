@@ -36,6 +36,8 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     request_hash: bytes | None = None
     limit_keys: tuple[str, ...] = ()
     """The limit keys that the job needs: its host, its browser session."""
+    timeout_s: float | None = None
+    """Maximum duration of an attempt, seconds; None: the job's own."""
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +62,8 @@ class Started(msgspec.Struct, frozen=True, gc=False):
     args_json: bytes
     failures: int
     interruptions: int
+    timeout_s: float | None = None
+    """What the submission set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,7 @@ class RecordSummary(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     failures: int
     interruptions: int
     limit_keys: list[str] | None
+    timeout_s: float | None
     cancel_requested: bool
     worker: str | None
     created_at: datetime

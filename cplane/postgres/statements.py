@@ -55,16 +55,18 @@ DUE_IN_MS = "ceil(extract(epoch FROM run_at - clock_timestamp()) * 1000)::bigint
 
 _NEW = """
     coalesce(job, :job), coalesce(queue, :queue), coalesce(priority, :priority), 'queued', 'submit', args::jsonb,
-    coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), string_to_array(limit_keys, ' ')
+    coalesce(run_at, clock_timestamp() + coalesce(delay_s, 0) * interval '1 second'), string_to_array(limit_keys, ' '),
+    timeout_s
 """
 _NEW_COLUMNS = """
     CAST(:ids AS uuid[]), CAST(:jobs AS text[]), CAST(:queues AS text[]), CAST(:priorities AS text[]), CAST(:args AS text[]),
-    CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:limit_keys AS text[])
+    CAST(:delays AS float8[]), CAST(:run_ats AS timestamptz[]), CAST(:limit_keys AS text[]),
+    CAST(:timeouts AS float8[])
 """
 
 _SUBMIT = f"""
-    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys)
-    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys)
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, timeout_s)
+    SELECT id, {_NEW} FROM unnest({_NEW_COLUMNS}) AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys, timeout_s)
 """
 _SUBMITTED = f"RETURNING id, {DUE_IN_MS}, created_at, run_at"
 
@@ -83,10 +85,10 @@ FLUSH = Statement("SELECT pg_logical_emit_message(true, 'cplane', '')")
 
 # A separate statement: the check for an existing key costs something for every row, also for those without a key
 SUBMIT_KEYED = Statement(f"""
-    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, key, request_hash)
+    INSERT INTO cplane.jobs (id, job, queue, priority, state, cause, args, run_at, limit_keys, timeout_s, key, request_hash)
     SELECT id, {_NEW}, key, request_hash
     FROM unnest({_NEW_COLUMNS}, CAST(:keys AS text[]), CAST(:hashes AS bytea[]))
-         AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys, key, request_hash)
+         AS new (id, job, queue, priority, args, delay_s, run_at, limit_keys, timeout_s, key, request_hash)
     ORDER BY key
     ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
     {_SUBMITTED}
@@ -177,7 +179,7 @@ NEWEST = Statement("""
 
 # CASE hides the state from the planner, which would otherwise read a whole partial index, as it does for a table that
 # has just filled. Rows are found, and therefore locked, in the order of the primary key.
-_STARTED = "id, attempt, job, args::text AS args_json, failures, interruptions"
+_STARTED = "id, attempt, job, args::text AS args_json, failures, interruptions, timeout_s"
 
 START = Statement(f"""
     UPDATE cplane.jobs

@@ -86,6 +86,7 @@ class Store:
             "args": [record.args_json.decode() for record in records],
             "delays": optional_column([record.delay_s for record in records]),
             "run_ats": optional_column([record.run_at for record in records]),
+            "timeouts": optional_column([record.timeout_s for record in records]),
             "limit_keys": optional_column([" ".join(record.limit_keys) or None for record in records]),
         }
         earlier: dict[str, Any] = {}
@@ -242,8 +243,8 @@ class Store:
         if len(rows) < len(ids):
             rows = await self._database.fetch(statements.STARTED, values)
         return [
-            Started(id_, attempt, token, job, args_json.encode(), failures, interruptions)
-            for id_, attempt, job, args_json, failures, interruptions in rows
+            Started(id_, attempt, token, job, args_json.encode(), failures, interruptions, timeout_s)
+            for id_, attempt, job, args_json, failures, interruptions, timeout_s in rows
         ]
 
     async def renew(self, renewals: Sequence[Renew], lease_s: float) -> dict[Fence, bool]:

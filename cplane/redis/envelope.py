@@ -62,6 +62,8 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """The queue of a transient job, if it is not the default of its job."""
     priority: str | None = None
     """The priority of a transient job, if it is not the default of its job."""
+    timeout: float | None = None
+    """Seconds that an attempt of a transient job may take, if the submission set them; at most the timeout of its job."""
 
 
 class KeptResult(msgspec.Struct, frozen=True):

@@ -111,6 +111,13 @@ class SubmitBody(BaseModel):
     delay: float | None = Field(
         default=None, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="seconds until it may start"
     )
+    timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_DELAY_S,
+        allow_inf_nan=False,
+        description="maximum duration of each attempt, seconds; at most the job's own timeout",
+    )
     at: AwareDatetime | None = Field(
         default=None,
         ge=datetime(1970, 1, 1, tzinfo=UTC),

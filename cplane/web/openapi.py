@@ -141,7 +141,7 @@ def _submission(job: AnyJob, models: Models) -> Schema:
         "properties": {
             "job": {"type": "string", "enum": [job.name]},  # not const, from which tools derive no example
             "args": models.get(arguments, {"type": "object"}),
-            **{name: options[name] for name in ("queue", "priority", "delay", "at")},
+            **{name: options[name] for name in ("queue", "priority", "delay", "at", "timeout")},
         },
         "required": ["job", "args"] if required else ["job"],
         "additionalProperties": False,

@@ -303,7 +303,7 @@ def _field_errors(error: CplaneError) -> list[FieldError]:
             FieldError(pointer=f"/args{problem.path}", detail=problem.message)
             for problem in error.problems[:MAX_FIELD_ERRORS]
         ]
-        return field_errors or [FieldError(pointer="/args", detail=error.message)]
+        return field_errors or [FieldError(pointer=f"/{error.option or 'args'}", detail=error.message)]
     if isinstance(error, InvalidSession):
         return [FieldError(pointer=problem.path, detail=problem.message) for problem in error.problems]
     return []

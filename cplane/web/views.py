@@ -67,6 +67,9 @@ class _Record(BaseModel):
     failures: int = Field(description="number of attempts that failed by the job's own fault")
     cancel_requested: bool
     key: str | None = Field(description="idempotency key")
+    timeout: float | None = Field(
+        description="maximum duration of an attempt as submitted, seconds; null: the job's own, or not known any more"
+    )
     worker: str | None = Field(description="the worker that runs it, or ran it last")
     created_at: datetime
     run_at: datetime = Field(description="when it may start")
@@ -250,6 +253,7 @@ def queued_json(accepted: Accepted, url: str) -> bytes:
             "failures": 0,
             "cancel_requested": False,
             "key": submission.key,
+            "timeout": submission.timeout_s,
             "worker": None,
             "created_at": submitted.created_at,
             "run_at": submitted.run_at,
@@ -284,6 +288,7 @@ def _common(record: JobRecord | RecordSummary | TransientJob, url: str) -> Mappi
         "failures": record.failures,
         "cancel_requested": record.cancel_requested,
         "key": record.key,
+        "timeout": record.timeout_s,
         "worker": record.worker,
         "created_at": record.created_at,
         "run_at": record.run_at,

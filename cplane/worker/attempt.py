@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from cplane.browser import PageLease
-from cplane.errors import BrowserGone, CplaneError, JobTimeout, TooManyRequests
+from cplane.errors import BrowserGone, CplaneError, TooManyRequests
 from cplane.jobs.context import Progress
 from cplane.jobs.definition import Resources
 from cplane.jobs.states import AttemptState, Cause, State
@@ -22,7 +22,7 @@ from cplane.redis.events import Event
 from cplane.redis.messages import Lease
 from cplane.runtime.error_text import Error, read_error
 from cplane.sessions.store import SessionHold
-from cplane.worker.outcome import Outcome, cooldown_s, decide, of_job
+from cplane.worker.outcome import Outcome, allowed_s, cooldown_s, decide, of_job, timed_out
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
 from cplane.worker.steps import CURRENT
@@ -100,6 +100,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     fence: AnyFence
     """What sets this attempt apart from every other."""
     number: int
+    timeout_s: float
     phase: Phase
     record_id: UUID | None = None
     """None: a job without a record."""
@@ -143,6 +144,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(started.id, started.attempt),
             number=started.attempt,
+            timeout_s=job.timeout_s if started.timeout_s is None else allowed_s(started.timeout_s, job.timeout_s),
             phase=WAITING if job.waits else RUNNING,
             record_id=started.id,
             args_json=started.args_json,
@@ -171,6 +173,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             trusted_until=trusted_until,
             fence=(lease.id, lease.token),
             number=max(lease.tries, envelope.t or 1),
+            timeout_s=job.timeout_s if envelope.timeout is None else allowed_s(envelope.timeout, job.timeout_s),
             phase=WAITING if job.waits else RUNNING,
             envelope=envelope,
             failures=envelope.failures,
@@ -214,7 +217,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
         """Start the deadline. A job that has ended needs none, and waiting for a page is not run time."""
         if self.phase is RUNNING and not self.timers:
             self.blocked_before_s = self.runner.watchdog.blocked_s
-            self._set_deadline(self.job.timeout_s)
+            self._set_deadline(self.timeout_s)
 
     def _set_deadline(self, seconds: float) -> None:
         self.timers.append(asyncio.get_running_loop().call_later(seconds, self._time_out))
@@ -226,7 +229,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             self.stop(Stop.TIMEOUT)
         else:
             self.has_been_extended = True
-            self._set_deadline(min(blocked_s, self.job.timeout_s))
+            self._set_deadline(min(blocked_s, self.timeout_s))
 
     def begin(self) -> None:
         """Begin to run: the process that it waited for runs its code. The deadline starts."""
@@ -437,11 +440,7 @@ def stopped_outcome(attempt: Attempt) -> Outcome | None:
         case Stop.RELEASE:
             return Outcome(state=State.QUEUED, attempt_state=AttemptState.RELEASED, cause=Cause.RELEASE)
         case Stop.TIMEOUT:
-            name, timeout_s = attempt.job.name, attempt.job.timeout_s
-            error: BaseException = JobTimeout(
-                f"'{name}' ran longer than {timeout_s:g} s", hint="raise it with @job(timeout=…)"
-            )
-            return attempt.decide(error)
+            return attempt.decide(timed_out(attempt.job, attempt.timeout_s))
         case Stop.PAGE_LOST:
             loss = attempt.page_lease.loss if attempt.page_lease is not None else None
             return attempt.decide(loss or BrowserGone("the page was lost"))

@@ -138,7 +138,7 @@ def _entry(attempt: Attempt) -> Entry:
         attempt.number,
         job.is_recorded,
         job.name,
-        job.timeout_s,
+        attempt.timeout_s,
         job.in_thread,
         max(0, job.retries - attempt.failures),
     )

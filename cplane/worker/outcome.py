@@ -33,6 +33,20 @@ class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The job's own transaction has recorded it already."""
 
 
+def allowed_s(timeout_s: float, job_timeout_s: float) -> float:
+    """Return the timeout of an attempt whose submission set one: at most the job's own, which may be another by now.
+
+    It is the job's own for a number that no submission can have: any client of arq can write an envelope.
+    """
+    return timeout_s if 0 < timeout_s < job_timeout_s else job_timeout_s
+
+
+def timed_out(job: "Runnable", timeout_s: float) -> JobTimeout:
+    """Return the error of an attempt that ran longer than its timeout."""
+    where = "@job(timeout=…)" if timeout_s == job.timeout_s else "using(timeout=…), where it was submitted"
+    return JobTimeout(f"'{job.name}' ran longer than {timeout_s:g} s", hint=f"raise it with {where}")
+
+
 def of_job(error: BaseException) -> BaseException:
     """Return an error as one of the job: it fails with SystemExit and KeyboardInterrupt, and does not take the worker along."""
     return RuntimeError(f"the job raised {error!r}") if isinstance(error, SystemExit | KeyboardInterrupt) else error

@@ -97,7 +97,7 @@ class JobResources:
             raise InvalidArguments(
                 "a job without a record cannot hold a browser session", hint="leave out record=False"
             )
-        hold_s = max(HOLD_S, 2 * attempt.job.timeout_s)
+        hold_s = max(HOLD_S, 2 * attempt.timeout_s)
         held = await self.sessions.acquire(options.session, attempt.record_id, attempt.number, hold_s=hold_s)
         if held is None:
             raise SessionBusy(f"another job holds the browser session '{options.session}'")

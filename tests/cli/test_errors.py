@@ -79,8 +79,9 @@ async def test_an_unknown_job_lists_the_known_ones(cplane: "Cplane", addresses: 
         (["--args", "[1]"], "not a JSON object"),
         (["--args", "{"], "not JSON"),
         (["url=http://127.0.0.1", "--delay", "-1"], "delay"),
+        (["url=http://127.0.0.1", "--job-timeout", "nan"], "at most the job's own"),
     ],
-    ids=["wrong", "unknown", "no value", "no object", "no JSON", "negative delay"],
+    ids=["wrong", "unknown", "no value", "no object", "no JSON", "negative delay", "timeout"],
 )
 async def test_invalid_arguments_submit_nothing(
     cplane: "Cplane", addresses: dict[str, str], arguments: list[str], message: str

@@ -31,6 +31,15 @@ async def noop() -> None: ...
         ({"delay": timedelta(seconds=-1)}, "delay must be 0 or more seconds"),
         ({"delay": math.nan}, "delay must be 0 or more seconds"),
         ({"delay": timedelta(days=4000)}, "at most ten years"),
+        ({"timeout": 300.1}, "the timeout of 'noop' must be more than 0 and at most 300 seconds, not 300.1"),
+        ({"timeout": timedelta(hours=1)}, "at most 300 seconds, not datetime.timedelta(seconds=3600)"),
+        ({"timeout": 0}, "more than 0 and at most 300 seconds, not 0"),
+        ({"timeout": -1}, "more than 0 and at most 300 seconds, not -1"),
+        ({"timeout": math.nan}, "more than 0 and at most 300 seconds, not nan"),
+        ({"timeout": math.inf}, "more than 0 and at most 300 seconds, not inf"),
+        ({"timeout": True}, "more than 0 and at most 300 seconds, not True"),
+        ({"timeout": "5"}, "more than 0 and at most 300 seconds, not '5'"),
+        ({"timeout": 10**400}, "more than 0 and at most 300 seconds"),
     ],
 )
 def test_impossible_options_of_a_submission_are_refused_before_anything_is_sent(
@@ -54,6 +63,7 @@ def test_a_submission_has_the_options_that_were_given() -> None:
         120.0,
         "k" * 255,
     )
+    assert (plain.timeout_s, made.using(timeout=timedelta(minutes=5)).submission(b"{}").timeout_s) == (None, 300.0)
     assert made.using(at=NOW, delay=None).submission(b"{}").run_at == NOW
 
 

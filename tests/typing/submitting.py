@@ -76,7 +76,9 @@ async def options() -> None:
     add.using(delay=1.5)
     add.using(delay=timedelta(minutes=1), key="k", queue="q")
     add.using(at=datetime.now(UTC))
+    add.using(timeout=5)
     add.using(delay="30")  # error
+    add.using(timeout="5")  # error
     add.using(at="tomorrow")  # error
     add.using(at=30)  # error
     add.using(key=1)  # error

@@ -28,6 +28,7 @@ bodies = st.fixed_dictionaries(
     optional={
         "queue": json_values,
         "delay": json_values,
+        "timeout": json_values,
         "at": json_values | st.datetimes().map(str),
         "key": json_values,
     },

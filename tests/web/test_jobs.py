@@ -36,6 +36,7 @@ async def test_a_submission_returns_202_with_location_and_record(api: "Api") -> 
         "failures": 0,
         "cancel_requested": False,
         "key": None,
+        "timeout": None,
         "worker": None,
         "started_at": None,
         "finished_at": None,
@@ -53,7 +54,7 @@ async def test_the_immediate_response_is_the_record(api: "Api", subtests: pytest
     bodies: list[dict[str, Any]] = [
         {"job": "web:any.thing", "args": {"value": {"é": [1, 1.5, 1e3, True, None, "\u2028", {}]}}},
         {"job": "web_visit", "args": {"url": "http://localhost", "size": {"width": 1}, "tags": ["a", "b"]}},
-        {"job": "web_add", "args": {"x": 1}, "queue": "slow", "priority": "high", "delay": 60},
+        {"job": "web_add", "args": {"x": 1}, "queue": "slow", "priority": "high", "delay": 60, "timeout": 5},
         {"job": "web_add", "args": {"x": 1}, "at": "2090-01-01T12:00:00.5+02:00", "priority": "low"},
     ]
     for body in bodies:
@@ -80,6 +81,31 @@ async def test_an_invalid_priority_is_refused_in_one_sentence(api: "Api", subtes
             response = await api.client.post(JOBS, json={"job": "web_add", "args": {"x": 1}, "priority": priority})
             assert response.status_code == 422
             assert response.json()["detail"] == "priority: Input should be 'high', 'normal' or 'low'"
+    assert await api.count_records() == 0
+
+
+async def test_a_timeout_that_the_job_does_not_allow_is_refused_in_one_sentence(
+    api: "Api", subtests: pytest.Subtests
+) -> None:
+    sent: list[tuple[Any, str]] = [
+        (300.5, "the timeout of 'web_add' must be more than 0 and at most 300 seconds, not 300.5"),
+        (0, "timeout: Input should be greater than 0"),
+        (-1, "timeout: Input should be greater than 0"),
+        (1e300, "timeout: Input should be less than or equal to 316224000"),
+        ("5", "timeout: Input should be a valid number"),
+        (True, "timeout: Input should be a valid number"),
+        ([5], "timeout: Input should be a valid number"),
+    ]
+    for timeout, message in sent:
+        with subtests.test(timeout=timeout):
+            response = await api.client.post(JOBS, json={"job": "web_add", "args": {"x": 1}, "timeout": timeout})
+            problem = response.json()
+            assert (response.status_code, problem["detail"]) == (422, message)
+            assert [error["pointer"] for error in problem["errors"]] == ["/timeout"]
+    for timeout in (b"NaN", b"Infinity", b"1e999"):
+        with subtests.test(timeout=timeout):
+            refused = await api.post_raw(b'{"job": "web_add", "args": {"x": 1}, "timeout": ' + timeout + b"}")
+            assert refused.status_code in {400, 422}
     assert await api.count_records() == 0
 
 

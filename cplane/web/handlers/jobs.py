@@ -38,6 +38,7 @@ async def submit_job(request: ApiRequest) -> Response:
         at=None if body.at is None else body.at.astimezone(UTC),  # the same moment is the same request
         queue=body.queue,
         priority=body.priority,
+        timeout=body.timeout,
     )
     submitted = accepted.submitted
     location = _url(request, submitted.id)
