@@ -201,6 +201,9 @@ class WorkerProcess:
             log("leases_not_renewed", pid=self.pid, reason=str(error))
             self._renew_at = time.monotonic() + 1.0
             return
+        except Exception as error:  # a statement that is refused would be refused again in a second
+            log("leases_not_renewed", level="error", pid=self.pid, reason=repr(error))
+            return
         lost = [entry.seq for entry in entries if entry.seq not in owned]
         self._manifest.note_renewal(sent, max((entry.seq for entry in entries), default=0), lost)
 

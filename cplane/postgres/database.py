@@ -14,7 +14,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cplane.errors import DatabaseUnavailable, InvalidSettings, SchemaMismatch
+from cplane.errors import DatabaseUnavailable, InvalidSettings
+from cplane.postgres.outages import (
+    OUTAGE_STATES,
+    OUTAGES,
+    SCHEMA_STATES,
+    is_invalid_value,
+    may_pass,
+    schema_mismatch,
+)
 from cplane.postgres.statements import Statement
 
 CONNECT_TIMEOUT_S = 2.0
@@ -222,11 +230,9 @@ class translated:  # noqa: N801  used like the functions of contextlib
     ) -> None:
         if exc is None:
             return
-        if sqlstate(exc) in {"42P01", "42703", "3F000"}:  # no such table, column, schema
-            raise SchemaMismatch(
-                "the database has no cplane tables of this version", hint="run `cplane db upgrade`"
-            ) from exc
-        if is_outage(exc) or (not self._of_job and _may_pass(exc)):
+        if sqlstate(exc) in SCHEMA_STATES:
+            raise schema_mismatch() from exc
+        if is_outage(exc) or (not self._of_job and may_pass(sqlstate(exc))):
             raise DatabaseUnavailable(
                 "Postgres did not respond", hint="is CPLANE_DATABASE_URL right, and the server up?"
             ) from exc
@@ -267,23 +273,6 @@ def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
         raise DisconnectionError("Postgres closed the connection")
 
 
-OUTAGES: tuple[type[BaseException], ...] = (
-    OSError,
-    TimeoutError,
-    PoolTimeoutError,
-    # asyncpg's own state, inconsistent after a connection ended during a statement; not Postgres's internal errors
-    asyncpg.InternalClientError,
-)
-
-OUTAGE_STATES = ("08", "28", "3D", "57P", "25006", "53100", "53300")
-"""SQLSTATEs, or their beginnings, of a Postgres that cannot serve: connection lost, no such role or database, shutdown
-and startup, read-only after a failover, disk full, too many connections."""
-
-PASSING_STATES = ("40", "42501", "55P03", "57014")
-"""SQLSTATEs of our own statements that the same statement may get past later: deadlock, a missing privilege, a lock or
-a statement that took longer than the server's settings allow. In a job's statement they are the job's failure."""
-
-
 def is_outage(error: BaseException) -> bool:
     """Return whether Postgres cannot serve or the connection is lost.
 
@@ -296,17 +285,8 @@ def is_outage(error: BaseException) -> bool:
         return True
     driver_error = _driver_error(error)
     if isinstance(driver_error, asyncpg.InterfaceError):
-        return not isinstance(error, DBAPIError) and not _is_invalid_value(driver_error)
-    return isinstance(error, OUTAGES) or isinstance(driver_error, OUTAGES)
-
-
-def _is_invalid_value(error: BaseException) -> bool:
-    """Return whether asyncpg could not encode a value: its DataError, which it does not export by that name."""
-    return isinstance(error, ValueError) and not isinstance(error, asyncpg.ClientConfigurationError)
-
-
-def _may_pass(error: BaseException) -> bool:
-    return (sqlstate(error) or "").startswith(PASSING_STATES)
+        return not isinstance(error, DBAPIError) and not is_invalid_value(driver_error)
+    return isinstance(error, (*OUTAGES, PoolTimeoutError)) or isinstance(driver_error, OUTAGES)
 
 
 def _driver_error(error: BaseException) -> BaseException | None:

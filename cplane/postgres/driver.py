@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 import asyncpg
 
 from cplane.errors import DatabaseUnavailable
+from cplane.postgres.outages import SCHEMA_STATES, driver_state, may_pass, means_outage, schema_mismatch
 from cplane.postgres.statements import Statement
 
 TIMEOUT_S = 4.0
@@ -14,7 +15,7 @@ TIMEOUT_S = 4.0
 
 
 class DriverConnection:
-    """Connects when it is first used, and again after an error.
+    """Connects when it is first used, and again after an outage.
 
     Args:
         arguments: asyncpg's arguments of a connection, as `connect_arguments` returns them.
@@ -36,7 +37,9 @@ class DriverConnection:
         """Run one statement in its own transaction, and return its rows.
 
         Raises:
-            DatabaseUnavailable: Postgres did not respond, or refused the statement.
+            DatabaseUnavailable: Postgres did not respond; whether the statement was applied is unknown.
+            SchemaMismatch: the tables are missing or of another version.
+            Exception: the driver's own error: Postgres, or the driver, refused the statement with these values.
         """
         try:
             if self._connection is None:
@@ -44,9 +47,14 @@ class DriverConnection:
                     **self._arguments, timeout=TIMEOUT_S, command_timeout=TIMEOUT_S
                 )
             rows: list[Any] = await self._connection.fetch(statement.sql, *statement.arguments(values))
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            self._drop()
-            raise DatabaseUnavailable(f"Postgres did not respond: {type(error).__name__}") from error
+        except Exception as error:
+            state = driver_state(error)
+            if means_outage(error) or may_pass(state):
+                self._drop()
+                raise DatabaseUnavailable(f"Postgres did not respond: {type(error).__name__}") from error
+            if state in SCHEMA_STATES:
+                raise schema_mismatch() from error
+            raise  # a statement that is refused leaves the connection as it was
         except BaseException:
             self._drop()
             raise

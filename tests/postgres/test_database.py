@@ -217,6 +217,22 @@ async def test_a_connection_that_the_server_closes_is_an_outage_and_the_next_one
     assert await run(database, "SELECT 1") == [1]
 
 
+async def test_a_connection_that_is_closed_because_its_transaction_was_idle_is_an_outage(database: Database) -> None:
+    """Postgres sends 25P03 while no statement runs; asyncpg drops it, and the next statement finds the connection closed."""
+
+    async def be_idle() -> None:
+        async with database.session() as session:
+            connection = await session.connection()
+            await connection.execute(text("SET idle_in_transaction_session_timeout = 1"))
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            while not driver.is_closed():
+                await asyncio.sleep(0.005)
+            await connection.execute(text("SELECT 1"))
+
+    await unavailable(be_idle())
+    assert await run(database, "SELECT 1") == [1]
+
+
 async def test_a_connection_that_is_lost_during_a_jobs_transaction_is_an_outage(database: Database) -> None:
     async def write() -> None:
         async with JobTransaction(Store(database)).block() as session:
@@ -240,7 +256,7 @@ async def test_a_server_that_is_unavailable_when_a_job_begins_its_transaction_is
 RAISE = "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{}'; END $$"
 
 
-@pytest.mark.parametrize("state", ["57P01", "53100", "53300", "57P03", "25006", "08006"])
+@pytest.mark.parametrize("state", ["57P01", "53100", "53300", "57P03", "25006", "25P03", "08006"])
 async def test_a_server_that_cannot_serve_is_an_outage(database: Database, state: str) -> None:
     await unavailable(run(database, RAISE.format(state)))
 
