@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 import pytest_asyncio
 from pydantic import BaseModel, SecretStr
@@ -32,9 +33,18 @@ from cplane.errors import (
     QueueUnavailable,
     RecordNotFound,
 )
-from cplane.jobs.states import MAX_CRASHES
-from cplane.redis.envelope import KeptResult, decode_envelope, decode_result, encode, encode_envelope
-from cplane.redis.messages import Ack, AckResult, EnqueueRequest, Lease, Renewal
+from cplane.jobs.names import quarantine_of
+from cplane.jobs.states import ALONE_AFTER, MAX_CRASHES
+from cplane.redis.envelope import (
+    KeptResult,
+    decode_envelope,
+    decode_result,
+    encode,
+    encode_envelope,
+    next_envelope,
+)
+from cplane.redis.keys import redis_name
+from cplane.redis.messages import Ack, AckResult, Disposition, EnqueueRequest, Lease, Renewal
 from cplane.redis.queue import Queue
 from cplane.runtime.ids import new_id
 from tests.workers import DEADLINE_S, Gate, kept_result, raw, running
@@ -151,10 +161,18 @@ def fresh_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     runs.clear()
 
 
-async def expire_lease(plane: ControlPlane, job_id: UUID) -> None:
+async def expire_lease(plane: ControlPlane, job_id: UUID, queue: str = "default") -> None:
     """Expire a lease as if its worker had died a minute ago."""
     await raw(plane).delete(f"arq:in-progress:{job_id}")
-    await raw(plane).zincrby("arq:queue", -90_000, str(job_id))
+    await raw(plane).zincrby(redis_name(queue), -90_000, str(job_id))
+
+
+async def crash_workers(plane: ControlPlane, job_id: UUID, queue: str, number: int) -> None:
+    """Let workers die that have leased the only job of a queue."""
+    for _ in range(number):
+        (lease,) = (await plane.queue.claim(queue, 1, 30)).leases
+        assert lease.id == str(job_id)
+        await expire_lease(plane, job_id, queue)
 
 
 async def test_results_are_returned_with_their_types_and_no_record_is_created(
@@ -338,10 +356,13 @@ async def test_a_delayed_job_starts_when_it_is_due(settings: CplaneSettings, pla
 
 async def test_a_job_fails_after_the_maximum_number_of_crashes(settings: CplaneSettings, plane: ControlPlane) -> None:
     handle = await transient_gate.submit()
-    for _ in range(MAX_CRASHES):
-        (lease,) = (await plane.queue.claim("default", 1, 30)).leases
-        assert lease.id == str(handle.id)
-        await expire_lease(plane, handle.id)
+    await crash_workers(plane, handle.id, "default", ALONE_AFTER)
+    (lease,) = (
+        await plane.queue.claim("default", 1, 30)
+    ).leases  # as a worker does, which finds that it must run alone
+    payload = next_envelope(decode_envelope(lease.payload), suspicions=ALONE_AFTER)
+    await plane.queue.ack([Ack(msgspec.structs.replace(lease, tries=0), Disposition.QUARANTINE, text=payload)])
+    await crash_workers(plane, handle.id, quarantine_of("default"), MAX_CRASHES)
     async with running(settings):
         with pytest.raises(JobFailed, match=r"WorkerLost: its workers died or lost their leases \(3 of 3\)"):
             await handle.result(DEADLINE_S)
