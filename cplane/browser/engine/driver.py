@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable
+from uuid import uuid4
 
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Playwright, async_playwright
@@ -11,6 +12,9 @@ from cplane.browser.engine.environment import restrict_next_driver
 from cplane.browser.engine.process import Process
 
 STOP_TIMEOUT_S = 5.0
+
+ID_VARIABLE = "CPLANE_DRIVER_ID"
+"""Set in the environment of a driver, to find its process while it starts."""
 
 
 class Driver:
@@ -24,6 +28,7 @@ class Driver:
         self.process: Process | None = None
         """The process to kill if it does not stop."""
         self._variables = tuple(variables)
+        self._id = uuid4().hex
         self._manager = async_playwright()
         self._starting: asyncio.Task[Playwright] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -34,7 +39,7 @@ class Driver:
         return await asyncio.shield(self._starting)
 
     async def _start(self) -> Playwright:
-        restrict_next_driver(self._variables)  # in this task alone
+        restrict_next_driver(self._variables, {ID_VARIABLE: self._id})  # in this task alone
         return await self._manager.start()
 
     async def stop(self) -> None:
@@ -47,10 +52,13 @@ class Driver:
         done, _ = await asyncio.wait((self._stopping,), timeout=STOP_TIMEOUT_S)
         if done:
             return
-        self._starting.cancel()
-        if self.process is not None:
-            self.process.kill()
-        await asyncio.wait((self._stopping,), timeout=STOP_TIMEOUT_S)
+        process = self.process or await asyncio.to_thread(Process.find_by_variable, f"{ID_VARIABLE}={self._id}")
+        if process is not None:
+            process.kill()
+            done, _ = await asyncio.wait((self._stopping,), timeout=STOP_TIMEOUT_S)
+        if not done:
+            self._starting.cancel()
+            await asyncio.wait((self._stopping,), timeout=STOP_TIMEOUT_S)
 
     async def _stop(self, starting: asyncio.Task[Playwright]) -> None:
         await asyncio.wait((starting,))

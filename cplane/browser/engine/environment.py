@@ -44,8 +44,8 @@ def browser_environment(more: Iterable[str] = (), variables: Mapping[str, str] =
     return {name: value for name, value in variables.items() if name in names or name.startswith(NEEDED_PREFIXES)}
 
 
-_allowed: ContextVar[frozenset[str] | None] = ContextVar("_allowed", default=None)
-"""Names of further variables for the driver that is being started; None: a driver that is not ours."""
+_of_next: ContextVar[tuple[frozenset[str], Mapping[str, str]] | None] = ContextVar("_of_next", default=None)
+"""Names of further variables for the driver that is being started, and values that it gets besides; None: it is not ours."""
 
 HOOK = "get_driver_env"
 """Where Playwright's transport finds the environment of a driver."""
@@ -53,15 +53,16 @@ HOOK = "get_driver_env"
 _playwrights: Callable[[], dict[str, str]] | None = getattr(transport, HOOK, None)
 
 
-def restrict_next_driver(more: Iterable[str]) -> None:
+def restrict_next_driver(more: Iterable[str], given: Mapping[str, str]) -> None:
     """Give drivers that are started in this context the environment of a browser.
 
     Playwright starts the driver with a copy of the worker's environment. Drivers that other code starts keep it.
 
     Args:
         more: names of further variables.
+        given: variables that it gets besides.
     """
-    _allowed.set(frozenset(more))
+    _of_next.set((frozenset(more), given))
     if _playwrights is None:
         log.warning(
             "driver_not_restricted", hint="this version of Playwright gives its driver all variables of the worker"
@@ -72,5 +73,8 @@ def restrict_next_driver(more: Iterable[str]) -> None:
 
 def _driver_environment() -> dict[str, str]:
     variables = _playwrights() if _playwrights is not None else dict(os.environ)
-    more = _allowed.get()
-    return variables if more is None else browser_environment(more, variables)
+    of_next = _of_next.get()
+    if of_next is None:
+        return variables
+    more, given = of_next
+    return {**browser_environment(more, variables), **given}
