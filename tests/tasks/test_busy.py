@@ -1,12 +1,12 @@
 """Built-in jobs on servers that return 429 or 503: the host cools down, and the job runs again on the real page."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
 
 from cplane import ControlPlane, CplaneSettings
 from cplane.tasks import check, content
+from tests.pages import Response, serve
 from tests.workers import DEADLINE_S, running
 
 PAGE = b"<title>Here</title><p>at last</p>"
@@ -21,28 +21,18 @@ class BusySite:
         self.status = "429 Too Many Requests"
         self.requests = 0
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
-            self.requests += path == b"/"
-            busy = self.requests <= self.busy_responses
-            status = f"{self.status}\r\nRetry-After: 1" if busy else "200 OK"
-            body = b"<title>Busy</title>" if busy else PAGE
-            head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
+    def respond(self, path: str) -> Response:
+        self.requests += path == "/"
+        if self.requests > self.busy_responses:
+            return Response(PAGE)
+        return Response(b"<title>Busy</title>", self.status, {"Retry-After": "1"})
 
 
 @pytest.fixture
 async def busy_site() -> AsyncGenerator[BusySite]:
     site = BusySite()
-    async with await asyncio.start_server(site.serve, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        site.url = f"http://{host}:{port}/"
+    async with serve(site.respond) as url:
+        site.url = f"{url}/"
         yield site
 
 

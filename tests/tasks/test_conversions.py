@@ -13,30 +13,16 @@ from cplane.runtime.html_to_markdown import to_markdown
 from cplane.runtime.offload import RemoteError, run_blocking
 from cplane.tasks import markdown
 from cplane.worker.process_pool import ProcessPool
+from tests.pages import HOSTILE, page, serve
 from tests.workers import DEADLINE_S, running
 
 PAGE = "<title>Here</title><h1>News</h1><p>at <b>last</b></p>"
-HOSTILE = "<blockquote>" * 150 + "x<br>" * 30_000
-"""150 kB that take minutes to convert: each of the 150 levels copies and indents 30,000 lines."""
 
 
 @pytest.fixture
 async def site() -> AsyncGenerator[str]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
-            body = (HOSTILE if path == b"/hostile" else PAGE).encode()
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + body)
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        yield f"http://{host}:{port}"
+    async with serve(lambda path: page(HOSTILE if path == "/hostile" else PAGE)) as url:
+        yield url
 
 
 async def test_a_conversion_that_takes_too_long_fails_its_job_alone(

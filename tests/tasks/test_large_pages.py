@@ -12,13 +12,10 @@ from cplane.tasks import check, content, links, markdown, scrape, snapshot, step
 from cplane.tasks.content import Content
 from cplane.tasks.scrape import ElementQuery
 from cplane.tasks.visit import TooLarge, VisitFailed
+from tests.pages import LINKS
 from tests.tasks.ticking import Ticker
 
 BLOCKED_S = 0.1
-LINKS = (
-    "<title>Many</title><script>document.write(Array.from({length: %d},"
-    " (_, i) => `<div><a href='http://a.example/${i}'>${i}</a></div>`).join(''))</script>"
-)
 TEXT = "<title>Long</title><script>document.write('<p>x' + '\U0001f600'.repeat(%d))</script>"
 HOSTILE = """<title>Hostile</title><a href="http://a.example/">link</a><script>
 JSON.stringify = () => '"' + 'x'.repeat(1e7) + '"';

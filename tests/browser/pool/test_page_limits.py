@@ -1,7 +1,6 @@
 """What one page may take: its memory and its windows. A page that takes more is ended, and no other."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -10,40 +9,17 @@ from cplane.browser import BrowserPool, Limits
 from cplane.browser.lease import MAX_OPEN_POPUPS, MAX_POPUPS
 from cplane.errors import PageTooLarge
 from tests.browser.pools import FOREVER, settled, until
+from tests.pages import OPENING, bomb, serve
 
 LIMIT_MB = 200
 ALLOCATING = "() => { const all = []; setInterval(() => all.push(new Uint8Array(8e6).fill(1)), 20) }"
 HELD_MB = 40
-OPENING = "<script>onload = () => { for (let i = 0; i < %d; i++) open('about:blank') }</script>"
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture
 async def small_pages() -> AsyncGenerator[BrowserPool]:
     async with BrowserPool(2, warm=0, limits=Limits(page_memory_bytes=LIMIT_MB << 20)) as pool:
         yield pool
-
-
-@pytest.fixture
-async def bomb() -> AsyncGenerator[str]:
-    """The URL of a page of 600 KiB that is 600 MiB when it is unpacked."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    first = packer.compress(b"<p>" + b"a" * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    mebibyte = packer.compress(b"<p>" + b"a" * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(HEAD + first + mebibyte * 600)
-            await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        yield f"http://{host}:{port}/"
 
 
 async def allocate(pool: BrowserPool) -> None:
@@ -81,10 +57,10 @@ async def test_two_pages_that_allocate_are_both_blamed(small_pages: BrowserPool)
     assert [type(error) for error in ended] == [PageTooLarge, PageTooLarge]
 
 
-async def test_a_page_that_grows_when_it_is_unpacked_is_killed(small_pages: BrowserPool, bomb: str) -> None:
-    async with small_pages.page() as neighbour:
+async def test_a_page_that_grows_when_it_is_unpacked_is_killed(small_pages: BrowserPool) -> None:
+    async with serve(lambda _: bomb(600)) as url, small_pages.page() as neighbour:
         with pytest.raises(PageTooLarge):
-            await visit_forever(small_pages, bomb)
+            await visit_forever(small_pages, url)
         assert await neighbour.evaluate("6 * 7") == 42
 
 
