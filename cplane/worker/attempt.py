@@ -240,6 +240,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
         """End the wait for a page, whether one came or not."""
         if self.phase is WAITING:
             self.phase = RUNNING
+            self.runner.end_wait()
 
     def stop(self, why: Stop) -> None:
         """Stop the run. The first reason counts, but a lost lease outranks every other.

@@ -87,12 +87,13 @@ class Claimer:
             capacity = self._slots.free
             if capacity > 0 and self._pages is None:
                 return capacity
+            wait_ended = self._lease_keeper.wait_ended
             free_pages = 0 if self._pages is None else self._pages.free - self._lease_keeper.waiting_for_pages
             if min(capacity, free_pages) > 0:
                 return min(capacity, free_pages)
             waiting = [self._slots.wait_freed(), self._stopping.wait()]
-            if capacity > 0 and self._pages is not None and self._pages.free == 0:
-                waiting.append(self._pages.wait_free())
+            if capacity > 0 and self._pages is not None:  # what waits for a page may be of another queue
+                waiting.append(wait_ended.wait() if self._pages.free else self._pages.wait_free())
             await wait_first(*waiting)
         return 0
 

@@ -37,6 +37,7 @@ class LeaseKeeper:
         self._margin_s = min(2.0, lease_s / 5)  # the last thing done must still arrive in time
         self._interval_s = min(CHECK_INTERVAL_S, lease_s / 10)
         self._attempts: dict[AnyFence, Attempt] = {}
+        self._wait_ended = asyncio.Event()
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(list(self._attempts.values()))
@@ -49,6 +50,16 @@ class LeaseKeeper:
         """How many attempts wait for a page."""
         return sum(attempt.waits_for_page for attempt in self._attempts.values())
 
+    @property
+    def wait_ended(self) -> asyncio.Event:
+        """Set when next an attempt waits for a page no more. Take it before `waiting_for_pages` is read."""
+        return self._wait_ended
+
+    def end_wait(self) -> None:
+        """Say that an attempt waits for a page no more."""
+        ended, self._wait_ended = self._wait_ended, asyncio.Event()
+        ended.set()
+
     def trusted_until(self, sent: float) -> float:
         """Return until when a lease holds that was requested at `sent` (monotonic seconds). A slow reply never extends trust."""
         return sent + self._lease_s - self._margin_s
@@ -60,6 +71,8 @@ class LeaseKeeper:
     def remove(self, attempt: Attempt) -> None:
         """Forget an attempt whose outcome is recorded."""
         self._attempts.pop(attempt.fence, None)
+        if attempt.job.needs_page:
+            self.end_wait()
 
     async def keep(self) -> None:
         """Renew every third of a lease, and every second write new progress. For ever."""

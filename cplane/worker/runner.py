@@ -79,6 +79,10 @@ class Runner:
         else:
             self._recorder.post(attempt, outcome)
 
+    def end_wait(self) -> None:
+        """Say that an attempt waits for a page no more."""
+        self._lease_keeper.end_wait()
+
     def publish(self, event: Event) -> None:
         """Publish progress, together with what is published at the same time."""
         self._events.post(event)
