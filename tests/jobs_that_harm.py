@@ -1,9 +1,7 @@
 """Jobs that harm the process they run in, and innocent ones beside them; imported by CPLANE_IMPORTS=jobs_that_harm."""
 
 import asyncio
-import ctypes
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -48,20 +46,14 @@ async def spin_in_a_task() -> None:
     await asyncio.gather(endless(), asyncio.sleep(0))
 
 
-@job(timeout=1, retries=0)
-def match_for_ever() -> bool:
-    return re.match(r"(a+)+$", "a" * 40 + "!") is not None
+remembered: list[bytes] = []
 
 
 @job
-async def exit_now() -> None:
-    await asyncio.sleep(0.05)
-    os._exit(3)
-
-
-@job
-def crash_in_a_thread() -> None:
-    ctypes.string_at(0)
+async def remember(mb: int) -> int:
+    """Use memory for ever. Returns the process."""
+    remembered.append(b"x" * (mb << 20))
+    return os.getpid()
 
 
 @job

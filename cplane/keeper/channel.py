@@ -22,6 +22,8 @@ class Hello(msgspec.Struct, frozen=True):
     prefix: str
     """What the tokens of its leases begin with."""
     drain_s: float
+    memory_mb: int = 0
+    """What it uses before its first job, in MiB; 0: that is not known."""
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 
 import msgspec
 
@@ -16,6 +15,7 @@ from cplane.keeper.blame import Death, suspect
 from cplane.keeper.channel import ALONE_VARIABLE, VARIABLE, Hello, Limits
 from cplane.keeper.log import log
 from cplane.keeper.manifest import Entry, ManifestReader, SharedMemory, Status
+from cplane.keeper.memory import resident_mb
 from cplane.keeper.traces import where_blocked
 
 CHECK_INTERVAL_S = 0.5
@@ -69,6 +69,8 @@ class WorkerProcess:
         self._retiring = False
         self.retired = asyncio.Event()
         """Set when it claims no more and its replacement may start."""
+        self.is_misfit = False
+        """Whether no process of its kind can stay within the limit of memory."""
         self.served = False
         """Whether it has ever claimed jobs."""
         self.clean = False
@@ -167,7 +169,7 @@ class WorkerProcess:
         late_s = min(LATE_S, self._hello.servers.lease_s / 4)
         if now - self._manifest.beat < late_s:
             self._blocked_since = 0.0
-            self._check_limits()
+            self._check_limits(self._hello)
             self._check_quarantines(self._hello)
             return
         entries = self._manifest.entries()
@@ -234,12 +236,17 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    def _check_limits(self) -> None:
+    def _check_limits(self, hello: Hello) -> None:
         if self._retiring or self._stopping:
+            return
+        if 0 < self._limits.memory_mb < hello.memory_mb:
+            self.is_misfit = True
+            used, limit = hello.memory_mb, self._limits.memory_mb
+            self.retire(f"it uses {used} MiB before its first job, more than --max-memory-mb {limit}: give it more")
             return
         if self._limits.jobs and self._manifest.finished >= self._limits.jobs:
             self.retire(f"it has run {self._manifest.finished} jobs")
-        elif self._limits.memory_mb and (used := _resident_mb(self.pid)) > self._limits.memory_mb:
+        elif self._limits.memory_mb and (used := resident_mb(self.pid)) > self._limits.memory_mb:
             self.retire(f"it uses {used} MiB of memory, more than {self._limits.memory_mb}")
 
     def _check_quarantines(self, hello: Hello) -> None:
@@ -279,12 +286,3 @@ class WorkerProcess:
             await rescue.release_unboarded(hello, self._aboard, dead=True)
             for queue in await rescue.quarantined(hello.queues):
                 self._on_quarantined(queue)
-
-
-def _resident_mb(pid: int) -> int:
-    """Return how much memory a process uses, in MiB; 0 where that cannot be read."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20

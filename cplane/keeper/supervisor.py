@@ -109,9 +109,11 @@ class Supervisor:
             await self._sleep(INITIAL_BACKOFF_S if process.served else ALONE_BACKOFF_S)
 
     async def _replace(self, process: WorkerProcess) -> None:
-        """Start another process as soon as this one claims no more."""
+        """Start another process as soon as this one claims no more, unless that would have to go as soon."""
         await process.retired.wait()
-        if not self._stopping.is_set():
+        if process.is_misfit:
+            self._code = 1
+        elif not self._stopping.is_set():
             self._group.create_task(self._keep_one(), name="keep a worker")
 
     async def _run_one(self, process: WorkerProcess) -> bool:

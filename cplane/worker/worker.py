@@ -21,6 +21,7 @@ from cplane.errors import CplaneError, DatabaseUnavailable, InfrastructureError,
 from cplane.jobs.names import quarantine_of, without_quarantine
 from cplane.keeper.channel import Hello
 from cplane.keeper.launch import become_keeper, is_kept
+from cplane.keeper.memory import resident_mb
 from cplane.keeper.servers import Servers
 from cplane.logs import configure_logs
 from cplane.plane.control_plane import ControlPlane
@@ -171,7 +172,8 @@ class Worker(ArqWorker):
         database_url = settings.database_url
         redis_url = settings.redis_url
         servers = Servers(redis_url.get_secret_value(), connect_arguments(database_url), settings.lease_s)
-        return Hello(self.name, servers, tuple(self.queues), self.plane.queue.prefix, settings.drain_s)
+        prefix, memory_mb = self.plane.queue.prefix, resident_mb(os.getpid())
+        return Hello(self.name, servers, tuple(self.queues), prefix, settings.drain_s, memory_mb)
 
     def _count_finished(self) -> int:
         return self.jobs_complete + self.jobs_failed + self.jobs_retried

@@ -13,7 +13,7 @@ from cplane.runtime.html_to_markdown import to_markdown
 from cplane.runtime.offload import RemoteError, run_blocking
 from cplane.tasks import markdown
 from cplane.worker.process_pool import ProcessPool
-from tests.pages import HOSTILE, page, serve
+from tests.pages import hostile, page, serve
 from tests.workers import DEADLINE_S, running
 
 PAGE = "<title>Here</title><h1>News</h1><p>at <b>last</b></p>"
@@ -21,7 +21,7 @@ PAGE = "<title>Here</title><h1>News</h1><p>at <b>last</b></p>"
 
 @pytest.fixture
 async def site() -> AsyncGenerator[str]:
-    async with serve(lambda path: page(HOSTILE if path == "/hostile" else PAGE)) as url:
+    async with serve(lambda path: page(hostile() if path == "/hostile" else PAGE)) as url:
         yield url
 
 
