@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import count
+from threading import get_ident, get_native_id
+from typing import NamedTuple
 
 import msgspec
 
 from cplane.redis.messages import Lease
 
-HEADER_BYTES = 4096
+HEADER_BYTES = 8192
 BUFFER_BYTES = 8 * 2**20
 """Of each buffer. Only what is used of it takes memory: 27,000 jobs per second write 2 MB between two snapshots."""
 
@@ -32,6 +34,12 @@ MAX_LOST = 256
 
 LOST_AT = 64
 """Index of the first lost attempt in the header."""
+
+THREADS_AT = 512
+"""Index of the first job thread in the header: three numbers for each."""
+
+MAX_THREADS = (HEADER_BYTES // 8 - THREADS_AT) // 3
+"""Job threads that the keeper can tell apart."""
 
 FRAME_BYTES = 4
 """Each batch of entries is preceded by its length."""
@@ -71,6 +79,8 @@ class Field(IntEnum):
     """How many attempts of it had lost their leases; their numbers are from LOST_AT on."""
     QUARANTINED = 11
     """Which of the worker's queues have jobs that wait to run alone: bit N for the Nth queue of its hello."""
+    INTERPRETER_NS = 12
+    """When a thread beside the event loop ran Python last, in ns of the monotonic clock."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -89,6 +99,44 @@ class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Whether its code runs in a thread, not on the event loop."""
     retries_left: int = 0
     """Retries of its own failures that it has left."""
+
+
+class JobThread(NamedTuple):
+    """A thread that runs a plain job."""
+
+    native_id: int
+    """Its id in the system."""
+    ident: int
+    """Its id in Python, which tracebacks show."""
+    seq: int
+    """The attempt that it runs."""
+
+
+class ThreadTable:
+    """The worker's side of the table of job threads.
+
+    Args:
+        header: where it is.
+    """
+
+    def __init__(self, header: "memoryview[int]") -> None:
+        self._header = header
+
+    def enter(self, number: int) -> None:
+        """Write down the calling thread.
+
+        Args:
+            number: its number, from 1. Those after MAX_THREADS are left out.
+        """
+        if number <= MAX_THREADS:
+            at = THREADS_AT + 3 * (number - 1)
+            self._header[at] = get_native_id()
+            self._header[at + 1] = get_ident()
+
+    def note(self, number: int, seq: int) -> None:
+        """Write down which attempt a thread runs; 0: none."""
+        if number <= MAX_THREADS:
+            self._header[THREADS_AT + 3 * number - 1] = seq
 
 
 class SharedMemory:
@@ -212,6 +260,11 @@ class ManifestReader:
         return self._header[Field.BEAT_NS] / 1e9
 
     @property
+    def interpreter_beat(self) -> float:
+        """When a thread beside its event loop ran Python last, in monotonic seconds; 0: none has yet."""
+        return self._header[Field.INTERPRETER_NS] / 1e9
+
+    @property
     def step(self) -> int:
         """The sequence number of the attempt whose code runs on its event loop; 0: none."""
         return self._header[Field.STEP]
@@ -220,6 +273,12 @@ class ManifestReader:
     def finished(self) -> int:
         """Jobs that have ended in it."""
         return self._header[Field.FINISHED]
+
+    def threads(self) -> dict[int, JobThread]:
+        """Return the threads that run plain jobs, by their ids in the system."""
+        numbers = list(self._header[THREADS_AT : THREADS_AT + 3 * MAX_THREADS])
+        found = [JobThread(*each) for each in zip(*[iter(numbers)] * 3, strict=True)]
+        return {thread.native_id: thread for thread in found if thread.seq}
 
     def take_quarantined(self) -> int:
         """Return which of its queues have jobs that wait to run alone, as bits, and clear them."""

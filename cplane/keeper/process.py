@@ -16,6 +16,7 @@ from cplane.keeper.channel import ALONE_VARIABLE, VARIABLE, Hello, Limits
 from cplane.keeper.log import log
 from cplane.keeper.manifest import Entry, ManifestReader, SharedMemory, Status
 from cplane.keeper.memory import resident_mb
+from cplane.keeper.threads import ThreadState, holder, thread_states
 from cplane.keeper.traces import where_blocked
 
 CHECK_INTERVAL_S = 0.5
@@ -65,6 +66,9 @@ class WorkerProcess:
         self._timed_out = False
         self._blamed = 0
         self._blocked_since = 0.0
+        self._states: dict[int, ThreadState] = {}
+        self._holder = 0
+        self._reported = False
         self._renew_at = 0.0
         self._retiring = False
         self.retired = asyncio.Event()
@@ -169,12 +173,17 @@ class WorkerProcess:
         late_s = min(LATE_S, self._hello.servers.lease_s / 4)
         if now - self._manifest.beat < late_s:
             self._blocked_since = 0.0
+            self._states = {}
             self._check_limits(self._hello)
             self._check_quarantines(self._hello)
             return
         entries = self._manifest.entries()
         if not self._blocked_since:
             self._blocked_since, self._renew_at = self._manifest.beat, now
+            self._holder, self._reported = 0, False
+        self._look_at_threads()
+        if not self._reported and now - self._blocked_since >= late_s + CHECK_INTERVAL_S:
+            self._reported = True
             self._report(entries)
         if now >= self._renew_at:
             self._renew_at = now + self._hello.servers.lease_s / 3
@@ -186,10 +195,28 @@ class WorkerProcess:
         job = next((f"{entry.job} {entry.lease.id}" for entry in entries if entry.seq == blamed), None)
         log("worker_blocked", pid=self.pid, blamed=job, aboard=len(entries), hint="its leases are renewed meanwhile")
 
+    def _look_at_threads(self) -> None:
+        """Find out which of its threads holds the interpreter, if one does. That takes two looks."""
+        before, self._states = self._states, thread_states(self.pid, [self.pid, *self._manifest.threads()])
+        if time.monotonic() - self._manifest.interpreter_beat < LATE_S:
+            self._holder = self.pid  # other threads run: the event loop is blocked by its own code
+        elif found := holder(before, self._states):
+            self._holder = found
+        elif self._holder == self.pid:
+            self._holder = 0
+
     def _suspect(self, entries: Sequence[Entry]) -> int:
-        """Return the attempt that blocks it: the one whose code runs on the loop, or else the only one in a thread."""
+        """Return the attempt that blocks it.
+
+        It is the one in the thread that holds the interpreter, or whose code runs on the loop, or the only one in a thread.
+        """
+        thread = self._manifest.threads().get(self._holder)
+        if thread is not None:
+            return thread.seq
         step = self._manifest.step
-        return step if step and any(entry.seq == step for entry in entries) else suspect(entries, 0)
+        if self._holder == self.pid or any(entry.seq == step for entry in entries):
+            return step
+        return suspect(entries, 0)
 
     async def _renew(self, hello: Hello, entries: Sequence[Entry]) -> None:
         from cplane.keeper.rescue import open_rescue  # noqa: PLC0415  imported when it is needed first
@@ -220,7 +247,8 @@ class WorkerProcess:
         self._blamed, self._timed_out = blamed, True
         entry = next((entry for entry in entries if entry.seq == blamed), None)
         what = "the interpreter" if entry is not None and entry.in_thread else "the event loop"
-        where = where_blocked(self._traces, in_thread=entry is not None and entry.in_thread)
+        ident = next((thread.ident for thread in self._manifest.threads().values() if thread.seq == blamed), 0)
+        where = where_blocked(self._traces, in_thread=entry is not None and entry.in_thread, ident=ident)
         place = f" at {where}" if where else ""
         job = "a job" if entry is None else f"'{entry.job}'"
         self._kill(f"{job} held {what} for {blocked_s:.0f} s{place}, past its timeout of {timeout_s:g} s")

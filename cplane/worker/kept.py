@@ -7,13 +7,14 @@ import asyncio
 import faulthandler
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
 
 from cplane.keeper.channel import VARIABLE, Hello
-from cplane.keeper.manifest import Entry, Field, Manifest, SharedMemory, Status, entry_lease
+from cplane.keeper.manifest import Entry, Field, Manifest, SharedMemory, Status, ThreadTable, entry_lease
 from cplane.worker.attempt import Attempt
 from cplane.worker.steps import TaskFactory
 
@@ -44,6 +45,7 @@ class Kept:
         self._beating: asyncio.TimerHandle | None = None
         self._interval_s = BEAT_INTERVAL_S
         self.tasks = TaskFactory(self._header)
+        self.threads = ThreadTable(self._header)
         if not faulthandler.is_enabled():
             faulthandler.enable(self._traces)
 
@@ -91,6 +93,10 @@ class Kept:
         """Tell the keeper that jobs of a queue wait to run alone: it starts a process for them."""
         if queue in self._queues:
             self._manifest.note_quarantined(self._queues.index(queue))
+
+    def note_interpreter(self) -> None:
+        """Say that the interpreter runs. Called in a thread of its own, which a blocked event loop does not stop."""
+        self._header[Field.INTERPRETER_NS] = time.monotonic_ns()
 
     def board(self, attempts: Sequence[Attempt]) -> None:
         """Write down attempts before their code runs."""

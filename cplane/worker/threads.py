@@ -12,6 +12,8 @@ from typing import Any
 import structlog
 
 from cplane.errors import InfrastructureError, ThreadsStuck
+from cplane.keeper.manifest import ThreadTable
+from cplane.worker.steps import CURRENT
 
 STUCK_AFTER_S = 5.0
 """A thread whose attempt has ended is stuck if it still runs after this time: as long as a stopped job may clean up."""
@@ -26,13 +28,23 @@ class Call:
     function: Callable[[], object]
     queue: str
     future: "asyncio.Future[Any]"
+    seq: int
+    """The attempt, as the keeper knows it; 0: there is no keeper."""
     stuck: bool = False
 
 
 class JobThread:
     """A thread that runs one call at a time. It is a daemon: a call that never returns does not keep the process alive."""
 
-    def __init__(self, number: int, loop: asyncio.AbstractEventLoop, ended: "Callable[[JobThread], None]") -> None:
+    def __init__(
+        self,
+        number: int,
+        loop: asyncio.AbstractEventLoop,
+        ended: "Callable[[JobThread], None]",
+        table: ThreadTable | None,
+    ) -> None:
+        self._number = number
+        self._table = table
         self._inbox: SimpleQueue[Call | None] = SimpleQueue()
         self._loop = loop
         self._ended = ended
@@ -51,8 +63,15 @@ class JobThread:
         self._inbox.put(None)
 
     def _serve(self) -> None:
+        table, number = self._table, self._number
+        if table is not None:
+            table.enter(number)
         while (call := self._inbox.get()) is not None:
+            if table is not None:
+                table.note(number, call.seq)
             result, error = _outcome(call.function)
+            if table is not None:
+                table.note(number, 0)
             try:
                 self._loop.call_soon_threadsafe(self._report, call.future, result, error)
             except RuntimeError:  # the loop is closed: there is nobody to report to
@@ -79,9 +98,11 @@ class JobThreads:
     Args:
         limits: concurrency of each queue: as many stuck threads are too many.
         stuck_after_s: seconds after which a thread that outlives its attempt is stuck.
+        table: where the keeper reads which thread runs what; None: there is no keeper.
     """
 
-    def __init__(self, limits: Mapping[str, int], *, stuck_after_s: float) -> None:
+    def __init__(self, limits: Mapping[str, int], *, stuck_after_s: float, table: ThreadTable | None = None) -> None:
+        self._table = table
         self._limits = limits
         self._stuck_after_s = stuck_after_s
         self._loop = asyncio.get_running_loop()
@@ -113,7 +134,7 @@ class JobThreads:
             InfrastructureError: the system allows no more threads.
         """
         thread = self._idle.pop() if self._idle else self._start()
-        call = Call(partial(contextvars.copy_context().run, function), queue, self._loop.create_future())
+        call = Call(partial(contextvars.copy_context().run, function), queue, self._loop.create_future(), CURRENT.get())
         self._running[thread] = call
         call.future.add_done_callback(partial(self._check, thread, call))
         thread.run(call)
@@ -140,7 +161,7 @@ class JobThreads:
 
     def _start(self) -> JobThread:
         self._started += 1
-        thread = JobThread(self._started, self._loop, self._ended)
+        thread = JobThread(self._started, self._loop, self._ended, self._table)
         try:
             thread.start()
         except RuntimeError as error:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -25,9 +26,14 @@ log = structlog.get_logger("cplane")
 
 
 class Watchdog:
-    """Watches the running loop of the thread that enters it, counts for how long it was blocked, and logs by what, and where."""
+    """Watches the running loop of the thread that enters it, counts for how long it was blocked, and logs by what, and where.
 
-    def __init__(self) -> None:
+    Args:
+        on_check: is called in the watchdog's thread at each check: while it is, nobody holds the interpreter.
+    """
+
+    def __init__(self, on_check: Callable[[], None] | None = None) -> None:
+        self._on_check = on_check
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread_id = 0
         self._beat_at = 0.0
@@ -68,6 +74,8 @@ class Watchdog:
         """In the thread: log once that the loop is blocked, and once for how long it was."""
         blocked_at = 0.0
         while not self._done.wait(CHECK_INTERVAL_S):
+            if self._on_check is not None:
+                self._on_check()
             late_s = time.monotonic() - self._beat_at - CHECK_INTERVAL_S
             if blocked_at and self._beat_at > blocked_at:
                 log.warning("event_loop_unblocked", blocked_s=round(self._beat_at - blocked_at, 1))

@@ -193,13 +193,15 @@ class Worker(ArqWorker):
         plane, settings = self.plane, self.settings
         store, queue = plane.store, plane.queue
         self.pages = WorkerPages(settings, self.jobs.jobs.values())
-        self._threads = JobThreads(self.queues, stuck_after_s=STUCK_AFTER_S)
+        self._threads = JobThreads(
+            self.queues, stuck_after_s=STUCK_AFTER_S, table=None if self._kept is None else self._kept.threads
+        )
         stack.callback(self._close_threads)
         processes = await stack.enter_async_context(self._process_pool())
         offload.set(processes.call)
         self._catalog = Catalog(self.jobs, self.arq_functions, self._threads, processes, settings.max_result_bytes)
         self._lease_keeper = LeaseKeeper(store, queue, plane.events, settings.lease_s, self._kept)
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(None if self._kept is None else self._kept.note_interpreter)
         self._completions = Completions(self._lease_keeper, self, self.hooks)
         recorder = await stack.enter_async_context(
             Recorder(

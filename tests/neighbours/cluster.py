@@ -30,7 +30,7 @@ PAGES: Mapping[str, str] = {
     "/allocating": ALLOCATING,
     "/spinning": SPINNING,
     "/popups": OPENING % POPUPS,
-    "/hostile": hostile(200_000),
+    "/hostile": hostile(140_000),
     "/hostile-soon": hostile(),
 }
 

@@ -60,7 +60,10 @@ async def test_no_process_of_a_browser_holds_a_secret(secrets: None, site: str) 
     assert started[driver][1]["LC_ALL"] == "C.UTF-8"
     for kind, variables in started.values():
         assert "hunter2" not in str(variables), kind
-        assert not {name for name in variables if name.startswith("CPLANE_")} - {"CPLANE_BROWSER_ID", "CPLANE_DRIVER_ID"}
+        assert not {name for name in variables if name.startswith("CPLANE_")} - {
+            "CPLANE_BROWSER_ID",
+            "CPLANE_DRIVER_ID",
+        }
 
 
 async def test_a_variable_that_is_named_reaches_the_browser_and_its_driver(secrets: None) -> None:
