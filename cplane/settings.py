@@ -17,6 +17,7 @@ from cplane.jobs.names import QUEUE_NAME
 from cplane.jobs.per_host import PerHost
 from cplane.keyring import read_keys
 from cplane.runtime.stack_file import running_stack
+from cplane.runtime.wrong_values import wrong_setting
 
 HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 """A name, all names below a domain, or an address (of IPv6 without brackets)."""
@@ -435,12 +436,12 @@ def load_settings(**overrides: Any) -> CplaneSettings:
 
 def _explain(error: ValidationError) -> tuple[str]:
     sentences: list[str] = []
-    for detail in error.errors(include_url=False, include_input=False):
-        message = detail["msg"].removeprefix("Value error, ")
+    for detail in error.errors(include_url=False):
         if not detail["loc"]:  # it is about several, and names them
-            sentences.append(message)
+            sentences.append(detail["msg"].removeprefix("Value error, "))
             continue
-        name = f"CPLANE_{str(detail['loc'][0]).upper()}"
+        name, field = f"CPLANE_{str(detail['loc'][0]).upper()}", CplaneSettings.model_fields.get(str(detail["loc"][0]))
+        message = wrong_setting(detail, field)
         sentences.append(f"{name} is not set" if detail["type"] == "missing" else f"{name}: {message}")
     if any(sentence.endswith("is not set") for sentence in sentences):
         sentences.append("set it, or run `cplane dev` in this folder")
