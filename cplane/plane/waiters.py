@@ -21,6 +21,7 @@ from cplane.redis.events import Events
 from cplane.redis.queue import Queue
 from cplane.runtime.batch import Batch
 from cplane.runtime.cancellation import cancel_all
+from cplane.runtime.waiting import announced_wait
 
 POLL_INTERVAL_S = 5.0
 """How often awaited jobs are read in case their event was lost."""
@@ -81,11 +82,13 @@ class Waiters:
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(news)
         try:
-            found = await read(job_id)
-            while found is None:
-                await news
-                news = self._again(job_id, news)
-                found = await _read_through_outages(read, job_id)
+            if (found := await read(job_id)) is not None:
+                return found
+            with announced_wait():
+                while found is None:
+                    await news
+                    news = self._again(job_id, news)
+                    found = await _read_through_outages(read, job_id)
             return found
         finally:
             self._forget(job_id, news)

@@ -26,6 +26,7 @@ from cplane.worker.outcome import Outcome, allowed_s, cooldown_s, decide, of_job
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
 from cplane.worker.steps import CURRENT
+from cplane.worker.waits import follow_waits
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -329,6 +330,7 @@ async def run(attempt: Attempt) -> None:
     runner = attempt.runner
     if attempt.seq:
         CURRENT.set(attempt.seq)
+    follow_waits(attempt)
     try:
         outcome = await _perform(attempt)
         if not attempt.seal():

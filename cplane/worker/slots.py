@@ -6,6 +6,8 @@ from typing import Self
 
 import msgspec
 
+from cplane.worker.waits import Waits
+
 MAX_UNRECORDED = 1000
 """Outcomes of one queue that may wait to be recorded before claiming pauses."""
 
@@ -53,6 +55,7 @@ class Slots:
 
     def __init__(self, concurrency: int, budget: JobBudget) -> None:
         self.concurrency = concurrency
+        self.waits = Waits(concurrency)
         self._budget = budget
         self._occupied = 0
         self._unrecorded = 0
