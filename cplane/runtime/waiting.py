@@ -1,16 +1,30 @@
 """Announces waits: code that waits for the end of a job says so to whoever runs it."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from typing import Any, Protocol
 
-Announce = Callable[[], AbstractContextManager[None]]
 
-ANNOUNCE: ContextVar[Announce | None] = ContextVar("cplane_announce_wait", default=None)
-"""Called when this code begins to wait for a job; its block ends with the wait. A worker sets it for each attempt."""
+class Waits(Protocol):
+    """Who counts waits."""
+
+    def wait(self, waiting: Any) -> AbstractContextManager[None]:
+        """Return the block of a wait.
+
+        Args:
+            waiting: who waits.
+        """
+        ...
+
+
+FOLLOWED: ContextVar[tuple[Waits, object] | None] = ContextVar("cplane_followed_waits", default=None)
+"""Who counts the waits of this code, and as whose they count. A worker sets it for each attempt: nothing is called for that."""
 
 
 def announced_wait() -> AbstractContextManager[None]:
     """Return the block of a wait for a job. Outside of a worker's attempts it does nothing."""
-    announce = ANNOUNCE.get()
-    return nullcontext() if announce is None else announce()
+    followed = FOLLOWED.get()
+    if followed is None:
+        return nullcontext()
+    waits, waiting = followed
+    return waits.wait(waiting)

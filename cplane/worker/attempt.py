@@ -21,12 +21,12 @@ from cplane.redis.envelope import Envelope
 from cplane.redis.events import Event
 from cplane.redis.messages import Lease
 from cplane.runtime.error_text import Error, read_error
+from cplane.runtime.waiting import FOLLOWED
 from cplane.sessions.store import SessionHold
 from cplane.worker.outcome import Outcome, allowed_s, cooldown_s, decide, of_job, timed_out
 from cplane.worker.runnable import Runnable
 from cplane.worker.slots import Slot
 from cplane.worker.steps import CURRENT
-from cplane.worker.waits import follow_waits
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -328,9 +328,8 @@ _abandoned: set[asyncio.Task[None]] = set()
 async def run(attempt: Attempt) -> None:
     """Run an attempt, as its task: perform it, commit what the job wrote, hand over the outcome. What was opened is closed."""
     runner = attempt.runner
-    if attempt.seq:
-        CURRENT.set(attempt.seq)
-    follow_waits(attempt)
+    CURRENT.set(attempt.seq)
+    FOLLOWED.set((attempt.slot.slots.waits, attempt))
     try:
         outcome = await _perform(attempt)
         if not attempt.seal():

@@ -4,12 +4,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
-
-from cplane.runtime.waiting import ANNOUNCE
 
 if TYPE_CHECKING:
     from cplane.worker.attempt import Attempt
@@ -38,17 +35,17 @@ class Waits:
         self._check: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def wait(self, attempt: "Attempt") -> Iterator[None]:
+    def wait(self, waiting: "Attempt") -> Iterator[None]:
         """Count an attempt as waiting while the block runs. It may wait several times at once."""
-        self._waiting[attempt] += 1
+        self._waiting[waiting] += 1
         if len(self._waiting) >= self._concurrency and self._check is None:
             self._check = asyncio.get_running_loop().call_later(WARN_AFTER_S, self._warn)
         try:
             yield
         finally:
-            self._waiting[attempt] -= 1
-            if not self._waiting[attempt]:
-                del self._waiting[attempt]
+            self._waiting[waiting] -= 1
+            if not self._waiting[waiting]:
+                del self._waiting[waiting]
 
     def _warn(self) -> None:
         """Log it if it lasts, and once a minute while it does."""
@@ -64,8 +61,3 @@ class Waits:
             hint="if they wait for jobs of this queue, give those a queue of their own: no slot is left for them",
         )
         self._check = asyncio.get_running_loop().call_later(WARN_AGAIN_AFTER_S, self._warn)
-
-
-def follow_waits(attempt: "Attempt") -> None:
-    """Count the waits of this attempt, whose task calls it."""
-    ANNOUNCE.set(partial(attempt.slot.slots.waits.wait, attempt))

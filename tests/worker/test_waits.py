@@ -8,10 +8,9 @@ import pytest
 import structlog
 
 from cplane import ControlPlane, CplaneSettings, job
-from cplane.runtime.waiting import ANNOUNCE, announced_wait
+from cplane.runtime.waiting import FOLLOWED, announced_wait
 from cplane.worker import waits
 from cplane.worker.slots import JobBudget, Slots
-from cplane.worker.waits import follow_waits
 from tests.workers import DEADLINE_S, running
 
 
@@ -47,7 +46,7 @@ class Parents:
             slot=slot, job=SimpleNamespace(name=name), lease=SimpleNamespace(queue="default", id=f"id-of-{name}")
         )
         self.attempts.append(attempt)
-        follow_waits(attempt)
+        FOLLOWED.set((self.slots.waits, attempt))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(children):
@@ -101,7 +100,7 @@ async def test_a_job_whose_slot_is_vacated_holds_none() -> None:
 
 
 async def test_a_wait_outside_of_an_attempt_is_not_counted() -> None:
-    assert ANNOUNCE.get() is None
+    assert FOLLOWED.get() is None
     with announced_wait():
         pass
 
