@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Waits:
         self._check: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def wait(self, waiting: "Attempt") -> Iterator[None]:
+    def wait(self, waiting: "Attempt") -> Generator[None]:
         """Count an attempt as waiting while the block runs. It may wait several times at once."""
         self._waiting[waiting] += 1
         if len(self._waiting) >= self._concurrency and self._check is None:
