@@ -229,14 +229,17 @@ def transient_jobs_end(history: History, bounds: Bounds) -> Iterator[Violation]:
 
 
 def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
-    """The jobs of a dead worker start again within lease + 5 s, unless something else is broken at that time."""
+    """The jobs of a dead worker start again within lease + 5 s, unless something else is broken at that time.
+
+    If no other worker serves then, the time runs from the moment when one does.
+    """
     within_s = bounds.lease_s + bounds.restart_s
     began = {(run.record, run.attempt): run for run in history.runs}
     restarts = [(run, began.get((run.record, run.attempt + 1))) for run in history.runs]
     restarts += _consecutive(history.transient_runs)
     deaths = sorted((fault for fault in history.faults if fault.kind in WORKER_ENDS), key=lambda fault: fault.began)
     for death in deaths:
-        until = death.began + within_s
+        until = _served_from(death, history) + within_s
         for other in deaths:  # the worker that took over may have died as well
             if death.began < other.began < until:
                 until = other.began + within_s
@@ -247,6 +250,14 @@ def restarts_in_time(history: History, bounds: Bounds) -> Iterator[Violation]:
                 after_s = again.began - death.began
                 description = f"attempt {run.attempt} died at {death.began:.3f}, the next began {after_s:.2f} s later"
                 yield Violation("restarts in time", run.record, description)
+
+
+def _served_from(death: Fault, history: History) -> float:
+    """Return the first moment since a worker's death at which another one served."""
+    ended = {each.pid: each.at for each in history.exits}
+    others = [start for start in history.starts if start.pid != death.pid]
+    serving = [start.at for start in others if ended.get(start.pid, float("inf")) > death.began]
+    return max(death.began, min(serving, default=death.began))
 
 
 def nothing_runs_early(history: History, bounds: Bounds) -> Iterator[Violation]:

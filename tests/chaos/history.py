@@ -137,6 +137,14 @@ class AttemptOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A worker that began to serve."""
+
+    pid: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
     """A worker that ended."""
 
@@ -158,6 +166,7 @@ class History:
     commands: tuple[Command, ...] = ()
     records: tuple[Record, ...] = ()
     attempts: tuple[AttemptOutcome, ...] = ()
+    starts: tuple[Start, ...] = ()
     exits: tuple[Exit, ...] = ()
     effects: Mapping[str, int] = field(default_factory=dict[str, int])
     """Number of rows that the job of a record wrote in `ctx.transaction()`."""

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tests.chaos.history import Accepted, Command, Fault, FaultKind, Run, Submit
+from tests.chaos.history import Accepted, Command, Fault, FaultKind, Run, Start, Submit
 
 Line = dict[str, Any]
 
@@ -42,6 +42,11 @@ def faults(lines: Iterable[Line]) -> Iterator[Fault]:
     for line in of_event(lines, "fault"):
         kind = FaultKind(line["kind"])
         yield Fault(kind=kind, began=line["began"], ended=line["ended"], pid=line["pid"], note=line.get("note", ""))
+
+
+def starts(lines: Iterable[Line]) -> Iterator[Start]:
+    for line in of_event(lines, "started"):
+        yield Start(pid=line["pid"], at=line["at"])
 
 
 def accepted(lines: Iterable[Line]) -> Iterator[Accepted]:

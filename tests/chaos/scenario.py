@@ -303,6 +303,8 @@ class Scenario:
         return f"\nseed {self.seed}, {self.journal.path}\n{broken}\nfaults:\n{faults}\n{logs}"
 
     async def history(self) -> History:
+        # before the journal: what a worker wrote before it ended must be in it
+        exits = [Exit(pid=worker.pid, at=worker.ended_at) for worker in self.workers if worker.ended_at]
         lines = list(self.journal.lines())
         records = await self._records()
         return History(
@@ -316,7 +318,8 @@ class Scenario:
             commands=tuple(reading.commands(lines)),
             records=tuple(records),
             attempts=tuple(await self._attempts(records)),
-            exits=tuple(Exit(pid=worker.pid, at=worker.ended_at) for worker in self.workers if worker.ended_at),
+            starts=tuple(reading.starts(lines)),
+            exits=tuple(exits),
             effects=await self._effects(),
             scheduled=tuple(await self._scheduled()),
         )

@@ -16,6 +16,7 @@ from tests.chaos.history import (
     Move,
     Record,
     Run,
+    Start,
     Submit,
     Transient,
 )
@@ -225,6 +226,22 @@ def test_a_restart_has_more_time_while_something_else_is_broken(death: Fault) ->
     late = replace(KILLED, runs=(KILLED.runs[0], replace(SECOND_RUN, began=109.5, ended=109.6)))
     assert [violation.rule for violation in check(late, BOUNDS)] == ["restarts in time"]
     assert check(replace(late, faults=(KILL, death)), BOUNDS) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "is_late"),
+    [
+        ((Start(pid=8, at=104.0),), False),
+        ((Start(pid=8, at=90.0),), True),
+        ((Start(pid=9, at=90.0), Start(pid=8, at=104.0)), True),
+        ((Start(pid=6, at=90.0), Start(pid=8, at=104.0)), False),
+    ],
+    ids=["started late", "served", "another served", "another had ended"],
+)
+def test_a_restart_has_more_time_until_another_worker_serves(others: tuple[Start, ...], is_late: bool) -> None:
+    late = replace(KILLED, runs=(KILLED.runs[0], replace(SECOND_RUN, began=109.5, ended=109.6)))
+    late = replace(late, starts=(Start(pid=7, at=90.0), *others), exits=(Exit(pid=6, at=95.0), Exit(pid=7, at=101.1)))
+    assert [violation.rule for violation in RULES["restarts in time"](late, BOUNDS)] == ["restarts in time"] * is_late
 
 
 def test_a_poison_job_may_fail_after_three_crashes() -> None:
