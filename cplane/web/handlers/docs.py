@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from cplane.jobs.definition import AnyJob
 from cplane.web.openapi import document
 from cplane.web.problems import BY_SLUG, NOT_FOUND, RequestProblem
 from cplane.web.request import ApiRequest
@@ -29,10 +31,16 @@ PAGE_HEADERS = {
 
 async def openapi(request: ApiRequest) -> Response:
     """Return the OpenAPI document."""
-    jobs = [job for _, job in sorted(request.plane.catalog.jobs.items())]
+    jobs = tuple(job for _, job in sorted(request.plane.catalog.jobs.items()))
     secured = bool(request.settings.api_keys)
-    spec = await asyncio.to_thread(document, jobs, root_path=request.link(""), secured=secured)
-    return Response(json.dumps(spec), media_type="application/json")
+    spec = await asyncio.to_thread(_encoded_document, jobs, request.link(""), secured)
+    return Response(spec, media_type="application/json")
+
+
+@lru_cache(maxsize=4)
+def _encoded_document(jobs: tuple[AnyJob, ...], root_path: str, secured: bool) -> bytes:
+    """Return the OpenAPI document as JSON. It takes about a second to make, in which other threads are slow."""
+    return json.dumps(document(jobs, root_path=root_path, secured=secured)).encode()
 
 
 async def docs(_: ApiRequest) -> Response:
