@@ -110,6 +110,10 @@ class PageTooLarge(JobError):
     """A page used more memory than it may, or opened too many windows; the message says which. It is not retried."""
 
 
+class SessionRefused(JobError):
+    """A browser session does not allow a host or an option of the job; the message names it. Retrying does not help."""
+
+
 class ResultNotSerializable(JobError):
     """The value that a job returned cannot be stored as JSON."""
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cplane.redis.messages import QueueStats
     from cplane.sessions.store import SessionInfo
 
+MAX_HOSTS = 3
+"""Hosts of a session that a row shows."""
+
 STYLES = {
     State.QUEUED: "yellow",
     State.RUNNING: "cyan",
@@ -120,7 +123,7 @@ def dead_letters_table(letters: "Sequence[DeadLetter]") -> Table:
 
 def sessions_table(sessions: "Sequence[SessionInfo]", now: datetime) -> Table:
     """Return a table with one row a session."""
-    table = plain_table("name", "size", "saved", "times", "used", "key", "held by")
+    table = plain_table("name", "size", "saved", "times", "used", "key", "hosts", "held by")
     for session in sessions:
         table.add_row(
             session.name,
@@ -129,9 +132,17 @@ def sessions_table(sessions: "Sequence[SessionInfo]", now: datetime) -> Table:
             str(session.version),
             f"{duration(now, session.used_at)} ago" if session.used_at else "",
             session.key_id or "",
+            Text(_binding(session)),
             "" if session.held_by is None else f"{session.held_by} attempt {session.held_attempt}",
         )
     return table
+
+
+def _binding(session: "SessionInfo") -> str:
+    """Return the hosts of a session, and what it allows by name."""
+    hosts, allowed = session.hosts or [], [*session.allowed_hosts, *session.allowed_options]
+    more = f" and {len(hosts) - MAX_HOSTS} more" if len(hosts) > MAX_HOSTS else ""
+    return ", ".join(hosts[:MAX_HOSTS]) + more + (f" + {', '.join(allowed)}" if allowed else "")
 
 
 def artifacts_table(artifacts: "Sequence[ArtifactRecord]") -> Table:

@@ -109,6 +109,41 @@ def import_session(
 
 
 @app.command()
+def allow(
+    name: Name,
+    *,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host", metavar="HOST", help="A further host: example.com, *.example.com for its subdomains, or *."
+        ),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="OPTION",
+            help="An option that sessions refuse: add_script_tag, html, ignore_https_errors or proxy.",
+        ),
+    ] = None,
+) -> None:
+    """Set what a session allows, beyond the hosts that it was saved for. Nothing given: nothing more.
+
+    [cyan]$ cplane sessions allow shop --host login.example.com --option proxy[/]
+
+    Whoever may submit jobs can read a session that allows add_script_tag, or proxy with ignore_https_errors.
+    """
+
+    async def request() -> "SessionInfo":
+        async with open_plane() as plane:
+            return await plane.sessions.allow(name, hosts=hosts or (), options=options or ())
+
+    session = run(request())
+    allowed = ", ".join([*session.allowed_hosts, *session.allowed_options])
+    notes().print(f"session '{name}' allows {allowed or 'nothing more'}", markup=False)
+
+
+@app.command()
 def delete(name: Name) -> None:
     """Delete a session. One that a running job holds cannot be deleted.
 

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cplane.errors import InvalidArguments, Problem
 
-CPLANE_OPTIONS = {"isolation", "session", "egress", "trace"}
+CPLANE_OPTIONS = {"isolation", "session", "egress", "trace", "caller_scripts"}
 """Options that are cplane's own and not passed to Playwright."""
 
 MAX_PIXELS = 100_000_000
@@ -115,6 +115,11 @@ class PageOptions(Strict):
         default=None,
         description="Playwright trace of an attempt: kept if it fails (on-failure, default), always (on), never (off)",
     )
+    caller_scripts: tuple[Literal["add_script_tag", "html"], ...] = Field(
+        default=(),
+        description="arguments by which the caller of the job puts scripts into the page; a browser session must allow "
+        "each by name",
+    )
     viewport: Viewport | None = Field(default=None, description="default: 1280 by 720")
     device_scale_factor: float | None = Field(default=None, gt=0, le=10)
     is_mobile: bool | None = None
@@ -157,7 +162,9 @@ class PageOptions(Strict):
     def key(self) -> str:
         """A text that is equal for pages that are interchangeable. It may contain secrets."""
         untraced = self.trace in {None, "off"} or self.mode == "shared"
-        return self.model_dump_json(exclude_defaults=True, exclude={"isolation", "session", *(["trace"] * untraced)})
+        return self.model_dump_json(
+            exclude_defaults=True, exclude={"isolation", "session", "caller_scripts", *(["trace"] * untraced)}
+        )
 
     @property
     def has_credentials(self) -> bool:

@@ -14,6 +14,7 @@ from cplane.errors import (
     Retry,
     SecretKeyMissing,
     SecretUnreadable,
+    SessionRefused,
     SessionTooLarge,
     TooManyArtifacts,
 )
@@ -32,6 +33,7 @@ FINAL_ERRORS = (
     ResultTooLarge,
     SecretKeyMissing,
     SecretUnreadable,
+    SessionRefused,
     SessionTooLarge,
     TooManyArtifacts,
 )

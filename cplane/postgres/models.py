@@ -185,6 +185,13 @@ class SessionRecord(Base, table=True):
     held_attempt: int | None = Field(default=None, sa_column=Column(Integer))
     held_since: datetime | None = _time()
     held_until: datetime | None = _time()
+    hosts: list[str] | None = Field(default=None, sa_column=Column(ARRAY(Text)))
+    allowed_hosts: list[str] = Field(
+        default_factory=list, sa_column=Column(ARRAY(Text), nullable=False, server_default="{}")
+    )
+    allowed_options: list[str] = Field(
+        default_factory=list, sa_column=Column(ARRAY(Text), nullable=False, server_default="{}")
+    )
 
     __table_args__ = (
         CheckConstraint("name ~ '^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$'", name="name_safe"),

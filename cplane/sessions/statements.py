@@ -23,7 +23,7 @@ _HELD_BY_CALLER = "name = :name AND held_by = :record_id AND held_attempt = CAST
 _NO_HOLDER = "held_by = NULL, held_attempt = NULL, held_since = NULL, held_until = NULL"
 
 _METADATA = f"""
-    name, key_id, size, version, created_at, updated_at, used_at,
+    name, key_id, size, version, created_at, updated_at, used_at, hosts, allowed_hosts, allowed_options,
     CASE WHEN {_LIVE} THEN held_by END AS held_by, CASE WHEN {_LIVE} THEN held_attempt END AS held_attempt
 """
 
@@ -37,13 +37,15 @@ ACQUIRE = Statement(f"""
     SET held_by = excluded.held_by, held_attempt = excluded.held_attempt, held_since = excluded.held_since,
         held_until = excluded.held_until, used_at = excluded.used_at
     WHERE NOT {_LIVE} OR sessions.held_by = excluded.held_by AND sessions.held_attempt <= excluded.held_attempt
-    RETURNING ciphertext, key_id, version
+    RETURNING ciphertext, key_id, version, hosts, allowed_hosts, allowed_options
 """)
 
-# Like a finish, it checks that the attempt is still the current one of its record, not that the lease is valid
+# Like a finish, it checks that the attempt is still the current one of its record, not that the lease is valid. The hosts
+# of its first save stay.
 SAVE = Statement(f"""
     UPDATE cplane.sessions
-    SET ciphertext = :ciphertext, key_id = :key_id, size = CAST(:size AS int), version = version + 1, updated_at = clock_timestamp()
+    SET ciphertext = :ciphertext, key_id = :key_id, size = CAST(:size AS int), version = version + 1, updated_at = clock_timestamp(),
+        hosts = COALESCE(hosts, CAST(:hosts AS text[]))
     WHERE {_HELD_BY_CALLER} AND EXISTS (
         SELECT FROM cplane.jobs WHERE id = :record_id AND state = 'running' AND jobs.attempt = CAST(:attempt AS int)
     )
@@ -62,13 +64,21 @@ GET = Statement(f"SELECT {_METADATA} FROM cplane.sessions WHERE name = :name")
 DELETE = Statement(f"DELETE FROM cplane.sessions WHERE name = :name AND NOT {_LIVE} RETURNING name")
 
 PUT = Statement(f"""
-    INSERT INTO cplane.sessions (name, ciphertext, key_id, size, version)
-    VALUES (:name, :ciphertext, :key_id, CAST(:size AS int), 1)
+    INSERT INTO cplane.sessions (name, ciphertext, key_id, size, version, hosts)
+    VALUES (:name, :ciphertext, :key_id, CAST(:size AS int), 1, CAST(:hosts AS text[]))
     ON CONFLICT (name) DO UPDATE
     SET ciphertext = excluded.ciphertext, key_id = excluded.key_id, size = excluded.size, version = sessions.version + 1,
-        updated_at = clock_timestamp(), {_NO_HOLDER}
+        hosts = excluded.hosts, updated_at = clock_timestamp(), {_NO_HOLDER}
     WHERE NOT {_LIVE}
     RETURNING {_METADATA}, xmax = 0 AS created
+""")
+
+# Creates a missing session, empty. A held session takes it, too: it holds for the next attempt.
+ALLOW = Statement(f"""
+    INSERT INTO cplane.sessions (name, allowed_hosts, allowed_options)
+    VALUES (:name, CAST(:hosts AS text[]), CAST(:options AS text[]))
+    ON CONFLICT (name) DO UPDATE SET allowed_hosts = excluded.allowed_hosts, allowed_options = excluded.allowed_options
+    RETURNING {_METADATA}
 """)
 
 KEYS = Statement(

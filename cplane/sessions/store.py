@@ -5,7 +5,7 @@ latest after `hold_s`. Only the attempt that acquired a session gets its content
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,13 @@ from cplane.jobs.names import SESSION_NAME
 from cplane.keyring import Keyring, Sealed
 from cplane.postgres.database import Database
 from cplane.sessions import statements, storage_state
+from cplane.sessions.binding import (
+    SessionBinding,
+    check_allowed_hosts,
+    check_allowed_options,
+    read_binding,
+    stored_hosts,
+)
 from cplane.sessions.storage_state import StorageState
 
 HOLD_S = 86_400.0
@@ -32,6 +39,10 @@ class SessionHold:
     version: int
     """Number of times it was saved; 0: it is empty."""
     storage_state: StorageState = field(repr=False)
+    binding: SessionBinding
+    """What the attempt may use it for."""
+    visited: set[str] = field(default_factory=set[str])
+    """The hosts whose pages the attempt opens: an empty session is bound to them when it is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,12 @@ class SessionInfo:
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None
+    hosts: list[str] | None
+    """The hosts that it is bound to; None: it is empty, or was saved before there were bindings."""
+    allowed_hosts: list[str]
+    """Further hosts, allowed by name."""
+    allowed_options: list[str]
+    """Options that are refused with a session, and are allowed with this one."""
     held_by: UUID | None
     held_attempt: int | None
 
@@ -97,11 +114,15 @@ class SessionStore:
         rows = await self._database.fetch(statements.ACQUIRE, values)
         if not rows:
             return None
-        state = await asyncio.to_thread(self._open, name, rows[0])
-        return SessionHold(name, record_id, attempt, rows[0]["version"], state)
+        row = rows[0]
+        state = await asyncio.to_thread(self._open, name, row)
+        binding = read_binding(row["hosts"], row["allowed_hosts"], row["allowed_options"], state)
+        return SessionHold(name, record_id, attempt, row["version"], state, binding)
 
     async def save(self, held: SessionHold, state: Mapping[str, Any]) -> bool:
         """Save the state of a held session. It must be called before the record is finished.
+
+        The first save binds the session to the hosts in `held.visited`, and to those that the state has data of.
 
         Args:
             held: the hold that `acquire` returned.
@@ -115,7 +136,8 @@ class SessionStore:
             SessionTooLarge: `state` has more than 5 MiB.
         """
         values = {"name": held.name, "record_id": held.record_id, "attempt": held.attempt}
-        return bool(await self._database.fetch(statements.SAVE, values | await self._sealed(held.name, state)))
+        values |= await self._sealed(held.name, state, held.visited)
+        return bool(await self._database.fetch(statements.SAVE, values))
 
     async def release(self, held: SessionHold) -> None:
         """Release a session. Does nothing if it is no longer held."""
@@ -146,7 +168,9 @@ class SessionStore:
         return SessionInfo(**rows[0])
 
     async def put(self, name: str, state: Mapping[str, Any]) -> tuple[SessionInfo, bool]:
-        """Import a state: create the session, or replace its content.
+        """Import a state: create the session, or replace its content. What it allows by name stays.
+
+        It is bound to the hosts that the state has cookies or storage of.
 
         Args:
             name: name of the session.
@@ -166,6 +190,27 @@ class SessionStore:
         if not rows:
             raise _in_use(name)
         return SessionInfo(**{key: value for key, value in rows[0].items() if key != "created"}), rows[0]["created"]
+
+    async def allow(self, name: str, *, hosts: Iterable[str] = (), options: Iterable[str] = ()) -> SessionInfo:
+        """Set what a session allows beyond the hosts that it is bound to. A missing session is created, empty.
+
+        What was allowed before and is not given is refused again. A job that runs is not affected.
+
+        Args:
+            name: name of the session.
+            hosts: further hosts whose pages may be opened: `example.com`, `*.example.com` for its subdomains, or `*`.
+            options: options that sessions refuse otherwise: `add_script_tag`, `html`, `ignore_https_errors`, `proxy`.
+
+        Returns:
+            The metadata.
+
+        Raises:
+            InvalidSession: `name` is not a valid session name, or a host or an option is not one.
+        """
+        check_name(name)
+        values = {"hosts": check_allowed_hosts(hosts), "options": check_allowed_options(options)}
+        rows = await self._database.fetch(statements.ALLOW, {"name": name, **values})
+        return SessionInfo(**rows[0])
 
     async def delete(self, name: str) -> None:
         """Delete a session.
@@ -211,13 +256,13 @@ class SessionStore:
 
     # encryption takes milliseconds per megabyte, so it runs in threads
 
-    async def _sealed(self, name: str, state: Mapping[str, Any]) -> dict[str, object]:
-        size, sealed = await asyncio.to_thread(self._seal, name, state)
-        return {"ciphertext": sealed.ciphertext, "key_id": sealed.key_id, "size": size}
+    async def _sealed(self, name: str, state: Mapping[str, Any], visited: Iterable[str] = ()) -> dict[str, object]:
+        size, sealed, hosts = await asyncio.to_thread(self._seal, name, state, visited)
+        return {"ciphertext": sealed.ciphertext, "key_id": sealed.key_id, "size": size, "hosts": list(hosts) or None}
 
-    def _seal(self, name: str, state: Mapping[str, Any]) -> tuple[int, Sealed]:
+    def _seal(self, name: str, state: Mapping[str, Any], visited: Iterable[str]) -> tuple[int, Sealed, tuple[str, ...]]:
         plain = storage_state.encode(state)
-        return len(plain), self.keyring.encrypt(plain, name)
+        return len(plain), self.keyring.encrypt(plain, name), stored_hosts(state, visited)
 
     def _open(self, name: str, row: Any) -> StorageState:
         if row["ciphertext"] is None:

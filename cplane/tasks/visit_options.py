@@ -31,6 +31,9 @@ PAGE_OPTIONS = (
 )
 """The arguments that the browser context is created with."""
 
+CALLER_SCRIPTS = ("add_script_tag", "html")
+"""The arguments by which a caller puts scripts of its own into the page."""
+
 strict = with_config(ConfigDict(extra="forbid"))
 """Reject unknown members of a typed dict."""
 
@@ -250,4 +253,6 @@ def page_options(arguments: Mapping[str, Any]) -> dict[str, object]:
     if "authenticate" in arguments:
         address = urlsplit(str(arguments["url"]))
         options["authenticate"] = {**arguments["authenticate"], "origin": f"{address.scheme}://{address.netloc}"}
+    if "session" in arguments:
+        options["caller_scripts"] = [name for name in CALLER_SCRIPTS if name in arguments]
     return options

@@ -182,6 +182,11 @@ class SessionView(BaseModel):
     created_at: datetime
     updated_at: datetime
     used_at: datetime | None = Field(description="when a job last requested it")
+    hosts: list[str] | None = Field(
+        description="the hosts whose pages its jobs may open; null if it is empty, and not bound yet"
+    )
+    allowed_hosts: list[str] = Field(description="further hosts, allowed by name")
+    allowed_options: list[str] = Field(description="options that are refused with a session, and allowed with this one")
     held_by: UUID | None = Field(description="the running job that holds it")
     held_attempt: int | None
 

@@ -19,6 +19,7 @@ from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.cooldowns import Cooldowns
 from cplane.worker.evidence import TraceSampler
 from cplane.worker.files import JobFiles
+from cplane.worker.session_pages import bind_pages, guarded_options
 
 if TYPE_CHECKING:
     from cplane.browser import PageLease
@@ -76,6 +77,8 @@ class JobResources:
             state = attempt.session.storage_state if attempt.session is not None else None
             page_lease = await self.pages.pool().acquire_page(options, scope=job.name, storage_state=state)
             attempt.page_lease = page_lease
+            if attempt.session is not None:
+                bind_pages(page_lease, attempt.session)
         finally:
             attempt.got_page()
         page_lease.broken.add_done_callback(lambda _: attempt.stop(Stop.PAGE_LOST))
@@ -101,6 +104,8 @@ class JobResources:
         held = await self.sessions.acquire(options.session, attempt.record_id, attempt.number, hold_s=hold_s)
         if held is None:
             raise SessionBusy(f"another job holds the browser session '{options.session}'")
+        attempt.session = held
+        held.binding.check_options(held.name, guarded_options(options))
         return held
 
     async def _count_file(self, attempt: Attempt, record_id: UUID, name: str) -> None:

@@ -71,8 +71,8 @@ async def test_a_session_is_imported_listed_held_and_deleted(
         ("shop", 2, str(started.id)),
         ("shop:jane@example.com", 1, None),
     ]
-    shown = await cplane("sessions", "list", **keyed)
-    assert re.search(rf"shop +\d+ B +.* ago +2 +.* ago +\w{{12}} +{started.id} attempt 1", shown.stdout)
+    shown = await cplane("sessions", "list", COLUMNS="140", **keyed)
+    assert re.search(rf"shop +\d+ B +.* ago +2 +.* ago +\w{{12}} +example.com +{started.id} attempt 1", shown.stdout)
     assert "hunter2" not in listed.stdout + shown.stdout
 
     refused = await cplane("sessions", "delete", "shop", **keyed)
@@ -147,3 +147,23 @@ async def test_the_doctor_reports_which_keys_are_needed(settings: CplaneSettings
     assert await check(OLD, NEW) == ("ok", old, "only the first key of CPLANE_SECRET_KEY is still needed")
     for keys in ((), (NEW,)):
         assert (await check(*keys))[:2] == ("warning", "1 browser session is encrypted with a key that is not set")
+
+
+async def test_what_a_session_allows_is_set_and_shown(
+    cplane: "Cplane", keyed: dict[str, str], plane: ControlPlane
+) -> None:
+    await plane.sessions.put("shop", STATE)
+    allowing = ("sessions", "allow", "shop", "--host", "idp.example", "--option", "proxy")
+    assert (await cplane(*allowing, **keyed)).stderr == "session 'shop' allows idp.example, proxy\n"
+    listed = json.loads((await cplane("sessions", "list", "--json", **keyed)).stdout)[0]
+    assert (listed["hosts"], listed["allowed_hosts"]) == (["example.com"], ["idp.example"])
+    shown = (await cplane("sessions", "list", COLUMNS="200", **keyed)).stdout
+    assert "example.com + idp.example, proxy" in shown
+    assert (await cplane("sessions", "allow", "shop", **keyed)).stderr == "session 'shop' allows nothing more\n"
+
+    ended = await cplane("sessions", "allow", "shop", "--option", "cookies", **keyed)
+    assert (ended.code, ended.stdout) == (1, "")
+    assert "'cookies' is not an option that sessions guard" in ended.stderr
+    ended = await cplane("sessions", "allow", "shop", "--host", "https://idp.example", **keyed)
+    assert ended.code == 1
+    assert "without scheme and port" in ended.stderr

@@ -116,6 +116,51 @@ async def test_a_missing_session_is_created_empty_and_keeps_what_is_saved(store:
     assert (again.version, again.storage_state) == (2, state("two"))
 
 
+async def test_the_first_save_binds_a_session_to_its_hosts_and_an_import_to_those_of_its_content(
+    store: Store, sessions: SessionStore
+) -> None:
+    first = await start(store)
+    held = await held_by(sessions, first)
+    assert held.binding.hosts is None
+    held.visited.add("www.example.com")
+    assert await sessions.save(held, state())
+    held.visited.add("later.example.com")
+    assert await sessions.save(held, state())
+    assert (await sessions.get("shop")).hosts == ["example.com", "www.example.com"]
+    await finish(store, first)
+
+    other: dict[str, Any] = state() | {"origins": [{"origin": "https://other.example", "localStorage": []}]}
+    info, _ = await sessions.put("shop", other)
+    assert info.hosts == ["example.com", "other.example"]
+    assert (await sessions.put("shop", empty()))[0].hosts is None
+
+
+async def test_a_session_older_than_bindings_is_bound_to_what_it_stores(
+    database: Database, store: Store, sessions: SessionStore
+) -> None:
+    await sessions.put("shop", state())
+    await run(database, "UPDATE cplane.sessions SET hosts = NULL")
+    held = await held_by(sessions, await start(store))
+    assert held.binding.hosts == ("example.com",)
+    assert await sessions.save(held, state())
+    assert (await sessions.get("shop")).hosts == ["example.com"]
+
+
+async def test_what_a_session_allows_is_set_as_a_whole_and_survives_an_import(
+    store: Store, sessions: SessionStore
+) -> None:
+    info = await sessions.allow("shop", hosts=["IDP.example"], options=["proxy"])
+    assert (info.version, info.allowed_hosts, info.allowed_options) == (0, ["idp.example"], ["proxy"])
+    info, _ = await sessions.put("shop", state())
+    assert (info.allowed_hosts, info.allowed_options) == (["idp.example"], ["proxy"])
+    held = await held_by(sessions, await start(store))
+    assert held.binding.permits("idp.example")
+    info = await sessions.allow("shop", hosts=["*.example"])
+    assert (info.allowed_hosts, info.allowed_options) == (["*.example"], [])
+    with pytest.raises(InvalidSession, match="not a valid session name"):
+        await sessions.allow("../x")
+
+
 async def test_one_running_job_at_a_time_holds_a_session(store: Store, sessions: SessionStore) -> None:
     first, second = await start(store), await start(store)
     held = await held_by(sessions, first)
