@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
-from playwright.async_api import ConsoleMessage, Request
+from playwright.async_api import ConsoleMessage, Page, Request
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.lease import PageLease
-from cplane.browser.masking import mask_text, mask_trace, mask_url
+from cplane.browser.masking import mask_page, mask_text, mask_trace, mask_url
 from cplane.browser.reading import read_json, read_text
+from cplane.errors import CplaneError
+from cplane.runtime.known_secrets import NOTHING_KNOWN, KnownSecrets, in_cookies
+from cplane.runtime.offload import RemoteError, run_blocking
 
 T = TypeVar("T")
 
@@ -25,6 +29,10 @@ TITLE = "() => document.title.slice(0, 4096)"
 HTML = "(limit) => (document.documentElement?.outerHTML ?? '').slice(0, limit)"
 MAX_TEXT_CHARS = 2000
 MAX_TRACE_BYTES = 50 * 1024 * 1024
+THREAD_CHARS = 256 * 1024
+"""Longer pages are masked in a process: masking holds the interpreter for much of the time, and cannot be stopped."""
+THREAD_TRACE_BYTES = 2 * 1024 * 1024
+"""The same for traces."""
 
 log = structlog.get_logger("cplane")
 
@@ -38,49 +46,76 @@ class File:
     data: bytes
 
 
-async def collect(lease: PageLease, number: int, error: str) -> list[File]:
+class _Masks:
+    """Masks what is known to be a secret and what looks like one."""
+
+    def __init__(self, known: KnownSecrets) -> None:
+        self.known = known
+
+    def text(self, text: str) -> str:
+        return mask_text(self.known.mask(text))
+
+    def url(self, url: str) -> str:
+        return mask_url(self.known.mask(url))
+
+    async def page(self, html: str) -> str:
+        if len(html) <= THREAD_CHARS:
+            return await asyncio.to_thread(mask_page, html, self.known.forms)
+        return await run_blocking(mask_page, html, self.known.forms, timeout_s=STEP_S)
+
+    async def trace(self, recorded: Path, masked: Path) -> bool:
+        arguments = (str(recorded), str(masked), MAX_TRACE_BYTES, self.known.forms)
+        if await asyncio.to_thread(os.path.getsize, recorded) <= THREAD_TRACE_BYTES:
+            return await asyncio.to_thread(mask_trace, *arguments)
+        return await run_blocking(mask_trace, *arguments, timeout_s=STEP_S)
+
+
+async def collect(lease: PageLease, number: int, error: str, known: KnownSecrets = NOTHING_KNOWN) -> list[File]:
     """Collect the evidence of a page within a few seconds. Parts that fail are left out; secrets are masked.
 
     Args:
         lease: the page, still open.
         number: the attempt's number; it is part of every file name.
         error: what the job failed with.
+        known: values that are secrets; the cookies of the page are masked, too.
 
     Returns:
         `failure-N.json`, then as far as they could be had `failure-N.png`, `failure-N.html` and `trace-N.zip`.
     """
     page = lease.page
     if lease.lost:  # there is nothing left to capture, and the job should run again soon
-        report = await _try(_report(lease, error), "report")
-        return [_report_file(number, report or {"error": mask_text(error)})]
+        masks = _Masks(known)
+        report = await _try(_report(lease, error, masks), "report")
+        return [_report_file(number, report or {"error": masks.text(error)})]
+    masks = await _masks(lease, known)
     screenshot, html, report, trace = await asyncio.gather(
         _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "screenshot"),
-        _try(read_text(page, HTML, MAX_HTML_CHARS, max_bytes=4 * MAX_HTML_CHARS), "html"),
-        _try(_report(lease, error), "report"),
-        _try(_trace(lease, number), "trace"),
+        _try(_html(page, masks), "html"),
+        _try(_report(lease, error, masks), "report"),
+        _try(_trace(lease, number, masks), "trace"),
     )
-    files = [_report_file(number, report or {"error": mask_text(error)})]
+    files = [_report_file(number, report or {"error": masks.text(error)})]
     if screenshot is not None:
         files.append(File(f"failure-{number}.png", "image/png", screenshot))
     if html is not None:
-        masked = await asyncio.to_thread(mask_text, html)
-        files.append(File(f"failure-{number}.html", "text/html", masked.encode(errors="replace")))
+        files.append(File(f"failure-{number}.html", "text/html", html.encode(errors="replace")))
     if trace is not None:
         files.append(File(f"trace-{number}.zip", "application/zip", trace))
     return files
 
 
-async def collect_trace(lease: PageLease, number: int) -> list[File]:
+async def collect_trace(lease: PageLease, number: int, known: KnownSecrets = NOTHING_KNOWN) -> list[File]:
     """Collect the trace only.
 
     Args:
         lease: the page, still open.
         number: the attempt's number; it is part of the file name.
+        known: values that are secrets; the cookies of the page are masked, too.
 
     Returns:
         One file, `trace-N.zip`; empty if no trace was recorded.
     """
-    trace = await _try(_trace(lease, number), "trace")
+    trace = await _try(_trace(lease, number, await _masks(lease, known)), "trace")
     return [] if trace is None else [File(f"trace-{number}.zip", "application/zip", trace)]
 
 
@@ -89,13 +124,23 @@ async def _try(step: Awaitable[T], part: str) -> T | None:
     try:
         async with asyncio.timeout(STEP_S):
             return await step
-    except (PlaywrightError, TimeoutError, OSError) as error:
+    except (PlaywrightError, TimeoutError, OSError, RemoteError, CplaneError) as error:
         reason = str(error).partition("\n")[0] or "it took too long"
         log.info("evidence_incomplete", part=part, reason=reason)
         return None
 
 
-async def _report(lease: PageLease, error: str) -> dict[str, Any]:
+async def _masks(lease: PageLease, known: KnownSecrets) -> _Masks:
+    """Return what masks the known secrets and the cookies of the page."""
+    cookies = await _try(lease.context.cookies(), "cookies") if lease.traced or not lease.lost else None
+    return _Masks(known | in_cookies(cast("list[dict[str, Any]]", cookies or [])))
+
+
+async def _html(page: Page, masks: _Masks) -> str:
+    return await masks.page(await read_text(page, HTML, MAX_HTML_CHARS, max_bytes=4 * MAX_HTML_CHARS))
+
+
+async def _report(lease: PageLease, error: str, masks: _Masks) -> dict[str, Any]:
     """Collect console, errors and requests. Playwright keeps the last ones anyway: a page that works pays nothing."""
     page = lease.page
     messages, errors, requests = await asyncio.gather(page.console_messages(), page.page_errors(), page.requests())
@@ -104,12 +149,12 @@ async def _report(lease: PageLease, error: str) -> dict[str, Any]:
         async with asyncio.timeout(STEP_S / 3):
             title = str(await read_json(page, TITLE))
     return {
-        "error": mask_text(error),
-        "url": mask_url(page.url),
-        "title": mask_text(title),
-        "console": [_message(message) for message in messages],
-        "page_errors": [mask_text(str(found))[:MAX_TEXT_CHARS] for found in errors],
-        "requests": list(await asyncio.gather(*map(_request, requests))),
+        "error": masks.text(error),
+        "url": masks.url(page.url),
+        "title": masks.text(title),
+        "console": [_message(message, masks) for message in messages],
+        "page_errors": [masks.text(str(found))[:MAX_TEXT_CHARS] for found in errors],
+        "requests": list(await asyncio.gather(*(_request(request, masks) for request in requests))),
         "not_reached": [str(host) for host in (*lease.gate.blocked, *lease.gate.failed)] if lease.gate else [],
     }
 
@@ -118,16 +163,16 @@ def _report_file(number: int, report: dict[str, Any]) -> File:
     return File(f"failure-{number}.json", "application/json", json.dumps(report, indent=1).encode())
 
 
-def _message(message: ConsoleMessage) -> dict[str, Any]:
+def _message(message: ConsoleMessage, masks: _Masks) -> dict[str, Any]:
     location = message.location
-    source = f"{mask_url(location.get('url', ''))}:{location.get('lineNumber', 0)}"
-    return {"type": message.type, "text": mask_text(message.text)[:MAX_TEXT_CHARS], "at": source}
+    source = f"{masks.url(location.get('url', ''))}:{location.get('lineNumber', 0)}"
+    return {"type": message.type, "text": masks.text(message.text)[:MAX_TEXT_CHARS], "at": source}
 
 
-async def _request(request: Request) -> dict[str, Any]:
+async def _request(request: Request, masks: _Masks) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "method": request.method,
-        "url": mask_url(request.url)[:MAX_TEXT_CHARS],
+        "url": masks.url(request.url)[:MAX_TEXT_CHARS],
         "type": request.resource_type,
     }
     if request.failure is not None:
@@ -140,15 +185,11 @@ async def _request(request: Request) -> dict[str, Any]:
     return entry
 
 
-async def _trace(lease: PageLease, number: int) -> bytes | None:
+async def _trace(lease: PageLease, number: int, masks: _Masks) -> bytes | None:
     if not lease.traced:
         return None
     with lease.folder() as folder:
         recorded, masked = folder / "recorded.zip", folder / f"trace-{number}.zip"
         lease.traced = False
         await lease.context.tracing.stop(path=recorded)
-        return await asyncio.to_thread(_read_masked, recorded, masked)
-
-
-def _read_masked(recorded: Path, masked: Path) -> bytes | None:
-    return masked.read_bytes() if mask_trace(recorded, masked, MAX_TRACE_BYTES) else None
+        return await asyncio.to_thread(masked.read_bytes) if await masks.trace(recorded, masked) else None

@@ -3,12 +3,13 @@
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-MASK = "***"
+from cplane.runtime.known_secrets import MASK, SECRET_NAME, mask_forms
+
 MAX_TEXT_BYTES = 2 * 1024 * 1024
 """Larger texts are left out of a trace."""
 CHUNK_CHARS = 16 * 1024
@@ -17,23 +18,22 @@ CHUNK_CHARS = 16 * 1024
 # Pages are hostile: every repetition in these expressions is bounded, or ends where the next attempt begins, so that
 # the matching time is linear in the length of the text.
 
-SECRET_NAME = re.compile(
-    r"pass(wd|word|phrase|code)?\b|passw|pwd|secret|token|api[-_]?key|apikey|access[-_]?key|private[-_]?key|session|sess?id|csrf|xsrf|auth|"
-    r"cookie|credential|signature|\bsig\b|\botp\b|\bpin\b|\bjwt\b|bearer",
-    re.IGNORECASE,
-)
-"""Names of headers, parameters, fields and elements whose values are masked."""
-
 NAMED = re.compile(
     r"""(?P<name>(?:passw|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|session|csrf|xsrf|authorization|cookie|credential|signature)[\w.-]{0,64})"""
     r"""(?P<between>\\?["']?\s*[:=]\s*\\?["']?)(?P<value>(?:(?:Bearer|Basic|Digest)\s+)?[^\s"'&;,<>\\{}\[\]]{2,})""",
     re.IGNORECASE,
 )
+COOKIES = re.compile(
+    r"""(?P<name>\b(?:set-)?cookies?)(?P<between>\\?["']?\s{0,8}(?::\s{0,8}\\?["']?|=\s{0,8}\\?["']))[^=;\s"'\\<>]{1,256}=[^\r\n"'\\<>]{0,8192}""",
+    re.IGNORECASE,
+)
+"""A header or a script with cookies: all of them are masked, not only the first."""
 SCHEMES = re.compile(r"\b(Bearer|Basic|Digest)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
 JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,2048}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]*)?")
 USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@:]{1,256}:[^\s/@]{1,1024}@", re.IGNORECASE)
 INPUT = re.compile(r"<input\b[^>]{0,8192}>", re.IGNORECASE)
 VALUE = re.compile(r"""(\bvalue\s*=\s*)("[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECASE)
+TEXTAREA = re.compile(r"(?P<tag><textarea\b[^>]{0,2048}>)(?P<text>[^<]{1,65536})", re.IGNORECASE)
 VALUE_KEYS = ("value", "__playwright_value_", "text")
 TYPING_CALL = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".{0,2048}?"|'.{0,2048}?')\)""")
 """A call that types text, as Playwright logs it."""
@@ -77,6 +77,8 @@ def _chunks(text: str) -> Iterator[str]:
 
 def _mask_chunk(text: str) -> str:
     text = INPUT.sub(_mask_field, text)
+    text = TEXTAREA.sub(_mask_textarea, text)
+    text = COOKIES.sub(rf"\g<name>\g<between>{MASK}", text)
     text = TYPING_CALL.sub(rf'\1("{MASK}")', text)
     text = JWT.sub(MASK, text)
     text = USERINFO.sub(rf"\g<scheme>{MASK}@", text)
@@ -92,11 +94,18 @@ def _mask_field(found: re.Match[str]) -> str:
     return VALUE.sub(rf'\1"{MASK}"', field) if secret else field
 
 
+def _mask_textarea(found: re.Match[str]) -> str:
+    """Mask the text of a textarea whose tag looks like that of a secret."""
+    return f"{found['tag']}{MASK}" if SECRET_NAME.search(found["tag"]) else found.group()
+
+
 def mask_value(value: Any) -> Any:
     """Mask a JSON value of a trace."""
     if isinstance(value, str):
         return mask_text(value)
     if _is_list(value):
+        if value[:1] == ["TEXTAREA"] and _is_secret_element(value[1:2]):  # of a snapshot: name, attributes, children
+            return ["TEXTAREA", *(MASK if isinstance(item, str) else mask_value(item) for item in value[1:])]
         return [mask_value(item) for item in value]
     if isinstance(value, dict):
         return _mask_object(cast("dict[str, Any]", value))
@@ -113,6 +122,11 @@ def _mask_object(value: dict[str, Any]) -> dict[str, Any]:
     secret = any(isinstance(name, str) and SECRET_NAME.search(name) for name in names)
     keys = [key for key in VALUE_KEYS if key in value] if secret or value.get("type") in {"password", "hidden"} else []
     return {**mask_members(value, *keys), **dict.fromkeys(keys, MASK)}
+
+
+def _is_secret_element(attributes: list[Any]) -> bool:
+    """Return whether the attributes of an element, if there are any, look like those of a secret."""
+    return any(isinstance(each, dict) and SECRET_NAME.search(json.dumps(each)) is not None for each in attributes)
 
 
 def _mask_typed(key: str, item: Any) -> Any:
@@ -143,40 +157,62 @@ def _is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def mask_trace(source: Path, target: Path, max_bytes: int) -> bool:
-    """Write a masked copy of a trace. It blocks: call it in a thread.
+def mask_page(text: str, known: Sequence[str] = ()) -> str:
+    """Mask a page, or any text. It blocks for about 0.1 s per MB.
 
     Args:
-        source: the trace, a ZIP file.
-        target: where to write the copy.
+        text: the text.
+        known: forms of values that are known to be secrets, as `KnownSecrets.forms` has them.
+    """
+    return mask_text(mask_forms(text, known))
+
+
+def mask_trace(source: str, target: str, max_bytes: int, known: Sequence[str] = ()) -> bool:
+    """Write a masked copy of a trace. It blocks for long.
+
+    Args:
+        source: path of the trace, a ZIP file.
+        target: path of the copy.
         max_bytes: maximum size of `source`.
+        known: forms of values that are known to be secrets, as `KnownSecrets.forms` has them.
 
     Returns:
         False if the trace is larger, and was not written.
     """
-    if source.stat().st_size > max_bytes:
+    if Path(source).stat().st_size > max_bytes:
         return False
+    in_json = [form for form in known if _is_in_json(form)]
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
-            if (data := _mask_entry(entry.filename, old.read(entry))) is not None:
+            if (data := _mask_entry(entry.filename, old.read(entry), known, in_json)) is not None:
                 new.writestr(entry.filename, data)
     return True
 
 
-def _mask_entry(name: str, data: bytes) -> bytes | None:
+def _mask_entry(name: str, data: bytes, known: Sequence[str], in_json: Sequence[str]) -> bytes | None:
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return data  # an image or a font
     if name.endswith((".trace", ".network", ".stacks")):
-        return "\n".join(_mask_line(line) for line in text.splitlines()).encode()
+        return "\n".join(_mask_line(line, known, in_json) for line in text.splitlines()).encode()
     if len(data) > MAX_TEXT_BYTES:
         return None
-    return mask_text(text).encode()
+    return mask_page(text, known).encode()
 
 
-def _mask_line(line: str) -> str:
+def _mask_line(line: str, known: Sequence[str], in_json: Sequence[str]) -> str:
     try:
-        return json.dumps(mask_value(json.loads(line)), separators=(",", ":"))
+        value = json.loads(line)
     except ValueError:
-        return mask_text(line)
+        return mask_page(line, known)
+    return mask_forms(json.dumps(mask_value(value), separators=(",", ":")), in_json)
+
+
+def _is_in_json(form: str) -> bool:
+    """Return whether a form can be within one string of JSON: its replacement leaves the JSON whole."""
+    try:
+        json.loads(f'"{form}"')
+    except ValueError:
+        return False
+    return True

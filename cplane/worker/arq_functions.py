@@ -90,6 +90,10 @@ class ArqFunction:
         """Nothing to decode: arq's arguments are used as the envelope has them."""
         return {}
 
+    def given(self, attempt: Attempt) -> object:
+        """Return the arguments that were given by name; the others have no names."""
+        return cast("Envelope", attempt.envelope).k
+
     def start(self, attempt: Attempt, arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:  # noqa: ARG002  as above
         """Start the function with arq's ctx."""
         envelope, lease = cast("Envelope", attempt.envelope), attempt.lease

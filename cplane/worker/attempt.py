@@ -25,6 +25,7 @@ from cplane.runtime.waiting import FOLLOWED
 from cplane.sessions.store import SessionHold
 from cplane.worker.outcome import Outcome, allowed_s, cooldown_s, decide, of_job, timed_out
 from cplane.worker.runnable import Runnable
+from cplane.worker.secrets import error_without_secrets
 from cplane.worker.slots import Slot
 from cplane.worker.steps import CURRENT
 
@@ -104,7 +105,6 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
     timeout_s: float
     phase: Phase
     record_id: UUID | None = None
-    """None: a job without a record."""
     args_json: bytes = b""
     """The arguments of a record."""
     envelope: Envelope | None = None
@@ -287,7 +287,7 @@ class Attempt(msgspec.Struct, eq=False, kw_only=True):
             failures=self.failures,
             interruptions=self.interruptions,
             number=self.number,
-            described=described,
+            described=error_without_secrets(self, error, described),
         )
 
     def note(self, progress: Progress) -> None:

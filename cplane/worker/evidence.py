@@ -13,6 +13,7 @@ from cplane.errors import ArtifactsUnavailable, ArtifactTooLarge, DatabaseUnavai
 from cplane.jobs.states import AttemptState
 from cplane.worker.files import JobFiles
 from cplane.worker.outcome import Outcome
+from cplane.worker.secrets import known_secrets
 
 if TYPE_CHECKING:
     from cplane.worker.attempt import Attempt
@@ -74,11 +75,14 @@ class EvidenceStore:
 
     async def _collect(self, attempt: "Attempt", page_lease: PageLease, record_id: UUID, error: str | None) -> None:
         """Collect what the page can tell of an error, or its trace alone; what is not stored in time is left out."""
+        known = known_secrets(attempt)
         number, within_s = attempt.number, attempt.trusted_until - time.monotonic() - 1.0
         try:
             async with asyncio.timeout(min(BUDGET_S, within_s)):
                 files = await (
-                    collect_trace(page_lease, number) if error is None else collect(page_lease, number, error)
+                    collect_trace(page_lease, number, known)
+                    if error is None
+                    else collect(page_lease, number, error, known)
                 )
                 await asyncio.gather(*(self._store(record_id, number, file) for file in files))
         except TimeoutError:

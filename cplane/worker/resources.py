@@ -19,6 +19,7 @@ from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.cooldowns import Cooldowns
 from cplane.worker.evidence import TraceSampler
 from cplane.worker.files import JobFiles
+from cplane.worker.secrets import log_without_secrets
 from cplane.worker.session_pages import bind_pages, guarded_options
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class JobResources:
             key=attempt.lease.id,
             job=attempt.job.name,
             attempt=attempt.number,
-            log=attempt.log,
+            log=log_without_secrets(attempt),
             report_progress=report_progress,
             store_artifact=store_artifact,
             read_artifact=read_artifact,

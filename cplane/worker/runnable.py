@@ -5,11 +5,13 @@ kept of the result) is a method here, not a branch there. arq's functions are in
 """
 
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import msgspec
 
+from cplane.errors import InvalidArguments
 from cplane.jobs.context import Context
 from cplane.jobs.definition import AnyJob, Resources
 from cplane.jobs.per_host import PerHost
@@ -97,6 +99,10 @@ class Runnable(Protocol):
 
     def arguments(self, attempt: "Attempt") -> dict[str, Any]:
         """Decode the arguments. Raises InvalidArguments."""
+        ...
+
+    def given(self, attempt: "Attempt") -> object:
+        """Return the arguments by name as JSON values, valid or not."""
         ...
 
     def start(self, attempt: "Attempt", arguments: Mapping[str, Any], resources: Resources) -> Awaitable[object]:
@@ -196,6 +202,10 @@ class RecordedJob(DecoratedJob):
         """Decode the arguments of the record."""
         return self.job.decode(attempt.args_json)
 
+    def given(self, attempt: "Attempt") -> object:
+        """Return the arguments of the record."""
+        return msgspec.json.decode(attempt.args_json) if len(attempt.args_json) > len("{}") else {}
+
     def _args_json(self, attempt: "Attempt") -> bytes:
         return attempt.args_json
 
@@ -226,6 +236,13 @@ class TransientJob(DecoratedJob):
         """Decode the arguments of the envelope."""
         envelope = cast("Envelope", attempt.envelope)
         return self.job.decode_call(envelope.a, envelope.k)
+
+    def given(self, attempt: "Attempt") -> object:
+        """Return the arguments of the envelope."""
+        envelope = cast("Envelope", attempt.envelope)
+        with suppress(InvalidArguments):
+            return self.job.signature.bind(self.name, tuple(envelope.a), envelope.k)
+        return envelope.k
 
     def _args_json(self, attempt: "Attempt") -> bytes:
         envelope = cast("Envelope", attempt.envelope)

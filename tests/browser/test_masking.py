@@ -46,8 +46,38 @@ def test_secrets_in_texts_are_masked(secret: str) -> None:
     assert "hunter2" not in mask_text('  fill("hunter2")')
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Cookie: a=hunter2; theme=dark; sid=s3cr3t-value\nAccept: text/html",
+        "set-cookie: sid=s3cr3t-value; Path=/; other=hunter2",
+        '{"cookie": "a=hunter2; b=s3cr3t-value", "accept": "text/html"}',
+        '"{\\"Cookie\\": \\"a=hunter2; b=s3cr3t-value\\"}"',
+        "document.cookie = 'a=hunter2; b=s3cr3t-value'",
+    ],
+)
+def test_all_cookies_of_a_header_are_masked(text: str) -> None:
+    masked = mask_text(text)
+    assert "hunter2" not in masked
+    assert "s3cr3t-value" not in masked
+    assert ("text/html" in masked) is ("text/html" in text)
+
+
+def test_the_text_of_a_textarea_with_a_secret_name_is_masked() -> None:
+    html = "<textarea name=api_key rows=3>hunter2\nand more</textarea><textarea name=comment>nice shoes</textarea>"
+    assert mask_text(html) == "<textarea name=api_key rows=3>***</textarea><textarea name=comment>nice shoes</textarea>"
+    snapshot = [["TEXTAREA", {"id": "private-key"}, "hunter2"], ["TEXTAREA", {"id": "comment"}, "nice shoes"]]
+    assert mask_value(snapshot) == [["TEXTAREA", {"id": "private-key"}, "***"], snapshot[1]]
+
+
 def test_texts_without_secrets_are_unchanged() -> None:
-    for text in ("page 2 of 3", "no element 'h1' became visible within 30 s", "price: 12 EUR", "a = b"):
+    for text in (
+        "cookie=",
+        "page 2 of 3",
+        "no element 'h1' became visible within 30 s",
+        "price: 12 EUR",
+        "a = b",
+    ):
         assert mask_text(text) == text
 
 
@@ -125,6 +155,12 @@ def test_pressed_keys_are_masked_unless_they_are_named_keys() -> None:
         "Basic ",
         "a.-_",
         "password=",
+        "<textarea ",
+        "<textarea>",
+        "cookie:",
+        "cookie: a",
+        "cookie: a=",
+        "cookie ",
     ],
 )
 def test_masking_takes_linear_time(part: str) -> None:
