@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def known_secrets(attempt: "Attempt") -> KnownSecrets:
     """Return the secrets in the arguments of an attempt and in its browser session. Only what leaves traces asks for them."""
-    found = list(in_arguments(attempt.job.given(attempt)))
+    try:
+        given = attempt.job.given(attempt)
+    except (msgspec.DecodeError, RecursionError):  # its job cannot read them either, and has not run
+        given = None
+    found = list(in_arguments(given))
     if attempt.session is not None:
         found += in_storage_state(attempt.session.storage_state)
     return KnownSecrets(found) if found else NOTHING_KNOWN

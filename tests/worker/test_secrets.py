@@ -1,5 +1,6 @@
 """Values that are known to be secrets appear in nothing that an attempt leaves: errors, log lines, evidence."""
 
+import asyncio
 import html
 import io
 import json
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from cplane import Context, ControlPlane, CplaneSettings, JobFailed, job
 from cplane.keyring import Keyring, new_key
+from tests.chaos.arena import query
 from tests.pages import Response, serve
 from tests.workers import DEADLINE_S, running
 
@@ -29,6 +31,8 @@ WRITTEN = [
     for secret in SECRETS
     for form in (secret, html.escape(secret), quote(secret, safe=""), json.dumps(secret)[1:-1])
 ]
+
+ERRORS = "SELECT error_type FROM cplane.jobs WHERE state = 'failed'"
 
 
 def options(arguments: Any) -> dict[str, object]:
@@ -139,3 +143,19 @@ async def test_errors_of_all_kinds_of_jobs_are_recorded_without_known_secrets(
                 await handle.result(timeout=DEADLINE_S)
             assert failure.value.error_message == "*** is wrong", each.name
             assert "hunter22" not in failure.value.traceback
+
+
+async def test_a_job_whose_arguments_cannot_be_read_fails_with_that_error(
+    settings: CplaneSettings, plane: ControlPlane
+) -> None:
+    handle = await secrets_in_thread.submit(password="hunter22")
+    deep = "[" * 3000 + "]" * 3000
+    url = settings.database_url.get_secret_value()
+    await query(
+        url,
+        f"UPDATE cplane.jobs SET args = '{{\"password\": {deep}}}' WHERE id = '{handle.id}'",
+    )
+    async with running(settings), asyncio.timeout(DEADLINE_S):
+        while not (rows := await query(url, ERRORS)):
+            await asyncio.sleep(0.05)
+    assert [row["error_type"] for row in rows] == ["InvalidArguments"]
