@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -86,6 +87,8 @@ SERVER_RUN = pytest.StashKey[ServerRun]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start background jobs: processes would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not is_xdist_worker(config):
         config.stash[SERVER_RUN] = ServerRun()
 

@@ -67,7 +67,10 @@ STOP_VERBS = frozenset({"queue.nudge"})
 STOPPED_WORKERS = 3
 """Workers that are stopped, in case one of them does not sleep at that moment."""
 
-PLACES = [(place, act) for act in (Action.EXIT, Action.FAIL, Action.DELAY) for place in ("before", "after")]
+PLACES = [
+    *((place, act) for act in (Action.EXIT, Action.FAIL) for place in ("before", "after")),
+    ("after", Action.DELAY),  # before a call, it is a late call
+]
 
 
 def points(verb: str) -> list[Point]:

@@ -5,13 +5,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+
+from tests.cli.forked import CommandServer
 
 TIMEOUT_S = 120.0
 """Upper bound for a command, or for a line of its output."""
@@ -117,15 +120,40 @@ def start(folder: Path) -> Start:
     return started
 
 
+@pytest.fixture(scope="session")
+def command_server() -> Iterator[CommandServer]:
+    """Forks commands."""
+    with CommandServer() as server:
+        yield server
+
+
+SERVING = frozenset({"demo", "dev", "web", "worker"})
+"""Commands that are processes of their own in tests, too: they start others."""
+
+
 @pytest.fixture
-def cplane(start: Start) -> Cplane:
+def cplane(start: Start, command_server: CommandServer, folder: Path, tmp_path: Path) -> Cplane:
     """Runs a command to its end."""
 
     async def run(*args: str, **variables: str) -> Ended:
-        async with start(*args, **variables) as running, asyncio.timeout(TIMEOUT_S):
-            stdout, stderr = await running.process.communicate()
-            assert running.process.returncode is not None
-            return Ended(running.process.returncode, stdout.decode(), stderr.decode())
+        if not SERVING.isdisjoint(args[:1]):
+            async with start(*args, **variables) as running, asyncio.timeout(TIMEOUT_S):
+                stdout, stderr = await running.process.communicate()
+                assert running.process.returncode is not None
+                return Ended(running.process.returncode, stdout.decode(), stderr.decode())
+        output = Path(tempfile.mkdtemp(dir=tmp_path))
+        os.mkfifo(output / "code")
+        environment = {**os.environ, **variables, "PYTHONWARNINGS": "error"}
+        pid = await asyncio.to_thread(command_server.start, list(args), environment, folder, output)
+        ended = asyncio.create_task(asyncio.to_thread((output / "code").read_text), name=f"wait for {args[:2]}")
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                code = int(await asyncio.shield(ended))
+        finally:
+            if not ended.done():
+                os.killpg(pid, signal.SIGKILL)
+                await ended
+        return Ended(code, (output / "stdout").read_text(), (output / "stderr").read_text())
 
     return run
 
