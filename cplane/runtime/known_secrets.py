@@ -20,6 +20,8 @@ MIN_CHARS = 6
 """Shorter values are not replaced: they occur by chance."""
 PLAIN_CHARS = 16
 """A cookie of letters or of digits alone is as likely a setting, such as `desktop`, below this length."""
+MIN_LINE_CHARS = 16
+"""A line of a value with several lines, such as a private key, is a value of its own from this length."""
 MAX_VALUES = 200
 """Values that are replaced, at most."""
 MAX_DEPTH = 20
@@ -179,11 +181,22 @@ def _basic(credentials: str) -> Iterator[str]:
 
 
 def _forms(value: str) -> set[str]:
-    """Return a value as it is, and as URLs, JSON and HTML write it."""
+    """Return a value, and each long line of it, as it is and as URLs, JSON, HTML and Base64 write it."""
+    lines = [line for line in value.splitlines() if len(line) >= MIN_LINE_CHARS and not line.startswith("-----")]
+    return set().union(*(_written(each) for each in {value, *lines}))
+
+
+def _written(value: str) -> set[str]:
     in_json = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     in_json |= {json.dumps(each)[1:-1] for each in in_json}  # JSON in JSON
-    readable = value.encode("utf-8", "replace").decode()
+    readable = value.encode("utf-8", "replace")
     in_urls = {quote(readable, safe=""), quote_plus(readable), quote(readable)}
     in_urls |= {re.sub("%[0-9A-F]{2}", lambda found: found.group().lower(), each) for each in in_urls}
     in_html = {html.escape(value), html.escape(value, quote=False), html.escape(value).replace("&#x27;", "&#39;")}
-    return {value} | in_json | in_urls | in_html
+    return {value, _base64(readable)} | in_json | in_urls | in_html
+
+
+def _base64(data: bytes) -> str:
+    """Return the Base64 of data, without the end that depends on what follows it."""
+    encoded = base64.b64encode(data).decode()
+    return encoded.rstrip("=")[:-1] if encoded.endswith("=") else encoded

@@ -19,7 +19,7 @@ from cplane.worker.browser_pool import WorkerPages
 from cplane.worker.cooldowns import Cooldowns
 from cplane.worker.evidence import TraceSampler
 from cplane.worker.files import JobFiles
-from cplane.worker.secrets import log_without_secrets
+from cplane.worker.secrets import log_without_secrets, note_without_secrets
 from cplane.worker.session_pages import bind_pages, guarded_options
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class JobResources:
         async def cool_down(seconds: float) -> bool:
             return await self.cooldowns.start(attempt, seconds)
 
-        report_progress = _from_any_thread(attempt.note)
+        report_progress = _from_any_thread(note_without_secrets(attempt))
 
         async def store_artifact(name: str, data: bytes | AsyncIterator[bytes], media_type: str | None) -> Artifact:
             if attempt.record_id is None:

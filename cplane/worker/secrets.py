@@ -1,12 +1,19 @@
 """The secrets that an attempt is known to have, and what it leaves without them: its errors, evidence and log lines."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import structlog
 
+from cplane.browser.masking import mask_text
+from cplane.jobs.context import Progress
 from cplane.runtime.error_text import Error, describe
 from cplane.runtime.known_secrets import NOTHING_KNOWN, KnownSecrets, in_arguments, in_storage_state
+
+CALL_LOG = "Call log:"
+"""Below it, Playwright's errors have what a call did: text that it typed, headers that it sent."""
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -34,10 +41,32 @@ def error_without_secrets(attempt: "Attempt", error: BaseException, described: E
         error: the error.
         described: its text, if that has been read already.
     """
-    text = described or describe(error)
-    if not (known := known_secrets(attempt)):
+    text, known = described or describe(error), known_secrets(attempt)
+    if not known and CALL_LOG not in text.message and CALL_LOG not in text.traceback:
         return text
-    return msgspec.structs.replace(text, message=known.mask(text.message), traceback=known.mask(text.traceback))
+    return msgspec.structs.replace(
+        text, message=_without(known, text.message), traceback=_without(known, text.traceback)
+    )
+
+
+def _without(known: KnownSecrets, text: str) -> str:
+    """Return a text without known secrets, and what Playwright logs of a call without what looks like one."""
+    text = known.mask(text)
+    return mask_text(text) if CALL_LOG in text else text
+
+
+def note_without_secrets(attempt: "Attempt") -> Callable[[Progress], None]:
+    """Return what notes the progress of an attempt: known secrets are masked in its text."""
+    known: KnownSecrets | None = None
+
+    def note(progress: Progress) -> None:
+        nonlocal known
+        if progress.note:
+            known = known_secrets(attempt) if known is None else known
+            progress = replace(progress, note=known.mask(progress.note))
+        attempt.note(progress)
+
+    return note
 
 
 def log_without_secrets(attempt: "Attempt") -> "FilteringBoundLogger":
@@ -47,10 +76,10 @@ def log_without_secrets(attempt: "Attempt") -> "FilteringBoundLogger":
     def mask(logger: Any, method: str, line: "EventDict") -> "EventDict":
         nonlocal known
         known = known_secrets(attempt) if known is None else known
-        if not known:
+        if not known and not line.get("exc_info"):
             return line
         texts = structlog.processors.format_exc_info(logger, method, line)
-        return {name: known.mask(value) if isinstance(value, str) else value for name, value in texts.items()}
+        return {name: _without(known, value) if isinstance(value, str) else value for name, value in texts.items()}
 
     bound: Any = attempt.log
     masked = type(bound)(bound._logger, [mask, *bound._processors], bound._context)  # noqa: SLF001  structlog binds so itself

@@ -1,5 +1,6 @@
 """Values that are known to be secrets: where they are found, and that no text keeps them in any writing."""
 
+import base64
 import html
 import json
 import time
@@ -35,10 +36,23 @@ def test_a_value_is_masked_as_it_is_and_as_urls_json_and_html_write_it(secret: s
         quote_plus(secret),
         html.escape(secret),
         html.escape(secret, quote=False),
+        base64.b64encode(secret.encode(errors="replace")).decode(),
     ):
         masked = known.mask(f"{before}{written}{after}")
         assert "***" in masked
         assert written not in masked or written in f"{before}***{after}"
+
+
+def test_the_base64_of_a_value_is_masked_whatever_follows_it() -> None:
+    for secret in ("secret", "secret7", "secret78"):
+        encoded = base64.b64encode(f"{secret}\nmore".encode()).decode()
+        assert encoded[:7] not in KnownSecrets([secret]).mask(encoded)
+
+
+def test_the_lines_of_a_long_value_are_masked_one_by_one() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG\n9w0BAQEFAASCBKcwggSj\n-----END PRIVATE KEY-----\n"
+    masked = KnownSecrets([key]).mask("the line 9w0BAQEFAASCBKcwggSj is wrong; -----BEGIN PRIVATE KEY----- is missing")
+    assert masked == "the line *** is wrong; -----BEGIN PRIVATE KEY----- is missing"
 
 
 def test_longer_values_are_replaced_first_and_short_ones_not_at_all() -> None:

@@ -19,6 +19,7 @@ from tests.chaos.arena import query
 from tests.pages import Response, serve
 from tests.workers import DEADLINE_S, running
 
+TYPED = "typed-hunter2"  # in no argument
 API_KEY = 'k"ey <1> & välue'
 TOKEN = "tok-98765"
 BEARER = "s3cr3t-bearer"
@@ -53,6 +54,7 @@ async def secrets_echo(
     await page.evaluate(
         "text => console.log(text)", f"{api_key} {cookies[0]['value']} {await page.evaluate('document.cookie')}"
     )
+    ctx.progress(1, 2, note=f"with {api_key}")
     ctx.log.info("visited", url=page.url, value=f"<{api_key}>")
     try:
         raise LookupError(f"{api_key} at {page.url}")
@@ -74,6 +76,19 @@ async def secrets_transient(password: str) -> None:
 @job(runs_in="process")
 def secrets_in_process(password: str) -> None:
     raise ValueError(f"{password} is wrong")
+
+
+@job(browser={"trace": "off"})
+async def secrets_in_a_call_log(page: Page, ctx: Context, url: str, *, types: bool) -> None:
+    try:
+        if types:
+            await page.set_content("<input id=q disabled>")
+            await page.fill("#q", TYPED, timeout=200)
+        else:
+            await page.request.get(url, headers={"Authorization": f"Bearer {TYPED}"}, timeout=2000)
+    except Exception as error:
+        ctx.log.exception("failed")
+        raise LookupError("no price") from error
 
 
 @pytest.fixture
@@ -127,10 +142,25 @@ async def test_known_secrets_are_in_no_error_log_line_or_evidence(
     assert kinds == {"failure-1.json", "failure-1.html", "failure-1.png", "trace-1.zip"}
     assert {"visited", "failed"} <= {line["event"] for line in logs}
     files |= {"log": repr(logs).encode(), "error": failure.value.error_message.encode()}
+    assert (await plane.record(handle.id)).progress_note == "with ***"
     files |= {"traceback": failure.value.traceback.encode()}
     assert [(form, name) for name, data in files.items() for form in WRITTEN if form.encode() in data] == []
     assert b"***" in files["failure-1.html"]
     assert "page=2" in failure.value.traceback, "what is no secret stays"
+
+
+@pytest.mark.parametrize("types", [True, False], ids=["typed text", "header"])
+async def test_secrets_that_playwright_logs_of_a_call_are_not_recorded(
+    settings: CplaneSettings, plane: ControlPlane, *, types: bool
+) -> None:
+    async with running(settings, pages=True):
+        with capture_logs() as logs:
+            handle = await secrets_in_a_call_log.submit("http://127.0.0.1:9/", types=types)
+            with pytest.raises(JobFailed) as failure:
+                await handle.result(timeout=DEADLINE_S)
+    assert "Call log:" in failure.value.traceback
+    assert "Call log:" in repr(logs)
+    assert TYPED not in failure.value.error_message + failure.value.traceback + repr(logs)
 
 
 async def test_errors_of_all_kinds_of_jobs_are_recorded_without_known_secrets(
