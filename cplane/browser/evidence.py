@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,10 @@ from playwright.async_api import ConsoleMessage, Page, Request
 from playwright.async_api import Error as PlaywrightError
 
 from cplane.browser.lease import PageLease
-from cplane.browser.masking import mask_page, mask_text, mask_trace, mask_url
+from cplane.browser.masking import is_list, mask_page, mask_trace, mask_value
 from cplane.browser.reading import read_json, read_text
 from cplane.errors import CplaneError
-from cplane.runtime.known_secrets import NOTHING_KNOWN, KnownSecrets, in_cookies
+from cplane.runtime.known_secrets import NOTHING_KNOWN, KnownSecrets, in_cookies, in_json, mask_forms
 from cplane.runtime.offload import RemoteError, run_blocking
 
 T = TypeVar("T")
@@ -52,11 +52,8 @@ class _Masks:
     def __init__(self, known: KnownSecrets) -> None:
         self.known = known
 
-    def text(self, text: str) -> str:
-        return mask_text(self.known.mask(text))
-
-    def url(self, url: str) -> str:
-        return mask_url(self.known.mask(url))
+    async def report(self, report: dict[str, Any]) -> bytes:
+        return (await asyncio.to_thread(_masked_report, report, self.known.forms)).encode()
 
     async def page(self, html: str) -> str:
         if len(html) <= THREAD_CHARS:
@@ -84,17 +81,15 @@ async def collect(lease: PageLease, number: int, error: str, known: KnownSecrets
     """
     page = lease.page
     if lease.lost:  # there is nothing left to capture, and the job should run again soon
-        masks = _Masks(known)
-        report = await _try(_report(lease, error, masks), "report")
-        return [_report_file(number, report or {"error": masks.text(error)})]
+        return [await _report_file(lease, number, error, _Masks(known))]
     masks = await _masks(lease, known)
-    screenshot, html, report, trace = await asyncio.gather(
+    screenshot, html, trace, report = await asyncio.gather(
         _try(page.screenshot(type="png", timeout=STEP_S * 1000, animations="disabled"), "screenshot"),
         _try(_html(page, masks), "html"),
-        _try(_report(lease, error, masks), "report"),
         _try(_trace(lease, number, masks), "trace"),
+        _report_file(lease, number, error, masks),
     )
-    files = [_report_file(number, report or {"error": masks.text(error)})]
+    files = [report]
     if screenshot is not None:
         files.append(File(f"failure-{number}.png", "image/png", screenshot))
     if html is not None:
@@ -132,15 +127,20 @@ async def _try(step: Awaitable[T], part: str) -> T | None:
 
 async def _masks(lease: PageLease, known: KnownSecrets) -> _Masks:
     """Return what masks the known secrets and the cookies of the page."""
-    cookies = await _try(lease.context.cookies(), "cookies") if lease.traced or not lease.lost else None
-    return _Masks(known | in_cookies(cast("list[dict[str, Any]]", cookies or [])))
+    cookies = await _try(_cookies(lease), "cookies")
+    return _Masks(known | in_cookies(cookies or []))
+
+
+async def _cookies(lease: PageLease) -> list[dict[str, Any]]:
+    async with asyncio.timeout(STEP_S / 3):
+        return cast("list[dict[str, Any]]", await lease.context.cookies())
 
 
 async def _html(page: Page, masks: _Masks) -> str:
     return await masks.page(await read_text(page, HTML, MAX_HTML_CHARS, max_bytes=4 * MAX_HTML_CHARS))
 
 
-async def _report(lease: PageLease, error: str, masks: _Masks) -> dict[str, Any]:
+async def _report(lease: PageLease, error: str) -> dict[str, Any]:
     """Collect console, errors and requests. Playwright keeps the last ones anyway: a page that works pays nothing."""
     page = lease.page
     messages, errors, requests = await asyncio.gather(page.console_messages(), page.page_errors(), page.requests())
@@ -149,30 +149,45 @@ async def _report(lease: PageLease, error: str, masks: _Masks) -> dict[str, Any]
         async with asyncio.timeout(STEP_S / 3):
             title = str(await read_json(page, TITLE))
     return {
-        "error": masks.text(error),
-        "url": masks.url(page.url),
-        "title": masks.text(title),
-        "console": [_message(message, masks) for message in messages],
-        "page_errors": [masks.text(str(found))[:MAX_TEXT_CHARS] for found in errors],
-        "requests": list(await asyncio.gather(*(_request(request, masks) for request in requests))),
+        "error": error,
+        "url": page.url,
+        "title": title,
+        "console": [_message(message) for message in messages],
+        "page_errors": [str(found)[: 4 * MAX_TEXT_CHARS] for found in errors],
+        "requests": list(await asyncio.gather(*map(_request, requests))),
         "not_reached": [str(host) for host in (*lease.gate.blocked, *lease.gate.failed)] if lease.gate else [],
     }
 
 
-def _report_file(number: int, report: dict[str, Any]) -> File:
-    return File(f"failure-{number}.json", "application/json", json.dumps(report, indent=1).encode())
+async def _report_file(lease: PageLease, number: int, error: str, masks: _Masks) -> File:
+    report = await _try(_report(lease, error), "report") or {"error": error}
+    return File(f"failure-{number}.json", "application/json", await masks.report(report))
 
 
-def _message(message: ConsoleMessage, masks: _Masks) -> dict[str, Any]:
+def _masked_report(report: dict[str, Any], known: Sequence[str]) -> str:
+    """Return a report as JSON, masked; a text is cut afterwards, because half a secret would not be recognised."""
+    text = mask_forms(json.dumps(report), in_json(known))
+    return json.dumps(_cut(mask_value(json.loads(text))), indent=1)
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:MAX_TEXT_CHARS]
+    if isinstance(value, dict):
+        return {key: _cut(item) for key, item in cast("dict[str, Any]", value).items()}
+    return [_cut(item) for item in value] if is_list(value) else value
+
+
+def _message(message: ConsoleMessage) -> dict[str, Any]:
     location = message.location
-    source = f"{masks.url(location.get('url', ''))}:{location.get('lineNumber', 0)}"
-    return {"type": message.type, "text": masks.text(message.text)[:MAX_TEXT_CHARS], "at": source}
+    source = f"{location.get('url', '')}:{location.get('lineNumber', 0)}"
+    return {"type": message.type, "text": message.text[: 4 * MAX_TEXT_CHARS], "at": source}
 
 
-async def _request(request: Request, masks: _Masks) -> dict[str, Any]:
+async def _request(request: Request) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "method": request.method,
-        "url": masks.url(request.url)[:MAX_TEXT_CHARS],
+        "url": request.url[: 4 * MAX_TEXT_CHARS],
         "type": request.resource_type,
     }
     if request.failure is not None:

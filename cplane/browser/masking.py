@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
-from cplane.runtime.known_secrets import MASK, SECRET_NAME, mask_forms
+from cplane.runtime.known_secrets import MASK, SECRET_NAME, in_json, mask_forms
 
 MAX_TEXT_BYTES = 2 * 1024 * 1024
 """Larger texts are left out of a trace."""
@@ -103,7 +103,7 @@ def mask_value(value: Any) -> Any:
     """Mask a JSON value of a trace."""
     if isinstance(value, str):
         return mask_text(value)
-    if _is_list(value):
+    if is_list(value):
         if value[:1] == ["TEXTAREA"] and _is_secret_element(value[1:2]):  # of a snapshot: name, attributes, children
             return ["TEXTAREA", *(MASK if isinstance(item, str) else mask_value(item) for item in value[1:])]
         return [mask_value(item) for item in value]
@@ -142,7 +142,7 @@ def mask_members(value: dict[str, Any], *omit: str) -> dict[str, Any]:
 def _mask_member(key: str, item: Any) -> Any:
     if key == "storageState":
         return None
-    if key == "cookies" and _is_list(item):
+    if key == "cookies" and is_list(item):
         return [{**cookie, "value": MASK} if isinstance(cookie, dict) else MASK for cookie in item]
     if isinstance(item, str):
         if key.lower().endswith("url"):
@@ -153,7 +153,8 @@ def _mask_member(key: str, item: Any) -> Any:
     return mask_value(item)
 
 
-def _is_list(value: object) -> TypeGuard[list[Any]]:
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Return whether a JSON value is a list."""
     return isinstance(value, list)
 
 
@@ -181,38 +182,29 @@ def mask_trace(source: str, target: str, max_bytes: int, known: Sequence[str] = 
     """
     if Path(source).stat().st_size > max_bytes:
         return False
-    in_json = [form for form in known if _is_in_json(form)]
+    in_lines = in_json(known)
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.infolist():
-            if (data := _mask_entry(entry.filename, old.read(entry), known, in_json)) is not None:
+            if (data := _mask_entry(entry.filename, old.read(entry), known, in_lines)) is not None:
                 new.writestr(entry.filename, data)
     return True
 
 
-def _mask_entry(name: str, data: bytes, known: Sequence[str], in_json: Sequence[str]) -> bytes | None:
+def _mask_entry(name: str, data: bytes, known: Sequence[str], in_lines: Sequence[str]) -> bytes | None:
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return data  # an image or a font
     if name.endswith((".trace", ".network", ".stacks")):
-        return "\n".join(_mask_line(line, known, in_json) for line in text.splitlines()).encode()
+        return "\n".join(_mask_line(line, known, in_lines) for line in text.splitlines()).encode()
     if len(data) > MAX_TEXT_BYTES:
         return None
     return mask_page(text, known).encode()
 
 
-def _mask_line(line: str, known: Sequence[str], in_json: Sequence[str]) -> str:
+def _mask_line(line: str, known: Sequence[str], in_lines: Sequence[str]) -> str:
     try:
         value = json.loads(line)
     except ValueError:
         return mask_page(line, known)
-    return mask_forms(json.dumps(mask_value(value), separators=(",", ":")), in_json)
-
-
-def _is_in_json(form: str) -> bool:
-    """Return whether a form can be within one string of JSON: its replacement leaves the JSON whole."""
-    try:
-        json.loads(f'"{form}"')
-    except ValueError:
-        return False
-    return True
+    return mask_forms(json.dumps(mask_value(value), separators=(",", ":")), in_lines)

@@ -76,6 +76,19 @@ class KnownSecrets:
 NOTHING_KNOWN = KnownSecrets()
 
 
+def in_json(forms: Iterable[str]) -> list[str]:
+    """Return the forms that can be within one string of JSON: their replacement leaves JSON whole."""
+    return [form for form in forms if _is_in_json(form)]
+
+
+def _is_in_json(form: str) -> bool:
+    try:
+        json.loads(f'"{form}"')
+    except ValueError:
+        return False
+    return True
+
+
 def mask_forms(text: str, forms: Iterable[str]) -> str:
     """Return the text with `***` for each of the forms, in their order."""
     for form in forms:
@@ -183,7 +196,7 @@ def _basic(credentials: str) -> Iterator[str]:
 def _forms(value: str) -> set[str]:
     """Return a value, and each long line of it, as it is and as URLs, JSON, HTML and Base64 write it."""
     lines = [line for line in value.splitlines() if len(line) >= MIN_LINE_CHARS and not line.startswith("-----")]
-    return set().union(*(_written(each) for each in {value, *lines}))
+    return {form for each in (value, *lines) for form in _written(each)}
 
 
 def _written(value: str) -> set[str]:
