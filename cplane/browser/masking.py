@@ -24,16 +24,22 @@ NAMED = re.compile(
     re.IGNORECASE,
 )
 COOKIES = re.compile(
-    r"""(?P<name>\b(?:set-)?cookies?)(?P<between>\\?["']?\s{0,8}(?::\s{0,8}\\?["']?|=\s{0,8}\\?["']))[^=;\s"'\\<>]{1,256}=[^\r\n"'\\<>]{0,8192}""",
+    r"""(?P<name>\b(?:set-)?cookies?)(?P<between>\\?["']?\s{0,8}(?::\s{0,8}\\?["']?|=\s{0,8}\\?["']))(?:[^=;\s"'\\<>]{1,64};\s?){0,4}[^=;\s"'\\<>]{1,256}=[^\r\n"'\\<>]{0,8192}""",
     re.IGNORECASE,
 )
 """A header or a script with cookies: all of them are masked, not only the first."""
+COOKIE_HEADER = re.compile(
+    r"^(?P<name>(?:set-)?cookie:[ \t]{0,8})[^\r\n=]{0,512}=[^\r\n]{0,16384}", re.IGNORECASE | re.MULTILINE
+)
+"""The same in a line of its own, where quotes and angle brackets do not end it."""
 SCHEMES = re.compile(r"\b(Bearer|Basic|Digest)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
 JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,2048}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]*)?")
 USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@:]{1,256}:[^\s/@]{1,1024}@", re.IGNORECASE)
 INPUT = re.compile(r"<input\b[^>]{0,8192}>", re.IGNORECASE)
 VALUE = re.compile(r"""(\bvalue\s*=\s*)("[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECASE)
-TEXTAREA = re.compile(r"(?P<tag><textarea\b[^>]{0,2048}>)(?P<text>[^<]{1,65536})", re.IGNORECASE)
+TEXTAREA = re.compile(r"(?P<tag><textarea\b[^>]{0,1024}>)(?P<text>[^<]{1,65536})", re.IGNORECASE)
+BINARY = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"wOFF", b"wOF2", b"OTTO", b"%PDF", b"PK", b"\x1f\x8b")
+"""How images, fonts, documents and archives begin."""
 VALUE_KEYS = ("value", "__playwright_value_", "text")
 TYPING_CALL = re.compile(r"""\b(fill|type|press|insertText|pressSequentially)\((".{0,2048}?"|'.{0,2048}?')\)""")
 """A call that types text, as Playwright logs it."""
@@ -78,6 +84,7 @@ def _chunks(text: str) -> Iterator[str]:
 def _mask_chunk(text: str) -> str:
     text = INPUT.sub(_mask_field, text)
     text = TEXTAREA.sub(_mask_textarea, text)
+    text = COOKIE_HEADER.sub(rf"\g<name>{MASK}", text)
     text = COOKIES.sub(rf"\g<name>\g<between>{MASK}", text)
     text = TYPING_CALL.sub(rf'\1("{MASK}")', text)
     text = JWT.sub(MASK, text)
@@ -104,8 +111,8 @@ def mask_value(value: Any) -> Any:
     if isinstance(value, str):
         return mask_text(value)
     if is_list(value):
-        if value[:1] == ["TEXTAREA"] and _is_secret_element(value[1:2]):  # of a snapshot: name, attributes, children
-            return ["TEXTAREA", *(MASK if isinstance(item, str) else mask_value(item) for item in value[1:])]
+        if value[:1] in (["TEXTAREA"], ["textarea"]) and _is_secret_element(value[1:2]):  # name, attributes, children
+            return [value[0], *(MASK if isinstance(item, str) else mask_value(item) for item in value[1:])]
         return [mask_value(item) for item in value]
     if isinstance(value, dict):
         return _mask_object(cast("dict[str, Any]", value))
@@ -191,15 +198,28 @@ def mask_trace(source: str, target: str, max_bytes: int, known: Sequence[str] = 
 
 
 def _mask_entry(name: str, data: bytes, known: Sequence[str], in_lines: Sequence[str]) -> bytes | None:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return data  # an image or a font
+    encoding = _encoding(data)
+    if encoding is None:
+        return data
+    text = data.decode(encoding, "surrogateescape")
     if name.endswith((".trace", ".network", ".stacks")):
-        return "\n".join(_mask_line(line, known, in_lines) for line in text.splitlines()).encode()
+        return "\n".join(_mask_line(line, known, in_lines) for line in text.split("\n")).encode()
     if len(data) > MAX_TEXT_BYTES:
         return None
-    return mask_page(text, known).encode()
+    return mask_page(text, known).encode(encoding, "surrogateescape")
+
+
+def _encoding(data: bytes) -> str | None:
+    """Return the encoding of a text; None: it is an image, a font or other binary data."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in data[:4096] or data.startswith(BINARY):
+        return None
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
 
 
 def _mask_line(line: str, known: Sequence[str], in_lines: Sequence[str]) -> str:

@@ -20,6 +20,9 @@ MAX_TYPE_CHARS = 200
 MAX_MESSAGE_CHARS = 16_000
 MAX_TRACEBACK_CHARS = 16_000
 
+CUT_MARK = "\n…\n"
+"""Stands where the middle of a traceback is left out."""
+
 MAX_FRAMES = 200
 """Frames of one exception's traceback, the last ones."""
 
@@ -179,4 +182,4 @@ def _length(error: BaseException) -> int:
 def _middle_cut(text: str) -> str:
     if len(text) <= MAX_TRACEBACK_CHARS:
         return text
-    return f"{text[: MAX_TRACEBACK_CHARS // 2]}\n…\n{text[-MAX_TRACEBACK_CHARS // 2 :]}"
+    return f"{text[: MAX_TRACEBACK_CHARS // 2]}{CUT_MARK}{text[-MAX_TRACEBACK_CHARS // 2 :]}"

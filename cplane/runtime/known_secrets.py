@@ -24,6 +24,10 @@ MIN_LINE_CHARS = 16
 """A line of a value with several lines, such as a private key, is a value of its own from this length."""
 MAX_VALUES = 200
 """Values that are replaced, at most."""
+MAX_CHARS = 4096
+"""Of a longer value, its beginning is replaced."""
+MAX_LINES = 50
+"""Lines of one value that are values of their own."""
 MAX_DEPTH = 20
 MAX_ITEMS = 10_000
 """Items of arguments that are looked at."""
@@ -37,6 +41,13 @@ SECRET_NAME = re.compile(
 
 NO_SECRETS = frozenset({"session", "isolation"})
 """Arguments whose names look secret, and whose values are not: the name of a browser session."""
+PARTLY_SECRET = NO_SECRETS | {"auth", "authenticate", "authentication", "cookies"}
+"""Names of objects of which some members are secrets; of others with such names, all are."""
+
+
+IN_COMPONENT = "!'()*~"
+IN_URI = "!'()*~;,/?:@&=+$#"
+"""What `encodeURIComponent` and `encodeURI` of JavaScript leave as it is, beside letters, digits, `-`, `_` and `.`."""
 
 
 class KnownSecrets:
@@ -49,7 +60,7 @@ class KnownSecrets:
     __slots__ = ("_count", "forms")
 
     def __init__(self, values: Iterable[str] = ()) -> None:
-        known = set(islice((value for value in values if len(value) >= MIN_CHARS), MAX_VALUES))
+        known = set(islice((value[:MAX_CHARS] for value in values if len(value) >= MIN_CHARS), MAX_VALUES))
         self._count = len(known)
         forms = {form for value in known for form in _forms(value)}
         self.forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
@@ -64,6 +75,37 @@ class KnownSecrets:
     def mask(self, text: str) -> str:
         """Return the text with `***` for each value."""
         return mask_forms(text, self.forms)
+
+    def mask_any(self, value: Any, depth: int = 0) -> Any:
+        """Return a value of a log line with its texts masked: texts, mappings and lists of them, exceptions as text."""
+        if isinstance(value, str):
+            return self.mask(value)
+        if isinstance(value, BaseException):
+            return self.mask(repr(value))
+        if depth < MAX_DEPTH and isinstance(value, Mapping):
+            given = cast("Mapping[object, object]", value)
+            return {key: self.mask_any(item, depth + 1) for key, item in given.items()}
+        if depth < MAX_DEPTH and isinstance(value, list | tuple | set | frozenset):
+            return [self.mask_any(item, depth + 1) for item in cast("Iterable[object]", value)]
+        return value
+
+    def mask_cut(self, text: str, mark: str) -> str:
+        """Return a text that was cut at its end, or at a mark, with `***` for each value and for what is left of one.
+
+        Args:
+            text: the text.
+            mark: what stands where it was cut in the middle.
+        """
+        head, cut, tail = self.mask(text).partition(mark)
+        for form in self.forms:
+            if (left := next((n for n in range(len(form) - 1, 2, -1) if head.endswith(form[:n])), 0)) > 0:
+                head = head[:-left] + MASK
+                break
+        for form in self.forms if cut else ():
+            if (left := next((n for n in range(len(form) - 1, 2, -1) if tail.startswith(form[-n:])), 0)) > 0:
+                tail = MASK + tail[left:]
+                break
+        return head + cut + tail
 
     def __or__(self, more: Iterable[str]) -> "KnownSecrets":
         """Return these values and some more."""
@@ -111,14 +153,18 @@ def in_arguments(arguments: object) -> Iterator[str]:
         if not pending:
             return
         name, value, depth = pending.pop()
-        if isinstance(value, str):
-            yield from _in_text(name, value)
+        if isinstance(value, str | int):
+            yield from _in_text(name, str(value))
         elif depth < MAX_DEPTH and isinstance(value, Mapping):
             given = cast("Mapping[str, object]", value)
             yield from _in_object(name, given)
-            pending += [(str(key), item, depth + 1) for key, item in given.items()]
+            above = f"{name} " if name not in PARTLY_SECRET and SECRET_NAME.search(name) else ""
+            pending += [(f"{above}{key}", item, depth + 1) for key, item in given.items()]
         elif depth < MAX_DEPTH and isinstance(value, list | tuple):
-            pending += [(name, item, depth + 1) for item in cast("list[object]", value)]
+            items = cast("list[object]", value)
+            if len(items) == 2 and isinstance(items[0], str):  # a header as a pair
+                pending.append((items[0], items[1], depth + 1))
+            pending += [(name, item, depth + 1) for item in items]
 
 
 def in_storage_state(state: Mapping[str, Any]) -> Iterator[str]:
@@ -158,7 +204,7 @@ def _in_text(name: str, value: str) -> Iterator[str]:
         if credentials and scheme.lower() in {"basic", "bearer", "digest", "token"}:
             yield credentials
             yield from _basic(credentials) if scheme.lower() == "basic" else ()
-    if "://" in value[:32]:
+    if "://" in value[:32] or "?" in value[:MAX_CHARS]:
         yield from _in_url(value)
 
 
@@ -196,17 +242,29 @@ def _basic(credentials: str) -> Iterator[str]:
 def _forms(value: str) -> set[str]:
     """Return a value, and each long line of it, as it is and as URLs, JSON, HTML and Base64 write it."""
     lines = [line for line in value.splitlines() if len(line) >= MIN_LINE_CHARS and not line.startswith("-----")]
-    return {form for each in (value, *lines) for form in _written(each)}
+    return {form for each in (value, *lines[:MAX_LINES]) for form in _written(each)}
 
 
 def _written(value: str) -> set[str]:
-    in_json = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    in_json |= {json.dumps(each)[1:-1] for each in in_json}  # JSON in JSON
     readable = value.encode("utf-8", "replace")
-    in_urls = {quote(readable, safe=""), quote_plus(readable), quote(readable)}
+    if value.isascii() and value.isalnum():
+        return {value, _base64(readable)}
+    in_urls = {quote(readable, safe=safe) for safe in ("", "/", IN_COMPONENT, IN_URI)} | {quote_plus(readable)}
     in_urls |= {re.sub("%[0-9A-F]{2}", lambda found: found.group().lower(), each) for each in in_urls}
-    in_html = {html.escape(value), html.escape(value, quote=False), html.escape(value).replace("&#x27;", "&#39;")}
-    return {value, _base64(readable)} | in_json | in_urls | in_html
+    escaped = html.escape(value)
+    in_html = {html.escape(value, quote=False), value.replace("&", "&amp;").replace('"', "&quot;")}
+    in_html |= {escaped, *(escaped.replace("&#x27;", each) for each in ("&#39;", "&apos;"))}
+    in_html |= {each.replace("&quot;", "&#34;") for each in in_html}
+    in_json = {text for each in (value, *in_html) for text in _in_json(each)}
+    in_json |= {text for each in in_json for text in _in_json(each)}  # JSON in JSON
+    return {value, _base64(readable), repr(value)[1:-1]} | in_json | in_urls | in_html
+
+
+def _in_json(text: str) -> set[str]:
+    """Return a text as JSON of Python, JavaScript, Go and PHP write it."""
+    plain = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    for_html = {each.translate({60: r"\u003c", 62: r"\u003e", 38: r"\u0026"}) for each in plain}
+    return plain | for_html | {each.replace("/", r"\/") for each in plain}
 
 
 def _base64(data: bytes) -> str:

@@ -9,11 +9,14 @@ import structlog
 
 from cplane.browser.masking import mask_text
 from cplane.jobs.context import Progress
-from cplane.runtime.error_text import Error, describe
+from cplane.runtime.error_text import CUT_MARK, Error, describe
 from cplane.runtime.known_secrets import NOTHING_KNOWN, KnownSecrets, in_arguments, in_storage_state
 
 CALL_LOG = "Call log:"
 """Below it, Playwright's errors have what a call did: text that it typed, headers that it sent."""
+
+NEARLY_CUT_CHARS = 15_000
+"""A text of this length may have been cut, and end with a part of a secret (see `runtime/error_text.py`)."""
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -51,7 +54,7 @@ def error_without_secrets(attempt: "Attempt", error: BaseException, described: E
 
 def _without(known: KnownSecrets, text: str) -> str:
     """Return a text without known secrets, and what Playwright logs of a call without what looks like one."""
-    text = known.mask(text)
+    text = known.mask(text) if len(text) < NEARLY_CUT_CHARS else known.mask_cut(text, CUT_MARK)
     return mask_text(text) if CALL_LOG in text else text
 
 
@@ -79,7 +82,10 @@ def log_without_secrets(attempt: "Attempt") -> "FilteringBoundLogger":
         if not known and not line.get("exc_info"):
             return line
         texts = structlog.processors.format_exc_info(logger, method, line)
-        return {name: _without(known, value) if isinstance(value, str) else value for name, value in texts.items()}
+        return {
+            name: _without(known, value) if isinstance(value, str) else known.mask_any(value)
+            for name, value in texts.items()
+        }
 
     bound: Any = attempt.log
     masked = type(bound)(bound._logger, [mask, *bound._processors], bound._context)  # noqa: SLF001  structlog binds so itself

@@ -1,13 +1,16 @@
 """What looks like a secret is masked; everything else is unchanged."""
 
 import json
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cplane.browser.masking import CHUNK_CHARS, mask_text, mask_url, mask_value
+from cplane.browser.masking import CHUNK_CHARS, mask_text, mask_trace, mask_url, mask_value
+from cplane.runtime.known_secrets import KnownSecrets
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijk"
 WORDS = st.text(alphabet="abcdefghijkmnopqrstuvwxyz0123456789", min_size=6, max_size=20).map(lambda text: f"q9{text}")
@@ -54,6 +57,9 @@ def test_secrets_in_texts_are_masked(secret: str) -> None:
         '{"cookie": "a=hunter2; b=s3cr3t-value", "accept": "text/html"}',
         '"{\\"Cookie\\": \\"a=hunter2; b=s3cr3t-value\\"}"',
         "document.cookie = 'a=hunter2; b=s3cr3t-value'",
+        'GET /\nCookie: a="q;hunter2"; b=s3cr3t-value\nAccept: text/html',
+        "Cookie: flag; a=1<hunter2; b=s3cr3t-value",
+        '{"cookie": "flag; a=hunter2; b=s3cr3t-value"}',
     ],
 )
 def test_all_cookies_of_a_header_are_masked(text: str) -> None:
@@ -68,6 +74,29 @@ def test_the_text_of_a_textarea_with_a_secret_name_is_masked() -> None:
     assert mask_text(html) == "<textarea name=api_key rows=3>***</textarea><textarea name=comment>nice shoes</textarea>"
     snapshot = [["TEXTAREA", {"id": "private-key"}, "hunter2"], ["TEXTAREA", {"id": "comment"}, "nice shoes"]]
     assert mask_value(snapshot) == [["TEXTAREA", {"id": "private-key"}, "***"], snapshot[1]]
+
+
+def test_a_trace_is_masked_whatever_the_encoding_of_a_text_and_the_breaks_within_its_lines(tmp_path: Path) -> None:
+    source, target = tmp_path / "recorded.zip", tmp_path / "masked.zip"
+    event = {"method": "fill", "params": {"selector": "#a\u2028b", "value": "typed-secret"}}
+    entries = {
+        "trace.trace": json.dumps(event, ensure_ascii=False).encode() + b'\n{"text":"caf\xc3\xa9 hunter2-known"}',
+        "resources/latin.html": "caf\xe9 hunter2-known".encode("latin-1"),
+        "resources/wide.html": "caf\xe9 hunter2-known".encode("utf-16"),
+        "resources/picture.png": b"\x89PNG\r\n\x1a\n\0\0",
+    }
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    assert mask_trace(str(source), str(target), 10**6, KnownSecrets(["hunter2-known"]).forms)
+    with zipfile.ZipFile(target) as archive:
+        masked = {name: archive.read(name) for name in archive.namelist()}
+    assert masked.keys() == entries.keys()
+    assert masked["resources/latin.html"].decode("latin-1") == "caf\xe9 ***"
+    assert masked["resources/wide.html"].decode("utf-16") == "caf\xe9 ***"
+    assert masked["resources/picture.png"] == entries["resources/picture.png"]
+    lines = [json.loads(line) for line in masked["trace.trace"].decode().split("\n")]
+    assert lines == [{**event, "params": {"selector": "#a\u2028b", "value": "***"}}, {"text": "caf\xe9 ***"}]
 
 
 def test_texts_without_secrets_are_unchanged() -> None:
@@ -161,6 +190,8 @@ def test_pressed_keys_are_masked_unless_they_are_named_keys() -> None:
         "cookie: a",
         "cookie: a=",
         "cookie ",
+        "cookie: a;",
+        "\nCookie: a",
     ],
 )
 def test_masking_takes_linear_time(part: str) -> None:

@@ -37,6 +37,14 @@ def test_a_value_is_masked_as_it_is_and_as_urls_json_and_html_write_it(secret: s
         html.escape(secret),
         html.escape(secret, quote=False),
         base64.b64encode(secret.encode(errors="replace")).decode(),
+        quote(secret.encode(errors="replace"), safe="!'()*~"),  # encodeURIComponent
+        quote(secret.encode(errors="replace"), safe="!'()*~;,/?:@&=+$#"),  # encodeURI
+        secret.replace("&", "&amp;").replace('"', "&quot;"),  # outerHTML, an attribute
+        html.escape(secret).replace("&#x27;", "&apos;"),
+        json.dumps(html.escape(secret)),
+        json.dumps(secret).replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"),
+        json.dumps(secret).replace("/", r"\/"),
+        repr(secret),
     ):
         masked = known.mask(f"{before}{written}{after}")
         assert "***" in masked
@@ -85,10 +93,14 @@ def test_the_secrets_of_arguments_are_found_by_name_in_cookies_headers_and_urls(
         "steps": [{"selector": "#password", "value": "typed-secret"}, {"selector": "#q", "value": "green shoes"}],
         "nested": [{"api_key": ["key-one-1", "key-two-2"]}],
         "number": 5,
+        "token": {"inner": "inner-secret", "pin": 123456},
+        "headers": [["X-Api-Key", "pair-secret"]],
+        "path": "/page?access_token=relative-secret",
     }
     expected = {
         "pa@ssword", "tok-98765", "frag-123", "darkmode", "Bearer s3cr3t-bearer", "s3cr3t-bearer", "first-cookie",
         "Basic bWU6aHVudGVyMjI=", "bWU6aHVudGVyMjI=", "second-cookie", "hunter22", "typed-secret", "key-one-1", "key-two-2",
+        "inner-secret", "123456", "pair-secret", "relative-secret",
     }  # fmt: skip
     assert set(in_arguments(arguments)) == expected
 
@@ -128,6 +140,19 @@ def test_arguments_of_any_shape_are_looked_at(arguments: object) -> None:
     assert isinstance(KnownSecrets(in_arguments(arguments)).mask("text"), str)
 
 
+def test_texts_anywhere_in_a_value_of_a_log_line_are_masked() -> None:
+    known = KnownSecrets(["hunter22"])
+    assert known.mask_any({"h": ["hunter22", ("x", 5)], "n": None}) == {"h": ["***", ["x", 5]], "n": None}
+    assert known.mask_any(ValueError("hunter22")) == "ValueError('***')"
+
+
+def test_what_a_cut_left_of_a_value_is_masked() -> None:
+    known = KnownSecrets(["hunter2-known-longer"])
+    assert known.mask_cut("text hunter2-kn", "[cut]") == "text ***"
+    assert known.mask_cut("text hunter2-[cut]n-longer hunter2-known-longer", "[cut]") == "text ***[cut]*** ***"
+    assert known.mask_cut("nothing left", "[cut]") == "nothing left"
+
+
 def test_hostile_arguments_take_a_bounded_time() -> None:
     deep: Any = "x"
     for _ in range(5000):
@@ -138,4 +163,6 @@ def test_hostile_arguments_take_a_bounded_time() -> None:
     known = KnownSecrets(in_arguments(many))
     assert repr(known) == f"<KnownSecrets: {MAX_VALUES}>"
     known.mask("text " * 200_000)
+    large = {"token": ["x" * 1_000_000, *("y" * 40 + f"{n}\n" * 50_000 for n in range(3))], "key": "a\n" * 600_000}
+    assert len(KnownSecrets(in_arguments(large)).forms) < 5_000
     assert time.process_time() - began < 5
