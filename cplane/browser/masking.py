@@ -31,7 +31,7 @@ COOKIES = re.compile(
 COOKIE_HEADER = re.compile(
     r"^(?P<name>(?:set-)?cookie:[ \t]{0,8})[^\r\n=]{0,512}=[^\r\n]{0,16384}", re.IGNORECASE | re.MULTILINE
 )
-"""The same in a line of its own, where quotes and angle brackets do not end it."""
+"""The same in a line that begins with the header, where quotes and angle brackets do not end it."""
 SCHEMES = re.compile(r"\b(Bearer|Basic|Digest)\s+[A-Za-z0-9+/=._~-]{6,}", re.IGNORECASE)
 JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{5,2048}\.[A-Za-z0-9_-]{5,}(\.[A-Za-z0-9_-]*)?")
 USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,19}://)[^\s/@:]{1,256}:[^\s/@]{1,1024}@", re.IGNORECASE)

@@ -131,7 +131,7 @@ def allow(
 
     [cyan]$ cplane sessions allow shop --host login.example.com --option proxy[/]
 
-    Whoever may submit jobs can read a session that allows add_script_tag, or proxy with ignore_https_errors.
+    A client that may submit jobs can read a session that allows add_script_tag, or proxy with ignore_https_errors.
     """
 
     async def request() -> "SessionInfo":

@@ -21,13 +21,13 @@ MIN_CHARS = 6
 PLAIN_CHARS = 16
 """A cookie of letters or of digits alone is as likely a setting, such as `desktop`, below this length."""
 MIN_LINE_CHARS = 16
-"""A line of a value with several lines, such as a private key, is a value of its own from this length."""
+"""A line of a value with several lines, such as a private key, is replaced alone from this length."""
 MAX_VALUES = 200
 """Values that are replaced, at most."""
 MAX_CHARS = 4096
 """Of a longer value, its beginning is replaced."""
 MAX_LINES = 50
-"""Lines of one value that are values of their own."""
+"""Lines of one value that are replaced alone."""
 MAX_DEPTH = 20
 MAX_ITEMS = 10_000
 """Items of arguments that are looked at."""

@@ -10,7 +10,7 @@ from cplane.errors import InvalidSession, Problem, SessionRefused
 
 GuardedOption = Literal["add_script_tag", "html", "ignore_https_errors", "proxy"]
 GUARDED_OPTIONS: tuple[GuardedOption, ...] = get_args(GuardedOption)
-"""Options by which the caller of a job could read a session: scripts of its own in the page, or a connection of its own."""
+"""Options by which the caller of a job could read a session: the caller's scripts in the page, or the caller's connection."""
 
 ANY_HOST = "*"
 MAX_ALLOWED = 100

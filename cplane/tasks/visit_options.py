@@ -32,7 +32,7 @@ PAGE_OPTIONS = (
 """The arguments that the browser context is created with."""
 
 CALLER_SCRIPTS = ("add_script_tag", "html")
-"""The arguments by which a caller puts scripts of its own into the page."""
+"""The arguments by which callers put their scripts into the page."""
 
 strict = with_config(ConfigDict(extra="forbid"))
 """Reject unknown members of a typed dict."""

@@ -25,7 +25,7 @@ def bind_pages(lease: "PageLease", held: SessionHold) -> None:
     Frames inside a page and what it loads are not limited: browsers separate them by origin.
 
     Args:
-        lease: a page with a context of its own.
+        lease: a page whose context no other job uses.
         held: the session that its context has; the hosts that are opened are noted in it.
     """
 

@@ -7,16 +7,15 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cplane.dev.parent import die_with_parent
+from tests.forks import ForkingProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,40 +63,17 @@ class ChaosWorker:
             os.close(self._fd)
 
 
-class Nursery:
+class Nursery(ForkingProcess):
     """Forks workers: `with Nursery() as nursery: nursery.fork(…)`."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CPLANE_")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.nursery"],
-            cwd=ROOT,
-            env=environment | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._read()  # sent once everything is imported
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+        command = [sys.executable, "-m", "tests.chaos.nursery"]
+        super().__init__(command, environment | {"PYTHONPATH": str(ROOT)}, ROOT)
 
     def fork(self, environment: Mapping[str, str], log: Path) -> ChaosWorker:
         """Fork a worker with these additional variables, whose output goes to `log`."""
-        assert self._process.stdin is not None
-        request = {"environment": dict(environment), "log": str(log)}
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        return ChaosWorker(self._read(), log)
-
-    def _read(self) -> int:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the nursery ended with exit code {self._process.wait()}")
-        return int(line)
+        return ChaosWorker(self.request({"environment": dict(environment), "log": str(log)}), log)
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ The process ends when its stdin is closed. It is started with `python -P`, so th
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from tests.forks import ForkingProcess
 
 MODULES = (
     "cplane.cli.doctor",
@@ -26,29 +26,17 @@ MODULES = (
     "uvloop",
 )
 
+ROOT = Path(__file__).parents[2]
+BEGIN = "import sys; sys.path.append(sys.argv[1]); from tests.cli.forked import main; main()"
+"""The installed cplane comes before the one in this folder."""
 
-class CommandServer:
-    """Runs commands: `with CommandServer() as server: server.run(…)`."""
+
+class CommandServer(ForkingProcess):
+    """Runs commands: `with CommandServer() as server: server.start(…)`."""
 
     def __init__(self) -> None:
-        self._calls = threading.Lock()
-
-    def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CPLANE_")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "error", __file__],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._read()  # sent once everything is imported
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+        super().__init__([sys.executable, "-P", "-W", "error", "-c", BEGIN, str(ROOT)], environment)
 
     def start(self, arguments: list[str], variables: dict[str, str], folder: Path, output: Path) -> int:
         """Start a command.
@@ -62,19 +50,9 @@ class CommandServer:
         Returns:
             Its process id; it is the leader of its process group.
         """
-        request = {"arguments": arguments, "variables": variables, "folder": str(folder), "output": str(output)}
-        with self._calls:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            return self._read()
-
-    def _read(self) -> int:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server of commands ended with exit code {self._process.wait()}")
-        return int(line)
+        return self.request(
+            {"arguments": arguments, "variables": variables, "folder": str(folder), "output": str(output)}
+        )
 
 
 def main() -> None:
@@ -155,7 +133,3 @@ def _end() -> None:
     untyped: Any = (threading, atexit)
     untyped[0]._shutdown()
     untyped[1]._run_exitfuncs()
-
-
-if __name__ == "__main__":
-    main()
